@@ -1,0 +1,56 @@
+"""Every error that this package raises on purpose, so that one `except DinoError` catches them all.
+
+    DinoError
+    ├── ConfigError         a config key, override or command-line value is wrong
+    ├── DataError           a data set, folder or image is missing, empty or unreadable
+    ├── WeightsError        a weight file does not fit, or cannot be read safely
+    │   └── UnknownRelease  no released model has that name
+    ├── TrainingDiverged    losses or gradients stayed non-finite
+    └── MissingDependency   an optional package is needed and not installed
+
+A message says what is wrong, what was got, and the way out. The first three are also `ValueError`s, because callers of
+the public release catch those.
+"""
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DinoError",
+    "MissingDependency",
+    "TrainingDiverged",
+    "UnknownRelease",
+    "WeightsError",
+]
+
+
+class DinoError(Exception):
+    """Base of all errors of this package; its text is one sentence for the user."""
+
+
+class ConfigError(DinoError, ValueError):
+    """A configuration value or command-line argument that cannot be used."""
+
+
+class DataError(DinoError, ValueError):
+    """A data set that is missing, empty, changed or unreadable."""
+
+
+class WeightsError(DinoError, ValueError):
+    """A weight file that does not fit the model, or that is unsafe or impossible to read."""
+
+
+class UnknownRelease(WeightsError):
+    """A name under which no model was ever released."""
+
+
+class TrainingDiverged(DinoError, RuntimeError):
+    """Several training steps in a row produced a non-finite loss or gradient."""
+
+
+class MissingDependency(DinoError, ImportError):
+    """An optional package is needed; `package` is what to install, `purpose` what it is needed for."""
+
+    def __init__(self, package: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs a package that is not installed; run: pip install '{package}'")
+        self.package = package
+        self.purpose = purpose

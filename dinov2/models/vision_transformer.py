@@ -1,0 +1,335 @@
+"""The vision transformer of DINOv2 (arXiv 2304.07193), with registers on request (arXiv 2309.16588).
+
+Attribute names are the keys of the released checkpoints. A list of images of different sizes goes through the blocks in
+one packed pass (`dinov2.layers.packing`). Tokens are ordered class token, registers, patches row by row.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dinov2.layers.block import Block
+from dinov2.layers.mlp import Mlp
+from dinov2.layers.packing import pack, unpack
+from dinov2.layers.patch_embed import PatchEmbed
+from dinov2.layers.pos_embed import resize_pos_embed
+from dinov2.layers.swiglu_ffn import SwiGLUFFNFused
+from dinov2.models.checks import check_intermediate_layers, check_masks
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "DinoVisionTransformer",
+    "vit_base",
+    "vit_giant2",
+    "vit_large",
+    "vit_micro",
+    "vit_nano",
+    "vit_small",
+    "vit_tiny",
+]
+
+
+class Architecture(NamedTuple):
+    """Size of a transformer; heads are 64 wide in all of them."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+
+
+ARCHITECTURES = {
+    "vit_nano": Architecture(128, 4, 2),
+    "vit_micro": Architecture(192, 6, 3),
+    "vit_tiny": Architecture(192, 12, 3),
+    "vit_small": Architecture(384, 12, 6),
+    "vit_base": Architecture(768, 12, 12),
+    "vit_large": Architecture(1024, 24, 16),
+    "vit_giant2": Architecture(1536, 40, 24),
+}
+
+_FEED_FORWARD: dict[str, Callable[..., nn.Module]] = {
+    "mlp": Mlp,
+    "swiglu": SwiGLUFFNFused,
+    "swiglufused": SwiGLUFFNFused,
+    "identity": lambda **_: nn.Identity(),
+}
+
+
+class DinoVisionTransformer(nn.Module):
+    """Images `[B, C, H, W]` -> class token `[B, D]` by call, all tokens by `forward_features`.
+
+    `img_size` (int or height and width) fixes the size of the learned position grid; other sizes resize it by the rule
+    of `interpolate_offset` and `interpolate_antialias`, which belongs to the weights. `block_chunks=0` keeps the blocks
+    in a flat list, as released; n groups them as training files do. A state dict of either form loads into both.
+    Raises `ValueError` for images whose sides are no multiple of the patch size.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        ffn_bias: bool = True,
+        proj_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        drop_path_uniform: bool = False,
+        init_values: float | None = None,
+        embed_layer: Callable[..., PatchEmbed] = PatchEmbed,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        block_fn: Callable[..., Block] = Block,
+        ffn_layer: str = "mlp",
+        block_chunks: int = 1,
+        num_register_tokens: int = 0,
+        interpolate_antialias: bool = False,
+        interpolate_offset: float = 0.1,
+        drop_path_per_sample: bool = False,
+    ) -> None:
+        super().__init__()
+        if ffn_layer not in _FEED_FORWARD:
+            raise ValueError(f"ffn_layer is {ffn_layer!r}; choose one of {', '.join(_FEED_FORWARD)}")
+        if num_register_tokens < 0:
+            raise ValueError(f"num_register_tokens is {num_register_tokens}; write 0 for none")
+        if block_chunks < 0 or (block_chunks and depth % block_chunks):
+            raise ValueError(f"block_chunks is {block_chunks}; it must divide the depth {depth}, or be 0 for a flat list")
+        self.num_features = self.embed_dim = embed_dim
+        self.num_tokens = 1
+        self.n_blocks = depth
+        self.num_heads = num_heads
+        self.patch_size = patch_size
+        self.num_register_tokens = num_register_tokens
+        self.interpolate_antialias = interpolate_antialias
+        self.interpolate_offset = interpolate_offset
+        self.chunked_blocks = block_chunks > 0
+
+        self.patch_embed = embed_layer(
+            img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, embed_dim))
+        self.register_tokens = (
+            nn.Parameter(torch.zeros(1, num_register_tokens, embed_dim)) if num_register_tokens else None
+        )
+        # Declared before the blocks: the order of the released state dicts.
+        self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
+
+        last = max(depth - 1, 1)
+        blocks = [
+            block_fn(
+                dim=embed_dim,
+                num_heads=num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                proj_bias=proj_bias,
+                ffn_bias=ffn_bias,
+                drop_path=drop_path_rate if drop_path_uniform else drop_path_rate * index / last,
+                norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                act_layer=act_layer,
+                ffn_layer=_FEED_FORWARD[ffn_layer],
+                init_values=init_values,
+                drop_path_per_sample=drop_path_per_sample,
+            )
+            for index in range(depth)
+        ]
+        self.blocks = nn.ModuleList(_chunks(blocks, block_chunks) if block_chunks else blocks)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.head = nn.Identity()
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Starting values of a fresh model; the patch projection keeps the framework's."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        if self.register_tokens is not None:
+            nn.init.normal_(self.register_tokens, std=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @property
+    def block_list(self) -> list[Block]:
+        """The blocks in order, whether they are held in chunks or not."""
+        if not self.chunked_blocks:
+            return list(self.blocks)  # type: ignore[arg-type]
+        return [block for chunk in self.blocks for block in chunk if not isinstance(block, nn.Identity)]  # type: ignore[union-attr, misc]
+
+    def forward(self, x: Any, masks: Any = None, is_training: bool = False) -> Any:
+        """The normalised class token `[B, D]`, or what `forward_features` gives with `is_training=True`.
+
+        A list of images gives a list. `is_training` only selects the result and has nothing to do with training mode.
+        """
+        features = self.forward_features(x, masks)
+        if is_training:
+            return features
+        if isinstance(features, list):
+            return [self.head(image["x_norm_clstoken"]) for image in features]
+        return self.head(features["x_norm_clstoken"])
+
+    def forward_features(self, x: Any, masks: Any = None) -> Any:
+        """All tokens of images `[B, C, H, W]`, as a dict.
+
+        `x_norm_clstoken` `[B, D]`, `x_norm_regtokens` `[B, R, D]`, `x_norm_patchtokens` `[B, N, D]` after the final
+        norm, `x_prenorm` `[B, 1+R+N, D]` before it, and the `masks` `[B, N]` given. Where a mask is True the patch is
+        replaced by the mask token. A list of image tensors, with a list of masks (or None for each), gives a list of
+        dicts from one packed pass.
+        """
+        if isinstance(x, (list, tuple)):
+            return self._forward_features_list(x, masks)
+        tokens = self.prepare_tokens_with_masks(x, masks)
+        for block in self.block_list:
+            tokens = block(tokens)
+        return self._features(tokens, self.norm(tokens), masks)
+
+    def _forward_features_list(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None
+    ) -> list[dict[str, Tensor | None]]:
+        masks = check_masks(masks, len(images))
+        tokens, layout = pack([self.prepare_tokens_with_masks(x, m) for x, m in zip(images, masks, strict=True)])
+        for block in self.block_list:
+            tokens = block.forward_packed(tokens, layout)
+        groups = zip(unpack(tokens, layout), unpack(self.norm(tokens), layout), masks, strict=True)
+        return [self._features(prenorm, normed, mask) for prenorm, normed, mask in groups]
+
+    def _features(self, prenorm: Tensor, normed: Tensor, masks: Tensor | None) -> dict[str, Tensor | None]:
+        patches_from = 1 + self.num_register_tokens
+        return {
+            "x_norm_clstoken": normed[:, 0],
+            "x_norm_regtokens": normed[:, 1:patches_from],
+            "x_norm_patchtokens": normed[:, patches_from:],
+            "x_prenorm": prenorm,
+            "masks": masks,
+        }
+
+    def prepare_tokens_with_masks(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Images `[B, C, H, W]` -> tokens `[B, 1+R+N, D]` in front of the first block."""
+        batch, _, height, width = x.shape
+        patches = self.patch_embed(x)  # [B, N, D]
+        if masks is not None:
+            patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype)[None], patches)
+        position = self._position(height, width).to(patches.dtype if not torch.is_autocast_enabled() else torch.float32)
+        tokens = [self.cls_token.expand(batch, -1, -1) + position[:, :1], patches + position[:, 1:]]
+        if self.register_tokens is not None:
+            tokens.insert(1, self.register_tokens.expand(batch, -1, -1))
+        return torch.cat(tokens, dim=1)
+
+    def interpolate_pos_encoding(self, x: Tensor, h: int, w: int) -> Tensor:
+        """Position embedding `[1, 1+N, D]` for images of `h` x `w` pixels, in the type of the tokens `x`."""
+        return self._position(h, w).to(x.dtype)
+
+    def _position(self, height: int, width: int) -> Tensor:
+        return resize_pos_embed(
+            self.pos_embed,
+            self.patch_embed.patches_resolution,
+            (height // self.patch_size, width // self.patch_size),
+            offset=self.interpolate_offset,
+            antialias=self.interpolate_antialias,
+        )
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+        return_register_tokens: bool = False,
+    ) -> tuple[Any, ...]:
+        """Patch tokens of the last `n` blocks, or of the blocks with the given indices, in ascending order.
+
+        Each is `[B, N, D]`, or `[B, D, h, w]` with `reshape`, after the model's final norm unless `norm=False`.
+        `return_class_token` makes pairs with `[B, D]`; `return_register_tokens` appends `[B, R, D]`. Negative indices
+        count from the end; blocks behind the last one asked for are not run.
+        """
+        chosen = check_intermediate_layers(n, self.n_blocks)
+        tokens = self.prepare_tokens_with_masks(x)
+        outputs = []
+        for index, block in enumerate(self.block_list[: max(chosen, default=-1) + 1]):
+            tokens = block(tokens)
+            if index in chosen:
+                outputs.append(self.norm(tokens) if norm else tokens)
+        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
+        patches_from = 1 + self.num_register_tokens
+        layers: list[Any] = []
+        for output in outputs:
+            patches = output[:, patches_from:]
+            if reshape:
+                patches = patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+            parts = (patches,)
+            parts += (output[:, 0],) if return_class_token else ()
+            parts += (output[:, 1:patches_from],) if return_register_tokens else ()
+            layers.append(parts if len(parts) > 1 else patches)
+        return tuple(layers)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        _rename_blocks(state_dict, prefix, self.n_blocks // len(self.blocks) if self.chunked_blocks else 0)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _chunks(blocks: list[Block], n_chunks: int) -> list[nn.ModuleList]:
+    """Groups of equal size; identities in front keep the global index of each block in its key."""
+    size = len(blocks) // n_chunks
+    return [
+        nn.ModuleList([*(nn.Identity() for _ in range(start)), *blocks[start : start + size]])
+        for start in range(0, len(blocks), size)
+    ]
+
+
+def _rename_blocks(state_dict: dict[str, Any], prefix: str, chunk_size: int) -> None:
+    """Rewrites `blocks.<i>.` and `blocks.<chunk>.<i>.` keys in place to the wanted form; 0 means flat."""
+    pattern = re.compile(re.escape(prefix) + r"blocks\.(?:\d+\.)?(\d+)\.(\D.*)")
+    for key in list(state_dict):
+        if match := pattern.fullmatch(key):
+            index, rest = int(match[1]), match[2]
+            chunk = f"{index // chunk_size}." if chunk_size else ""
+            state_dict[f"{prefix}blocks.{chunk}{index}.{rest}"] = state_dict.pop(key)
+
+
+def vit_nano(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+    """128 wide, 4 blocks, 2 heads: learns on a laptop within minutes."""
+    return _build("vit_nano", patch_size, num_register_tokens, options)
+
+
+def vit_micro(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+    """192 wide, 6 blocks, 3 heads."""
+    return _build("vit_micro", patch_size, num_register_tokens, options)
+
+
+def vit_tiny(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+    """192 wide, 12 blocks, 3 heads."""
+    return _build("vit_tiny", patch_size, num_register_tokens, options)
+
+
+def vit_small(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+    """ViT-S: 384 wide, 12 blocks, 6 heads."""
+    return _build("vit_small", patch_size, num_register_tokens, options)
+
+
+def vit_base(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+    """ViT-B: 768 wide, 12 blocks, 12 heads."""
+    return _build("vit_base", patch_size, num_register_tokens, options)
+
+
+def vit_large(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+    """ViT-L: 1024 wide, 24 blocks, 16 heads."""
+    return _build("vit_large", patch_size, num_register_tokens, options)
+
+
+def vit_giant2(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+    """ViT-g: 1536 wide, 40 blocks, 24 heads; the releases use it with `ffn_layer="swiglufused"`."""
+    return _build("vit_giant2", patch_size, num_register_tokens, options)
+
+
+def _build(arch: str, patch_size: int, num_register_tokens: int, options: dict[str, Any]) -> DinoVisionTransformer:
+    settings = {**ARCHITECTURES[arch]._asdict(), "mlp_ratio": 4.0, **options}
+    return DinoVisionTransformer(patch_size=patch_size, num_register_tokens=num_register_tokens, **settings)

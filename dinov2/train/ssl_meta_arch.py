@@ -1,0 +1,213 @@
+"""The self-supervised method: a batch of crops in, loss terms out (arXiv 2304.07193, section 4).
+
+A student sees all crops, the global ones with patches masked; a teacher, whose weights are a running mean of the
+student's, sees the global crops whole. The student's class tokens predict the teacher's assignments of the other crops
+(DINO), its masked patches those of the same patches (iBOT), and KoLeo spreads its class tokens. Nothing here goes
+backward, logs or knows about processes beyond what the losses sum over.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dinov2.data.collate import CropBatch
+from dinov2.engine.optim import ema_update
+from dinov2.engine.parallel import autocast
+from dinov2.layers.dino_head import DINOHead
+from dinov2.loss.dino_clstoken_loss import DINOLoss, dino_loss
+from dinov2.loss.ibot_patch_loss import iBOTPatchLoss, ibot_patch_loss
+from dinov2.loss.koleo_loss import koleo_loss
+from dinov2.models import build_model_from_cfg
+
+__all__ = ["LossTerms", "SSLMetaArch"]
+
+_GLOBAL_CROPS = 2
+
+
+class LossTerms(NamedTuple):
+    """What a step is made of; every entry is a scalar tensor, None when the term is switched off.
+
+    `total` is what is optimised. The others are what the release logs: without the DINO and iBOT loss weights, and
+    KoLeo and iBOT at half of what enters the total.
+    """
+
+    total: Tensor
+    dino_local_crops_loss: Tensor | None
+    dino_global_crops_loss: Tensor | None
+    koleo_loss: Tensor | None
+    ibot_loss: Tensor | None
+
+    def logged(self) -> dict[str, Tensor]:
+        """The terms that are on, detached, by the names of `training_metrics.json`."""
+        return {key: value.detach() for key, value in self._asdict().items() if value is not None and key != "total"}
+
+
+class _Assignments(NamedTuple):
+    cls: Tensor | None  # [G, B, K], entry 0 made from the second global crop, entry 1 from the first
+    patches: Tensor | None  # [M, K']
+
+
+class _StudentScores(NamedTuple):
+    local_cls: Tensor | None  # [L, B, K]
+    global_cls: Tensor | None  # [G, B, K]
+    masked_patches: Tensor | None  # [M, K']
+    global_cls_tokens: Tensor  # [G, B, D], before the head: KoLeo spreads these
+
+
+class SSLMetaArch(nn.Module):
+    """Student, teacher and losses of a training configuration; state-dict prefixes are those of the release.
+
+    `precision` is the autocast type of backbones and heads, None for float32. The teacher starts as a copy of the
+    student, never requires gradients and stays in eval mode.
+    """
+
+    def __init__(self, cfg: Any, *, precision: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.precision = precision
+        self.dino_weight: float = cfg.dino.loss_weight
+        self.ibot_weight: float = cfg.ibot.loss_weight
+        self.koleo_weight: float = cfg.dino.koleo_loss_weight
+        self.centering: Literal["centering", "sinkhorn_knopp"] = cfg.train.centering
+        self.masks_patches: bool = cfg.ibot.mask_sample_probability > 0
+        self.separate_ibot_head: bool = cfg.ibot.separate_head and self.ibot_weight > 0
+        self.student = nn.ModuleDict()
+        self.teacher = nn.ModuleDict()
+        self.student["backbone"], self.teacher["backbone"], embed_dim = build_model_from_cfg(cfg)
+        if self.dino_weight > 0 or (self.ibot_weight > 0 and not self.separate_ibot_head):
+            self._add_heads("dino_head", embed_dim, cfg.dino)
+        if self.separate_ibot_head:
+            self._add_heads("ibot_head", embed_dim, cfg.ibot)
+        patch_section = cfg.ibot if self.separate_ibot_head else cfg.dino
+        self.dino_loss = DINOLoss(cfg.dino.head_n_prototypes)
+        self.ibot_patch_loss = iBOTPatchLoss(patch_section.head_n_prototypes)
+        self.copy_student_to_teacher()
+
+    def _add_heads(self, name: str, embed_dim: int, section: Any) -> None:
+        for network in (self.student, self.teacher):
+            network[name] = DINOHead(
+                embed_dim,
+                section.head_n_prototypes,
+                hidden_dim=section.head_hidden_dim,
+                bottleneck_dim=section.head_bottleneck_dim,
+                nlayers=section.head_nlayers,
+            )
+
+    def copy_student_to_teacher(self) -> None:
+        """Makes the teacher an exact copy of the student."""
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.teacher.eval()
+
+    def train(self, mode: bool = True) -> "SSLMetaArch":
+        """Training mode of the student; the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: CropBatch, *, teacher_temp: float) -> LossTerms:
+        """All loss terms of a batch at the given teacher temperature."""
+        with autocast(batch.global_crops.device, self.precision):
+            assignments = self._teacher_assignments(batch, teacher_temp)
+            scores = self._student_scores(batch)
+        return self._loss_terms(batch, assignments, scores)
+
+    @torch.no_grad()
+    def _teacher_assignments(self, batch: CropBatch, temperature: float) -> _Assignments:
+        if not self.dino_weight and not self.ibot_weight:
+            return _Assignments(None, None)
+        features = self.teacher["backbone"].forward_features(batch.global_crops)
+        cls_tokens = features["x_norm_clstoken"]  # [G*B, D]
+        # Crops are crop-major, so flipping the crop axis gives each student crop the other crop's target: comparing a
+        # crop with itself would let the class token copy instead of agree.
+        cls_tokens = cls_tokens.unflatten(0, (_GLOBAL_CROPS, -1)).flip(0).flatten(0, 1)
+        patches = _masked(features["x_norm_patchtokens"], batch)  # [M, D]
+        cls_scores, patch_scores = self._heads(self.teacher, cls_tokens, patches)
+        cls = patch = None
+        if cls_scores is not None:
+            cls = self._assign(self.dino_loss, cls_scores, temperature).unflatten(0, (_GLOBAL_CROPS, -1))
+        if patch_scores is not None:
+            patch = self._assign(self.ibot_patch_loss, patch_scores, temperature)
+        return _Assignments(cls, patch)
+
+    def _assign(self, loss: DINOLoss | iBOTPatchLoss, scores: Tensor, temperature: float) -> Tensor:
+        match self.centering:
+            case "sinkhorn_knopp":
+                return loss.sinkhorn_knopp_teacher(scores, temperature)
+            case "centering":
+                assignments = loss.softmax_center_teacher(scores, temperature)
+                loss.update_center(scores)
+                return assignments
+
+    def _student_scores(self, batch: CropBatch) -> _StudentScores:
+        backbone = self.student["backbone"]
+        masks = batch.masks if self.masks_patches else None
+        if batch.local_crops is None:
+            global_features, local_cls = backbone.forward_features(batch.global_crops, masks), None
+        else:
+            global_features, local_features = backbone.forward_features(
+                [batch.global_crops, batch.local_crops], [masks, None]
+            )
+            local_cls = local_features["x_norm_clstoken"]  # [L*B, D]
+        global_cls = global_features["x_norm_clstoken"]  # [G*B, D]
+        cls_tokens = global_cls if local_cls is None else torch.cat([global_cls, local_cls])
+        cls_scores, patch_scores = self._heads(
+            self.student, cls_tokens, _masked(global_features["x_norm_patchtokens"], batch)
+        )
+        batch_size = global_cls.shape[0] // _GLOBAL_CROPS
+        by_crop = cls_scores.unflatten(0, (-1, batch_size)) if cls_scores is not None else None  # [G + L, B, K]
+        return _StudentScores(
+            local_cls=by_crop[_GLOBAL_CROPS:] if by_crop is not None and local_cls is not None else None,
+            global_cls=by_crop[:_GLOBAL_CROPS] if by_crop is not None else None,
+            masked_patches=patch_scores,
+            global_cls_tokens=global_cls.unflatten(0, (_GLOBAL_CROPS, -1)),
+        )
+
+    def _heads(self, network: nn.ModuleDict, cls_tokens: Tensor, patches: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Scores of class tokens and masked patches; a shared head takes both in one call."""
+        if not self.ibot_weight:
+            return (network["dino_head"](cls_tokens) if self.dino_weight else None), None
+        if self.separate_ibot_head:
+            return (network["dino_head"](cls_tokens) if self.dino_weight else None), network["ibot_head"](patches)
+        if not self.dino_weight:
+            return None, network["dino_head"](patches)
+        scores = network["dino_head"](torch.cat([cls_tokens, patches]))
+        return scores[: cls_tokens.shape[0]], scores[cls_tokens.shape[0] :]
+
+    def _loss_terms(self, batch: CropBatch, teacher: _Assignments, student: _StudentScores) -> LossTerms:
+        total = student.global_cls_tokens.new_zeros((), dtype=torch.float32)
+        local_loss = global_loss = spread = patch_loss = None
+        if teacher.cls is not None and student.global_cls is not None:
+            n_local = 0 if student.local_cls is None else student.local_cls.shape[0]
+            # Every local crop meets both teacher crops, every global crop the other one: a plain mean over all pairs.
+            n_pairs = _GLOBAL_CROPS * n_local + _GLOBAL_CROPS
+            # The crop axis moves into the batch, so that crops are compared in pairs; the mean is over G*B rows.
+            aligned = dino_loss(student.global_cls.flatten(0, 1)[None], teacher.cls.flatten(0, 1)[None])
+            global_loss = aligned * _GLOBAL_CROPS / n_pairs
+            total = total + self.dino_weight * global_loss
+            if student.local_cls is not None:
+                local_loss = dino_loss(student.local_cls, teacher.cls) / n_pairs
+                total = total + self.dino_weight * local_loss
+        if self.koleo_weight:
+            spread = self.koleo_weight * torch.stack([koleo_loss(crop) for crop in student.global_cls_tokens]).sum()
+            total = total + spread
+            spread = spread / _GLOBAL_CROPS
+        if teacher.patches is not None and student.masked_patches is not None:
+            patch_loss = ibot_patch_loss(
+                student.masked_patches, teacher.patches, batch.mask_weights, batch.masks.shape[0]
+            )
+            total = total + self.ibot_weight * patch_loss
+            patch_loss = patch_loss / 2
+        return LossTerms(total, local_loss, global_loss, spread, patch_loss)
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float, *, finite: Tensor | None = None) -> None:
+        """Moves teacher and centers after a step; leaves both alone when the step was not `finite`."""
+        ema_update(list(self.teacher.parameters()), list(self.student.parameters()), momentum, finite=finite)
+        self.dino_loss.apply_pending(finite)
+        self.ibot_patch_loss.apply_pending(finite)
+
+
+def _masked(patches: Tensor, batch: CropBatch) -> Tensor:
+    """Patch tokens `[G*B, N, D]` -> those that are masked `[M, D]`."""
+    return patches.flatten(0, 1).index_select(0, batch.masked_indices)

@@ -1,0 +1,195 @@
+"""The public release's import paths that live elsewhere here, in one table, and the import hook that honours them.
+
+A name with a drop-in successor resolves to it with one DeprecationWarning. A name whose successor takes other arguments
+or returns something else is an ImportError that says what to use: a wrong call later would be harder to understand. The
+same goes for modules that this package does not have at all. A path that exists for real always wins over the table.
+"""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import NamedTuple
+
+__all__ = ["GONE", "MOVED", "REMOVED_IN", "Instead", "install"]
+
+REMOVED_IN = "2.0"
+"""The version that no longer knows the old paths."""
+
+
+class Instead(NamedTuple):
+    """No drop-in successor: `advice` completes "<old path> is not in this package: ..."."""
+
+    advice: str
+
+
+_LOAD_CONFIG = Instead("dinov2.configs.load_config(file, overrides) returns the checked configuration")
+_WRAPPING = Instead("models are plain modules here; dinov2.engine.parallel chooses device and precision")
+_CLUSTER = Instead("no site is known here; give partition and output folder to dinov2/run/submit.py")
+_FIGURES = Instead("top_k_accuracy, mean_per_class_accuracy and real_accuracy of dinov2.features.metrics are functions")
+_METERS = Instead("dinov2.logging.MetricsWriter writes figures and dinov2.engine.progress.Progress shows them")
+_DECODERS = Instead("dinov2.data.decoding.decode_rgb(data) turns the bytes of a file into an RGB image")
+
+# Old module -> old name -> "module:name" of the successor, or Instead. An empty row is a package of old modules.
+MOVED: Mapping[str, Mapping[str, str | Instead]] = {
+    "dinov2.utils": {},
+    "dinov2.utils.config": {
+        "apply_scaling_rules_to_cfg": Instead(
+            "dinov2.engine.schedules.scaled_lr(cfg.optim, global_batch) returns the rate, and nothing is written back"
+        ),
+        "default_setup": _LOAD_CONFIG,
+        "get_cfg_from_args": _LOAD_CONFIG,
+        "setup": _LOAD_CONFIG,
+        "write_config": Instead("dinov2.configs.to_yaml(cfg) returns the text of the file"),
+    },
+    "dinov2.utils.utils": {
+        "CosineScheduler": "dinov2.engine.schedules:CosineScheduler",
+        "fix_random_seeds": Instead("train.seed seeds a run; elsewhere torch.manual_seed(seed) does"),
+        "get_sha": Instead("dinov2.features.results.environment() returns the versions that a figure came from"),
+        "has_batchnorms": Instead("look for torch.nn.BatchNorm1d, 2d and 3d in model.modules(); no model here has any"),
+        "load_pretrained_weights": Instead("dinov2.models.weights loads strictly and reports what did not fit"),
+    },
+    "dinov2.utils.param_groups": {
+        "fuse_params_groups": "dinov2.engine.optim:fuse_groups",
+        "get_params_groups_with_decay": Instead(
+            "dinov2.engine.optim.param_groups(module, layerwise_decay=..., patch_embed_lr_mult=..., n_blocks=...) "
+            "returns the groups"
+        ),
+        "get_vit_lr_decay_rate": Instead("dinov2.engine.optim.param_groups computes the rates with the groups"),
+    },
+    "dinov2.utils.dtype": {
+        "TypeSpec": Instead("torch.dtype is the type of number formats"),
+        "as_torch_dtype": Instead("write torch.float16, torch.bfloat16 or torch.float32"),
+    },
+    "dinov2.utils.cluster": {
+        "ClusterType": _CLUSTER,
+        "get_checkpoint_path": _CLUSTER,
+        "get_cluster_type": _CLUSTER,
+        "get_slurm_executor_parameters": _CLUSTER,
+        "get_slurm_partition": _CLUSTER,
+        "get_user_checkpoint_path": _CLUSTER,
+    },
+    "dinov2.fsdp": {
+        "FSDPCheckpointer": Instead("dinov2.engine.checkpoint.CheckpointStore saves and loads a run"),
+        "ShardedGradScaler": Instead("dinov2.engine.optim.LossScaler scales the loss"),
+        "free_if_fsdp": _WRAPPING,
+        "get_fsdp_modules": _WRAPPING,
+        "get_fsdp_wrapper": _WRAPPING,
+        "is_fsdp": _WRAPPING,
+        "is_sharded_fsdp": _WRAPPING,
+        "rankstr": _WRAPPING,
+        "reshard_fsdp_model": _WRAPPING,
+    },
+    "dinov2.logging.helpers": {"MetricLogger": _METERS, "SmoothedValue": _METERS},
+    "dinov2.data.datasets.decoders": {
+        "Decoder": _DECODERS,
+        "ImageDataDecoder": _DECODERS,
+        "TargetDecoder": Instead("get_target of a data set returns the label itself"),
+    },
+    "dinov2.data.datasets.extended": {
+        "ExtendedVisionDataset": Instead("a data set of your own extends dinov2.data.datasets.base.EncodedDataset"),
+    },
+    "dinov2.eval.metrics": {
+        "AccuracyAveraging": _FIGURES,
+        "ImageNetReaLAccuracy": _FIGURES,
+        "MetricType": _FIGURES,
+        "build_metric": _FIGURES,
+        "build_topk_accuracy_metric": _FIGURES,
+        "build_topk_imagenet_real_accuracy_metric": _FIGURES,
+    },
+    "dinov2.eval.utils": {
+        "ModelWithIntermediateLayers": Instead(
+            "model.get_intermediate_layers(images, n, return_class_token=True) returns the same tensors"
+        ),
+        "ModelWithNormalize": Instead("torch.nn.functional.normalize(model(images), dim=1) is the same"),
+        "all_gather_and_flatten": Instead("dinov2.distributed.all_gather_rows(rows) joins the rows of all processes"),
+        "evaluate": _FIGURES,
+        "extract_features": Instead("dinov2.features.extract.extract_features(model, dataset) returns Features"),
+        "extract_features_with_dataloader": Instead("dinov2.features.extract.extract_features takes the data set"),
+    },
+}
+"""Modules of the release of which this package has the content, or an answer, elsewhere."""
+
+_DENSE = (
+    "depth and segmentation are not in this version; a head of your own can start from the patch features of "
+    "model.get_intermediate_layers(images, n, reshape=True)"
+)
+_HUB = "the torch.hub entries are not in this version; dinov2.models builds the architectures and loads weight files"
+_LINEAR = "linear classifiers are not in this version; dinov2.eval.knn evaluates frozen features"
+
+GONE: Mapping[str, str] = {
+    "dinov2.eval.depth": _DENSE,
+    "dinov2.eval.linear": _LINEAR,
+    "dinov2.eval.log_regression": _LINEAR,
+    "dinov2.eval.segmentation": _DENSE,
+    "dinov2.eval.segmentation_m2f": _DENSE,
+    "dinov2.hub": _HUB,
+    "dinov2.hub.depth": _DENSE,
+    "dinov2.hub.utils": _HUB,
+    "dinov2.thirdparty": "the text models of dino.txt, whose tokenizer lived there, are not in this version",
+    "dinov2.utils.checkpoint": "dinov2.engine.checkpoint.CheckpointStore saves and loads a run",
+}
+"""Modules of the release that do not import here, each with what to use; what lies below them is gone with them."""
+
+_PARENTS = {name.rpartition(".")[0] for name in (*MOVED, *GONE)}
+
+
+def install() -> None:
+    """Make the old paths importable; called once by `dinov2/__init__.py`, a second call changes nothing."""
+    if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
+        # First, because the plain module `dinov2.logging` is to be found as a parent of `dinov2.logging.helpers`.
+        sys.meta_path.insert(0, _OldPaths())
+
+
+class _OldPaths(MetaPathFinder):
+    """Finds the modules of the table, unless they exist for real."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in MOVED and fullname not in GONE and fullname not in _PARENTS:
+            return None
+        real = PathFinder.find_spec(fullname, path, target)
+        if real is not None and real.origin is not None:  # without an origin it is a left-over, empty folder
+            if fullname not in _PARENTS or real.submodule_search_locations is not None:
+                return None
+            # Python looks below a module only if it has a search path, be it an empty one.
+            real.submodule_search_locations = []
+            return real
+        if fullname in GONE:
+            raise ModuleNotFoundError(f"{fullname} is not in this package: {GONE[fullname]}", name=fullname)
+        if fullname in MOVED:
+            return ModuleSpec(fullname, _OldModule(), is_package=fullname in _PARENTS)
+        return None
+
+
+class _OldModule(Loader):
+    """Makes a module without content, whose names are looked up in the table when they are asked for."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__doc__ = f"Old import path of the public release, until version {REMOVED_IN}."
+        module.__getattr__ = _lookup(module)  # type: ignore[method-assign]
+        module.__dir__ = lambda: sorted(MOVED[module.__name__])  # type: ignore[method-assign]
+
+
+def _lookup(module: ModuleType) -> Callable[[str], object]:
+    def look_up(name: str) -> object:
+        entry, old = MOVED[module.__name__].get(name), f"{module.__name__}.{name}"
+        if entry is None:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}", name=name, obj=module)
+        if isinstance(entry, Instead):
+            raise ImportError(f"{old} is not in this package: {entry.advice}", name=module.__name__)
+        new_module, _, new_name = entry.partition(":")
+        successor = getattr(importlib.import_module(new_module), new_name)
+        warnings.warn(
+            f"{old} is now {new_module}.{new_name}; the old path goes with version {REMOVED_IN}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        setattr(module, name, successor)  # so that it is warned of once
+        return successor
+
+    return look_up

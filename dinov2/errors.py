@@ -54,3 +54,6 @@ class MissingDependency(DinoError, ImportError):
         super().__init__(f"{purpose} needs a package that is not installed; run: pip install '{package}'")
         self.package = package
         self.purpose = purpose
+
+    def __reduce__(self) -> tuple[type["MissingDependency"], tuple[str, str]]:
+        return type(self), (self.package, self.purpose)

@@ -92,7 +92,9 @@ class Block(nn.Module):
 class NestedTensorBlock(Block):
     """The release's name for the block that takes lists of crops; here every block does."""
 
-    def __init__(self, *args: object, attn_class: Callable[..., nn.Module] = MemEffAttention, **options: object) -> None:
+    def __init__(
+        self, *args: object, attn_class: Callable[..., nn.Module] = MemEffAttention, **options: object
+    ) -> None:
         super().__init__(*args, attn_class=attn_class, **options)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,9 @@ class LayerScale(nn.Module):
     The parameter is allocated empty and then filled, so that a model can be built on the meta device.
     """
 
-    def __init__(self, dim: int, init_values: float = 1e-5, inplace: bool = False, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self, dim: int, init_values: float = 1e-5, inplace: bool = False, device: str | torch.device | None = None
+    ) -> None:
         super().__init__()
         self.inplace = inplace
         self.init_values = init_values

@@ -52,5 +52,7 @@ class DINOLoss(Center):
     ) -> Tensor:
         """Lists of `[B, K]`, one a crop: student scores and teacher assignments -> `[]`, every pair counted."""
         return dino_loss(
-            torch.stack(list(student_output_list)), torch.stack(list(teacher_out_softmaxed_centered_list)), self.student_temp
+            torch.stack(list(student_output_list)),
+            torch.stack(list(teacher_out_softmaxed_centered_list)),
+            self.student_temp,
         )

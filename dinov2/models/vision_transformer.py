@@ -100,7 +100,9 @@ class DinoVisionTransformer(nn.Module):
         if num_register_tokens < 0:
             raise ValueError(f"num_register_tokens is {num_register_tokens}; write 0 for none")
         if block_chunks < 0 or (block_chunks and depth % block_chunks):
-            raise ValueError(f"block_chunks is {block_chunks}; it must divide the depth {depth}, or be 0 for a flat list")
+            raise ValueError(
+                f"block_chunks is {block_chunks}; it must divide the depth {depth}, or be 0 for a flat list"
+            )
         self.num_features = self.embed_dim = embed_dim
         self.num_tokens = 1
         self.n_blocks = depth
@@ -111,9 +113,7 @@ class DinoVisionTransformer(nn.Module):
         self.interpolate_offset = interpolate_offset
         self.chunked_blocks = block_chunks > 0
 
-        self.patch_embed = embed_layer(
-            img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim
-        )
+        self.patch_embed = embed_layer(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, embed_dim))
         self.register_tokens = (

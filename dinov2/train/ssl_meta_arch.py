@@ -163,7 +163,9 @@ class SSLMetaArch(nn.Module):
             global_cls_tokens=global_cls.unflatten(0, (_GLOBAL_CROPS, -1)),
         )
 
-    def _heads(self, network: nn.ModuleDict, cls_tokens: Tensor, patches: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _heads(
+        self, network: nn.ModuleDict, cls_tokens: Tensor, patches: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Scores of class tokens and masked patches; a shared head takes both in one call."""
         if not self.ibot_weight:
             return (network["dino_head"](cls_tokens) if self.dino_weight else None), None

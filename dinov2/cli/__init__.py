@@ -1,0 +1,58 @@
+"""The command `dinov2`: one parser, one table of subcommands, exit codes 0 (done), 1 (failed), 2 (wrong input)."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from dinov2 import __version__
+from dinov2.cli import evaluate, quickstart, report, train
+from dinov2.errors import ConfigError, DataError, DinoError, MissingDependency, WeightsError
+
+__all__ = ["build_parser", "main"]
+
+_FAMILIES = (train, evaluate, quickstart, report)
+_BAD_INPUT = (ConfigError, DataError, WeightsError, MissingDependency)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; nothing heavy is imported for it."""
+    parser = argparse.ArgumentParser(
+        prog="dinov2",
+        description="Self-supervised vision features: train on a folder of images, evaluate, look at the result.",
+        epilog="example: dinov2 quickstart",
+    )
+    parser.add_argument("--version", action="version", version=f"dinov2-anywhere {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for family in _FAMILIES:
+        family.add_to(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code; errors of ours become one sentence on standard error."""
+    arguments = _parsed(argv)
+    try:
+        return int(arguments.run(arguments))
+    except DinoError as error:
+        print(f"dinov2: {error}", file=sys.stderr)
+        return 2 if isinstance(error, _BAD_INPUT) else 1
+    except KeyboardInterrupt:
+        print("dinov2: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output is gone; a second complaint at exit would only add noise.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments of a command line on which key=value may stand before, between and behind the options."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = [word for word in rest if not word.startswith("-") and hasattr(arguments, "overrides")]
+    if unknown := [word for word in rest if word not in overrides]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if overrides:
+        arguments.overrides = [*arguments.overrides, *overrides]
+    return arguments

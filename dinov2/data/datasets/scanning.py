@@ -1,0 +1,257 @@
+"""Finding the images below a folder, once: the list is kept in the user's cache and checked before it is used again.
+
+Names are held as one block of bytes with offsets, because a million Python strings cost ten times as much and, through
+their reference counts, a copy in every forked worker. The order is that of the path's components, so that the images
+of one class folder lie together and in the order in which torchvision's ImageFolder lists them.
+
+A cached list is trusted while every folder in it has the modification time it had: adding, removing or renaming
+anything changes that. Overwriting a file in place does not, so its new size is only seen after a fresh scan. A folder
+touched less than two seconds before the scan is not cached at all: a change within the same tick would go unseen.
+"""
+
+import hashlib
+import logging
+import os
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dinov2.data.decoding import IMAGE_EXTENSIONS
+from dinov2.errors import DataError
+
+__all__ = ["FolderScan", "PathTable", "Progress", "cache_file", "scan_folder"]
+
+logger = logging.getLogger("dinov2")
+
+Progress = Callable[[int], None]
+"""Called with the number of images found so far."""
+
+_CACHE_VERSION = 1
+_CACHE_FROM = 1000  # images; below that a scan is as fast as reading its cache
+_SETTLED_NS = 2_000_000_000
+
+
+class PathTable:
+    """An immutable sequence of strings in two arrays: UTF-8 bytes and offsets. Picklable and cheap to share by fork."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._blob = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    @classmethod
+    def from_arrays(cls, blob: np.ndarray, ends: np.ndarray) -> "PathTable":
+        """The inverse of `arrays`. Raises ValueError when they do not belong together."""
+        if len(ends) < 1 or ends[0] != 0 or ends[-1] != len(blob) or (np.diff(ends) < 0).any():
+            raise ValueError("offsets and bytes of a path table do not belong together")
+        table = cls(())
+        table._blob, table._ends = blob, ends
+        return table
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bytes, uint8, and the offsets, int64 `[len + 1]`."""
+        return self._blob, self._ends
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"path {index} was asked of a table of {len(self)}")
+        return os.fsdecode(self._blob[self._ends[index] : self._ends[index + 1]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """The images below a folder.
+
+    `paths` are relative to it with forward slashes, `sizes` their bytes (int64), `folders` every folder visited with
+    its modification time in nanoseconds; `hidden` and `other` count the files that were passed over.
+    """
+
+    paths: PathTable
+    sizes: np.ndarray
+    folders: PathTable
+    folder_times: np.ndarray
+    hidden: int
+    other: int
+
+
+def scan_folder(root: str | os.PathLike[str], *, progress: Progress | None = None) -> FolderScan:
+    """List the images below `root`, at any depth, from the cache when nothing has changed.
+
+    Links to folders are followed (never in a circle); names that begin with a dot and files without an image extension
+    are counted and passed over. `progress` is called with the number of images found so far; without one, a scan that
+    takes longer than a second says so on stderr. Raises DataError when `root` is missing or no folder.
+    """
+    root = os.path.abspath(root)
+    if not os.path.isdir(root):
+        what = "is a file, not a folder" if os.path.exists(root) else "does not exist"
+        raise DataError(f"the image folder {root} {what}; give the path of a folder that holds images")
+    kept = _load_cache(root)
+    if kept is not None:
+        return kept
+    started = time.time_ns()
+    scan = _walk(root, progress or _ScanProgress(root))
+    if len(scan.paths) >= _CACHE_FROM and scan.folder_times.max() < started - _SETTLED_NS:
+        _save_cache(root, scan)
+    return scan
+
+
+def cache_file(root: str | os.PathLike[str]) -> Path:
+    """Where the list of `root` is kept: below `$DINOV2_CACHE`, or `~/.cache/dinov2`, never in the folder itself."""
+    base = os.environ.get("DINOV2_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "dinov2")
+    key = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]
+    return Path(base, "scans", f"{key}.npz")
+
+
+def _walk(root: str, progress: Progress) -> FolderScan:
+    found: list[tuple[str, int]] = []
+    folders: list[tuple[str, int]] = []
+    hidden = other = 0
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while waiting:
+        relative, above = waiting.pop()
+        folder = os.path.join(root, relative) if relative else root
+        try:
+            status = os.stat(folder)
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            if not relative:
+                raise DataError(f"the image folder {root} cannot be listed ({error.strerror or error})") from error
+            logger.warning("%s cannot be listed (%s) and is passed over", folder, error.strerror or error)
+            continue
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            continue  # a link to a folder that contains it
+        folders.append((relative, status.st_mtime_ns))
+        for entry in entries:
+            if entry.name.startswith("."):
+                hidden += 1
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and not entry.is_dir():
+                size = _file_size(entry)
+                if size is None:
+                    other += 1
+                else:
+                    found.append((f"{relative}/{entry.name}" if relative else entry.name, size))
+            elif entry.is_dir():
+                waiting.append((f"{relative}/{entry.name}" if relative else entry.name, above | {identity}))
+            else:
+                other += 1
+        progress(len(found))
+    if isinstance(progress, _ScanProgress):
+        progress.close()
+    found.sort(key=lambda item: item[0].replace("/", "\0"))  # "a/x" before "a-b/x", as the folder names sort
+    return FolderScan(
+        paths=PathTable(path for path, _ in found),
+        sizes=np.array([size for _, size in found], dtype=np.int64),
+        folders=PathTable(path for path, _ in folders),
+        folder_times=np.array([when for _, when in folders], dtype=np.int64),
+        hidden=hidden,
+        other=other,
+    )
+
+
+def _file_size(entry: "os.DirEntry[str]") -> int | None:
+    try:
+        status = entry.stat()
+    except OSError:  # a dangling link
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _load_cache(root: str) -> FolderScan | None:
+    try:
+        with np.load(cache_file(root), allow_pickle=False) as kept:
+            if int(kept["version"]) != _CACHE_VERSION or os.fsdecode(kept["root"].tobytes()) != root:
+                return None
+            scan = FolderScan(
+                paths=PathTable.from_arrays(kept["paths"], kept["path_ends"]),
+                sizes=kept["sizes"],
+                folders=PathTable.from_arrays(kept["folders"], kept["folder_ends"]),
+                folder_times=kept["folder_times"],
+                hidden=int(kept["hidden"]),
+                other=int(kept["other"]),
+            )
+    except Exception:  # missing, half-written by another program, another version: scan again
+        return None
+    if len(scan.sizes) != len(scan.paths) or len(scan.folder_times) != len(scan.folders):
+        return None
+    try:
+        for relative, when in zip(scan.folders, scan.folder_times.tolist(), strict=True):
+            if os.stat(os.path.join(root, relative) if relative else root).st_mtime_ns != when:
+                return None
+    except OSError:
+        return None
+    return scan
+
+
+def _save_cache(root: str, scan: FolderScan) -> None:
+    target = cache_file(root)
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as file:
+            temporary = file.name
+            np.savez(
+                file,
+                version=np.int64(_CACHE_VERSION),
+                root=np.frombuffer(os.fsencode(root), dtype=np.uint8),
+                paths=scan.paths.arrays[0],
+                path_ends=scan.paths.arrays[1],
+                sizes=scan.sizes,
+                folders=scan.folders.arrays[0],
+                folder_ends=scan.folders.arrays[1],
+                folder_times=scan.folder_times,
+                hidden=np.int64(scan.hidden),
+                other=np.int64(scan.other),
+            )
+        os.replace(temporary, target)
+    except OSError as error:  # a full or read-only home costs a scan next time, nothing more
+        logger.debug("the list of %s is not cached: %s", root, error)
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+class _ScanProgress:
+    """Silent for a second; then a spinner on a terminal, or one log line elsewhere."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._show_at = time.monotonic() + 1.0
+        self._status: object | None = None
+
+    def __call__(self, found: int) -> None:
+        if time.monotonic() < self._show_at:
+            return
+        text = f"looking for images in {self._root}: {found:,} found"
+        if not sys.stderr.isatty():
+            if self._status is None:
+                logger.info("%s so far; the list is kept for next time", text)
+                self._status = text
+            return
+        from rich.console import Console
+        from rich.status import Status
+
+        if not isinstance(self._status, Status):
+            self._status = Status(text, console=Console(stderr=True))
+            self._status.start()
+        self._status.update(text)
+        self._show_at = time.monotonic() + 0.1
+
+    def close(self) -> None:
+        """Take the spinner away."""
+        from rich.status import Status
+
+        if isinstance(self._status, Status):
+            self._status.stop()

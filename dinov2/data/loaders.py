@@ -1,0 +1,294 @@
+"""Data sets by name and batches from them: the dataset strings and `make_data_loader` of the public release.
+
+A string is a path, or `Name:key=value:...`; whatever exists as a path is a path, before the grammar is looked at, as a
+whole and as a value. Elsewhere `:` and `=` are written percent-encoded (`%3A`, `%3D`). `DATASETS` is the one table of
+names; what is wrong with a string is said with the nearest thing that would be right.
+"""
+
+import difflib
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+
+from dinov2 import distributed
+from dinov2.data.datasets.base import ImageDataset
+from dinov2.data.datasets.cifar import Cifar10
+from dinov2.data.datasets.folder import Folder
+from dinov2.data.datasets.image_net import ImageNet
+from dinov2.data.datasets.image_net_22k import ImageNet22k
+from dinov2.data.datasets.listing import ListFile
+from dinov2.data.datasets.toy import Toy
+from dinov2.errors import ConfigError, DataError
+
+__all__ = [
+    "DATASETS",
+    "DatasetKind",
+    "DatasetSpec",
+    "SamplerType",
+    "make_data_loader",
+    "make_dataset",
+    "parse_dataset_str",
+]
+
+logger = logging.getLogger("dinov2")
+
+
+@dataclass(frozen=True)
+class DatasetKind:
+    """One row of the table: how a data set is called, built and asked for."""
+
+    name: str
+    build: Callable[..., ImageDataset]
+    keys: tuple[str, ...]
+    """Accepted keys; the first `required` of them have no default."""
+    required: int
+    example: str
+    splits: Mapping[str, Any] | None = None
+    """Accepted values of `split` and what `build` gets for them."""
+
+
+class DatasetSpec(NamedTuple):
+    """A parsed string: the table's row and the arguments of its `build`."""
+
+    kind: DatasetKind
+    arguments: dict[str, Any]
+
+
+_TRAIN_VAL = {"TRAIN": "TRAIN", "VAL": "VAL", "TEST": "VAL"}  # CIFAR's test batch is everybody's validation set
+
+DATASETS = (
+    DatasetKind("folder", Folder, ("root",), 1, "folder:PATH, or just PATH"),
+    DatasetKind("list", ListFile, ("file",), 1, "list:FILE with a .txt or .csv file of image paths"),
+    DatasetKind(
+        "ImageNet",
+        ImageNet,
+        ("split", "root", "extra"),
+        2,
+        "ImageNet:split=TRAIN:root=PATH:extra=PATH",
+        {split.name: split for split in ImageNet.Split},
+    ),
+    DatasetKind("ImageNet22k", ImageNet22k, ("root", "extra"), 1, "ImageNet22k:root=PATH:extra=PATH"),
+    DatasetKind("cifar10", Cifar10, ("root", "split"), 1, "cifar10:root=PATH:split=TRAIN", _TRAIN_VAL),
+    DatasetKind("toy", Toy, ("split", "size", "n"), 0, "toy:split=TRAIN", {"TRAIN": "TRAIN", "VAL": "VAL"}),
+)
+"""Every data set that a string can name."""
+
+_PATH_KEYS = {"root", "extra", "file"}
+_NUMBER_KEYS = {"size", "n"}
+_LIST_EXTENSIONS = (".txt", ".csv")
+
+
+def parse_dataset_str(dataset_str: str) -> DatasetSpec:
+    """What a dataset string asks for. Nothing is read yet.
+
+    Raises DataError naming the token that is wrong, the nearest right one and the accepted ones.
+    """
+    if os.path.exists(os.path.expanduser(dataset_str)):
+        return _parse_path(os.path.expanduser(dataset_str))
+    name, colon, rest = dataset_str.partition(":")
+    kinds = {kind.name.lower(): kind for kind in DATASETS}
+    if name.lower() not in kinds:
+        if not name or os.sep in name or "/" in name or name.startswith((".", "~")) or (colon and len(name) == 1):
+            raise DataError(
+                f"the data set path {dataset_str!r} does not exist; give a folder of images, "
+                f"or one of: {'; '.join(kind.example for kind in DATASETS)}"
+            )
+        nearest = _nearest(name, [kind.name for kind in DATASETS])
+        raise DataError(
+            f"{name!r} in {dataset_str!r} is no existing path and no known data set{nearest}; "
+            f"known are {', '.join(kind.name for kind in DATASETS)}"
+        )
+    kind = kinds[name.lower()]
+    arguments = _parse_arguments(kind, rest, dataset_str)
+    missing = [key for key in kind.keys[: kind.required] if key not in arguments]
+    if missing:
+        raise DataError(f"the data set {dataset_str!r} lacks {' and '.join(missing)}; write {kind.example}")
+    return DatasetSpec(kind, arguments)
+
+
+def make_dataset(
+    dataset_str: str,
+    *,
+    transform: Callable[[Any], Any] | None = None,
+    target_transform: Callable[[Any], Any] | None = None,
+) -> ImageDataset:
+    """The data set that a string names, with its length known, so that a wrong one fails here.
+
+    Raises DataError for a string that cannot be understood and for data that are missing or empty.
+    """
+    kind, arguments = parse_dataset_str(dataset_str)
+    dataset = kind.build(**arguments, transform=transform, target_transform=target_transform)
+    logger.info("data set %s: %s images", dataset_str, f"{len(dataset):,}")
+    return dataset
+
+
+class SamplerType(Enum):
+    """The release's orders of samples; `dinov2.data.samplers` describes them."""
+
+    DISTRIBUTED = 0
+    EPOCH = 1
+    INFINITE = 2
+    SHARDED_INFINITE = 3
+    SHARDED_INFINITE_NEW = 4
+
+
+def make_data_loader(
+    *,
+    dataset: Dataset[Any],
+    batch_size: int,
+    num_workers: int,
+    shuffle: bool = True,
+    seed: int = 0,
+    sampler_type: SamplerType | None = SamplerType.INFINITE,
+    sampler_size: int = -1,
+    sampler_advance: int = 0,
+    drop_last: bool = True,
+    persistent_workers: bool = False,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader[Any]:
+    """A PyTorch loader over `dataset` in one of the release's orders.
+
+    `sampler_size` is for EPOCH alone (-1: the data set's length), `sampler_advance` skips that many samples of the
+    INFINITE and SHARDED_INFINITE orders. Without a sampler the order is that of the data set, so `shuffle` must be
+    False. Memory is pinned where there is a CUDA device.
+
+    Raises ConfigError, a ValueError, for options that the order does not have; NotImplementedError for an advance of
+    EPOCH, as the release does.
+    """
+    sampler = _make_sampler(
+        dataset, sampler_type=sampler_type, shuffle=shuffle, seed=seed, size=sampler_size, advance=sampler_advance
+    )
+    return DataLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        drop_last=drop_last,
+        persistent_workers=persistent_workers and num_workers > 0,
+        collate_fn=collate_fn,
+    )
+
+
+def _make_sampler(
+    dataset: Any, *, sampler_type: SamplerType | None, shuffle: bool, seed: int, size: int, advance: int
+) -> Sampler[int] | None:
+    from dinov2.data.samplers import EpochSampler, InfiniteSampler, ShardedInfiniteSampler
+
+    if sampler_type is not SamplerType.EPOCH and size > 0:
+        raise ConfigError(f"sampler_size is {size}, which only SamplerType.EPOCH knows; leave it at -1")
+    count = len(dataset)
+    match sampler_type:
+        case None:
+            if shuffle:
+                raise ConfigError(
+                    "shuffle=True needs a sampler: without one the order is the data set's; "
+                    "pass shuffle=False, or a sampler_type such as SamplerType.EPOCH"
+                )
+            return None
+        case SamplerType.EPOCH:
+            if advance > 0:
+                raise NotImplementedError(
+                    f"SamplerType.EPOCH cannot begin at sample {advance}; use SamplerType.INFINITE or SHARDED_INFINITE"
+                )
+            return EpochSampler(size=size if size > 0 else count, sample_count=count, shuffle=shuffle, seed=seed)
+        case SamplerType.INFINITE:
+            return InfiniteSampler(sample_count=count, shuffle=shuffle, seed=seed, advance=advance)
+        case SamplerType.SHARDED_INFINITE | SamplerType.SHARDED_INFINITE_NEW:
+            return ShardedInfiniteSampler(
+                sample_count=count,
+                shuffle=shuffle,
+                seed=seed,
+                advance=advance,
+                use_new_shuffle_tensor_slice=sampler_type is SamplerType.SHARDED_INFINITE_NEW,
+            )
+        case SamplerType.DISTRIBUTED:
+            if advance > 0:
+                raise ConfigError(
+                    f"SamplerType.DISTRIBUTED cannot begin at sample {advance}; "
+                    f"use SamplerType.INFINITE or SHARDED_INFINITE"
+                )
+            # Told who it is, so that one process needs no process group.
+            return DistributedSampler(
+                dataset,
+                num_replicas=distributed.get_global_size(),
+                rank=distributed.get_global_rank(),
+                shuffle=shuffle,
+                seed=seed,
+                drop_last=False,
+            )
+
+
+def _parse_path(path: str) -> DatasetSpec:
+    kinds = {kind.name: kind for kind in DATASETS}
+    if os.path.isdir(path):
+        return DatasetSpec(kinds["folder"], {"root": path})
+    if path.lower().endswith(_LIST_EXTENSIONS):
+        return DatasetSpec(kinds["list"], {"file": path})
+    raise DataError(
+        f"the data set path {path!r} is a file and no list of images (.txt or .csv); "
+        f"give the folder that holds the images"
+    )
+
+
+def _parse_arguments(kind: DatasetKind, rest: str, dataset_str: str) -> dict[str, Any]:
+    key, equals, _ = rest.partition("=")
+    if len(kind.keys) == 1 and rest and not (equals and key == kind.keys[0] and not os.path.exists(rest)):
+        return {kind.keys[0]: _value(kind, kind.keys[0], rest, dataset_str)}  # folder:PATH, list:FILE
+    arguments: dict[str, Any] = {}
+    tokens = rest.split(":") if rest else []
+    while tokens:
+        token = tokens.pop(0)
+        key, equals, value = token.partition("=")
+        if not equals:
+            raise DataError(
+                f"{token!r} in {dataset_str!r} is no key=value; accepted keys are {', '.join(kind.keys)}, "
+                f"and ':' inside a value is written %3A"
+            )
+        if key not in kind.keys:
+            raise DataError(
+                f"the key {key!r} in {dataset_str!r} is unknown to {kind.name}{_nearest(key, kind.keys)}; "
+                f"accepted keys are {', '.join(kind.keys)}"
+            )
+        if key in _PATH_KEYS:  # the longest existing path wins over the grammar
+            for end in range(len(tokens), 0, -1):
+                if os.path.exists(":".join([value, *tokens[:end]])):
+                    value, tokens = ":".join([value, *tokens[:end]]), tokens[end:]
+                    break
+        arguments[key] = _value(kind, key, value, dataset_str)
+    return arguments
+
+
+def _value(kind: DatasetKind, key: str, text: str, dataset_str: str) -> Any:
+    if key in _PATH_KEYS:
+        if not text:
+            raise DataError(f"{key} in {dataset_str!r} is empty; write {kind.example}")
+        path = text if os.path.exists(text) else os.path.expanduser(unquote(text))
+        if key != "extra" and not os.path.exists(path):  # extra is made by dump_extra
+            raise DataError(f"{key} of {dataset_str!r} does not exist: there is no {path}")
+        return path
+    text = unquote(text)
+    if key in _NUMBER_KEYS:
+        if not text.isdecimal():
+            raise DataError(f"{key} in {dataset_str!r} is {text!r}; write a whole number")
+        return int(text)
+    assert kind.splits is not None
+    if text.upper() not in kind.splits:
+        raise DataError(
+            f"the split {text!r} in {dataset_str!r} is unknown to {kind.name}{_nearest(text.upper(), kind.splits)}; "
+            f"known are {', '.join(kind.splits)}"
+        )
+    return kind.splits[text.upper()]
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    by_lower = {name.lower(): name for name in known}
+    match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    return f", the nearest is {by_lower[match[0]]!r}" if match else ""

@@ -1,0 +1,182 @@
+"""How far a training is: images per second, share of the time spent waiting for data, memory, time to go.
+
+On a terminal one live line, elsewhere a plain log line every few seconds. All rates are averages over the last steps of
+this process, so a resumed run estimates its end from what it did itself. Reading a loss waits for the device, so the
+loss is handed in only where it is known anyway, at the logging steps.
+"""
+
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as LiveProgress
+
+from dinov2.distributed import get_global_size, is_main_process
+
+__all__ = ["Progress", "ProgressFigures", "peak_memory"]
+
+_WINDOW = 20  # steps; the release's window for the times in its metrics
+_LOG = logging.getLogger("dinov2")
+
+
+class ProgressFigures(NamedTuple):
+    """The state of a training at one moment. Rates are None before the first step."""
+
+    step: int
+    total: int
+    loss: float | None
+    iter_time: float | None  # seconds, mean over the last steps
+    data_time: float | None  # seconds of it spent waiting for data
+    images_per_second: float | None  # over all processes
+    memory: int | None  # bytes, peak of this process
+    seconds_to_go: float | None
+
+    @property
+    def waiting_share(self) -> float | None:
+        """Part of the time spent waiting for data, 0 to 1."""
+        return self.data_time / self.iter_time if self.iter_time and self.data_time is not None else None
+
+    def __str__(self) -> str:
+        parts = [
+            f"loss {self.loss:.4f}" if self.loss is not None else "",
+            f"{self.images_per_second:.{0 if self.images_per_second >= 10 else 2}f} images/s"
+            if self.images_per_second is not None
+            else "",
+            f"waiting for data {self.waiting_share:.0%}" if self.waiting_share is not None else "",
+            f"{self.memory / 2**30:.2f} GiB" if self.memory is not None else "",
+            f"{_duration(self.seconds_to_go)} to go" if self.seconds_to_go is not None else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+class Progress:
+    """Follows the steps `start` to `total` of a training; a context manager around the loop.
+
+    Per step the loop calls `step`; where it logs, it calls `show` with the loss. Only the main process shows anything.
+    `line_every` is the least number of seconds between two log lines where there is no terminal.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        *,
+        label: str = "training",
+        device: torch.device | None = None,
+        console: Console | None = None,
+        line_every: float = 10.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.total = total
+        self.done = start
+        self.label = label
+        self._device = device
+        self._console = console
+        self._line_every = line_every
+        self._clock = clock
+        self._steps: deque[tuple[float, float, int]] = deque(maxlen=_WINDOW)  # seconds, seconds waiting, images
+        self._loss: float | None = None
+        self._mark = clock()
+        self._last_line: float | None = None
+        self._live: LiveProgress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> "Progress":
+        self._mark = self._clock()
+        # Created here and not before: standard error is what it is when the loop begins.
+        console = self._console or Console(file=sys.stderr)
+        if is_main_process() and console.is_terminal:
+            self._live = LiveProgress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=console,
+                transient=False,
+            )
+            self._task = self._live.add_task(self.label, total=self.total, completed=self.done, figures="")
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.update(self._task, completed=self.done, figures=str(self.figures()))
+            self._live.stop()
+            self._live = None
+        elif self._steps and self._last_line is not None:
+            self._write_line()
+
+    def step(self, *, images: int, waiting: float = 0.0) -> None:
+        """One step is done: `images` of this process, `waiting` seconds of it spent waiting for the batch."""
+        now = self._clock()
+        self._steps.append((now - self._mark, waiting, images))
+        self._mark = now
+        self.done += 1
+        if self._live is not None:
+            self._live.update(self._task, completed=self.done)
+
+    def show(self, *, loss: float | None = None) -> None:
+        """Bring the display up to date; `loss` is the newest one known."""
+        self._loss = loss if loss is not None else self._loss
+        if self._live is not None:
+            self._live.update(self._task, figures=str(self.figures()))
+        elif self._last_line is None or self._clock() - self._last_line >= self._line_every or self.done == self.total:
+            self._write_line()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside (an evaluation, a checkpoint) belongs to no step."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._mark += self._clock() - began
+
+    def figures(self) -> ProgressFigures:
+        """The figures of this moment."""
+        n = len(self._steps)
+        seconds = sum(step[0] for step in self._steps)
+        images = sum(step[2] for step in self._steps) * get_global_size()
+        return ProgressFigures(
+            step=self.done,
+            total=self.total,
+            loss=self._loss,
+            iter_time=seconds / n if n else None,
+            data_time=sum(step[1] for step in self._steps) / n if n else None,
+            images_per_second=images / seconds if seconds > 0 else None,
+            memory=peak_memory(self._device),
+            seconds_to_go=max(0, self.total - self.done) * seconds / n if n else None,
+        )
+
+    def _write_line(self) -> None:
+        if is_main_process():
+            _LOG.info("%s %d/%d: %s", self.label, self.done, self.total, self.figures())
+        self._last_line = self._clock()
+
+
+def peak_memory(device: torch.device | None = None) -> int | None:
+    """Most bytes this process held so far: on the GPU if `device` is one, else of main memory; None if unknown."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device is not None and device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    return f"{days} d {h:02d}:{m:02d}:{s:02d}" if days else f"{h:d}:{m:02d}:{s:02d}"

@@ -1,0 +1,328 @@
+"""k-nearest-neighbour classification of frozen features: no training, no knob that matters much.
+
+`evaluate_knn` goes from two sets of features to result rows; `KnnModule` has the call surface of the public release and
+keeps only its share of the training features on each process. Both search in float32 (`dinov2.eval.neighbours`).
+Labels may be any numbers: classes are those of the training set, matched by name where both sets know names. The
+results file is one JSON document that also holds the release's keys.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dinov2 import distributed
+from dinov2.errors import ConfigError
+from dinov2.eval.classes import Classification, few_shot_rows, match_classes
+from dinov2.eval.neighbours import merge_neighbours, nearest_neighbours, soft_vote
+from dinov2.eval.setup import get_args_parser as get_setup_args_parser
+from dinov2.features.extract import Features
+from dinov2.features.metrics import mean_interval, target_ranks, wilson_interval
+from dinov2.features.results import Result, write_results
+
+__all__ = [
+    "KnnModule",
+    "evaluate_knn",
+    "get_args_parser",
+    "knn_classify",
+    "leave_one_out_knn",
+    "release_keys",
+    "write_knn_results",
+]
+
+_RESULTS_FILE = "results_eval_knn.json"
+
+
+def evaluate_knn(
+    train: Features,
+    val: Features,
+    *,
+    nb_knn: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    n_per_class_list: Sequence[int] = (-1,),
+    n_tries: int = 1,
+    device: torch.device | str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> list[Result]:
+    """Top-1 and top-5 accuracy, in percent, of classifying `val` by its nearest neighbours in `train`.
+
+    Args:
+        nb_knn: numbers of neighbours; those above the number of training images are limited to it, with a note.
+        n_per_class_list: -1 for all training images, n for tries with n images of each class drawn with the seeds
+            0 .. n_tries - 1. A few-shot evaluation votes with every k of `nb_knn` up to n, and with k = n.
+        device: where to search; None searches on the CPU.
+        provenance: further fields of every `Result` row (dataset, split, model, transform, precision).
+
+    Over several processes all call with all features; each classifies its share of `val` and all get the same rows.
+    Similarity is the cosine, so features need not be normalised. With fewer than five classes top-5 is
+    top-C; a class without a vote is never among the five.
+
+    Raises:
+        DataError: a set has no labels, the two share no class, or a feature is not finite.
+    """
+    task = match_classes(train, val)
+    rows = []
+    for n_per_class in n_per_class_list:
+        if n_per_class == 0:
+            raise ConfigError("0 images per class were asked for; write a positive number, or -1 for all images")
+        seeds = [None] if n_per_class < 0 else list(range(n_tries))
+        started = time.perf_counter()
+        tries = [_one_try(task, nb_knn, temperature, n_per_class, seed, device) for seed in seeds]
+        seconds = time.perf_counter() - started
+        rows += _rows(task, tries, n_per_class, temperature, seconds, provenance or {})
+    return rows
+
+
+def leave_one_out_knn(
+    train: Features,
+    *,
+    nb_knn: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    device: torch.device | str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> list[Result]:
+    """`evaluate_knn` where every training image is classified by all the others.
+
+    This chooses k and the temperature without looking at a validation set.
+    """
+    task = match_classes(train, train)
+    started = time.perf_counter()
+    tries = [_one_try(task, nb_knn, temperature, -1, None, device, leave_one_out=True)]
+    seconds = time.perf_counter() - started
+    rows = _rows(task, tries, -1, temperature, seconds, provenance or {})
+    return [replace(row, settings={**row.settings, "protocol": "leave one out"}) for row in rows]
+
+
+def knn_classify(
+    train_features: Tensor,  # [S, D]
+    train_labels: Tensor,  # int64 [S], 0 .. C - 1
+    queries: Tensor,  # [Q, D]
+    *,
+    nb_knn: Sequence[int] = (20,),
+    temperature: float = 0.07,
+    n_classes: int | None = None,
+) -> dict[int, Tensor]:  # k -> [Q, C]
+    """Class scores of every query by cosine similarity, for each k; C is the largest label + 1 unless given."""
+    n_classes = int(train_labels.max()) + 1 if n_classes is None else n_classes
+    k = min(max(nb_knn), len(train_features))
+    similarities, indices = nearest_neighbours(queries, train_features, k=k, cosine=True)
+    return soft_vote(similarities, train_labels.cpu()[indices], n_classes=n_classes, ks=nb_knn, temperature=temperature)
+
+
+class KnnModule(nn.Module):
+    """The release's k-NN classifier: class scores for each k, from training features that all processes share out.
+
+    Every process passes all training features and keeps its contiguous part; queries travel to all processes and the
+    best neighbours of each part are merged, so the result is that of one process. Features are taken as they are:
+    normalise both sides for the cosine.
+    """
+
+    def __init__(
+        self,
+        train_features: Tensor,  # [S, D]
+        train_labels: Tensor,  # int64 [S]
+        nb_knn: Sequence[int],
+        T: float,
+        device: torch.device | str,
+        num_classes: int = 1000,
+    ) -> None:
+        super().__init__()
+        rank, world_size = distributed.get_global_rank(), distributed.get_global_size()
+        n_rows = len(train_features)
+        self.first = n_rows * rank // world_size
+        self.train_features = train_features[self.first : n_rows * (rank + 1) // world_size].to(device)
+        self.train_labels = train_labels.cpu()
+        self.nb_knn, self.T, self.num_classes = tuple(nb_knn), T, num_classes
+        self.max_k = min(max(nb_knn), n_rows)
+        self.device = torch.device(device)
+
+    def forward(self, features_rank: Tensor) -> dict[int, Tensor]:  # [B, D] -> k -> [B, C]
+        """Class scores of this process's queries; all processes must call, each with its own (none is fine)."""
+        similarities, labels = self.compute_neighbors(features_rank)
+        return soft_vote(similarities, labels, n_classes=self.num_classes, ks=self.nb_knn, temperature=self.T)
+
+    def compute_neighbors(self, features_rank: Tensor) -> tuple[Tensor, Tensor]:  # [B, D] -> [B, K], int64 [B, K]
+        """Similarities, descending, and labels of the K nearest training rows, K being the largest of `nb_knn`."""
+        n_own = torch.tensor([len(features_rank)])
+        n_before = int(distributed.all_gather_rows(n_own)[: distributed.get_global_rank()].sum())
+        queries = distributed.all_gather_rows(features_rank.detach().float().cpu())
+        similarities, indices = self._search_own_part(queries)
+        if distributed.get_global_size() > 1:
+            similarities, indices = (
+                torch.cat(distributed.all_gather_rows(part).split(len(queries)), dim=1)  # [Q, W*K]
+                for part in (similarities, indices)
+            )
+        similarities, indices = merge_neighbours(similarities, indices, k=self.max_k)
+        own = slice(n_before, n_before + len(features_rank))
+        return similarities[own].to(self.device), self.train_labels[indices[own]].to(self.device)
+
+    def _search_own_part(self, queries: Tensor) -> tuple[Tensor, Tensor]:  # [Q, D] -> [Q, K] each
+        k = min(self.max_k, len(self.train_features))
+        # Small parts hold fewer than K rows; what is missing can never be among the best.
+        similarities = torch.full((len(queries), self.max_k), -torch.inf)
+        indices = torch.full((len(queries), self.max_k), len(self.train_labels))
+        if k > 0:
+            found, rows = nearest_neighbours(queries, self.train_features, k=k, device=self.device)
+            similarities[:, :k], indices[:, :k] = found, rows + self.first
+        return similarities, indices
+
+
+def release_keys(rows: Sequence[Result]) -> dict[str, float]:
+    """The figures under the keys of the release's results file: `"('full', 10) Top 1": 83.5`."""
+    keys = {}
+    for row in rows:
+        n_per_class = row.settings["n_per_class"]
+        name = "full" if n_per_class == "all" else f"{n_per_class} per class"
+        keys[f"{(name, row.k)!r} {row.metric.replace('top-', 'Top ')}"] = row.value
+    return keys
+
+
+def write_knn_results(output_dir: Path | str, rows: Sequence[Result], *, baselines: Sequence[Result] = ()) -> Path:
+    """Write `results_eval_knn.json` (the main process alone does) and return its path.
+
+    Rows of baselines go under a key of their own, so that the release's keys always mean the evaluated model.
+    """
+    path = Path(output_dir) / _RESULTS_FILE
+    if distributed.is_main_process():
+        write_results(path, rows, extra={**release_keys(rows), "baselines": [asdict(row) for row in baselines]})
+    return path
+
+
+def get_args_parser(
+    description: str | None = None,
+    parents: Sequence[argparse.ArgumentParser] = (),
+    add_help: bool = True,
+) -> argparse.ArgumentParser:
+    """The flags of the release's k-NN command."""
+    parser = argparse.ArgumentParser(
+        description=description, parents=[*parents, get_setup_args_parser(add_help=False)], add_help=add_help
+    )
+    parser.add_argument("--train-dataset", default="ImageNet:split=TRAIN", help="labelled images to vote with")
+    parser.add_argument("--val-dataset", default="ImageNet:split=VAL", help="labelled images to classify")
+    parser.add_argument("--nb_knn", nargs="+", type=int, default=[10, 20, 100, 200], help="numbers of neighbours")
+    parser.add_argument("--temperature", type=float, default=0.07, help="softmax temperature of the vote")
+    parser.add_argument("--gather-on-cpu", action="store_true", help="accepted; features are always kept on the CPU")
+    parser.add_argument("--batch-size", type=int, default=256, help="images per forward pass")
+    parser.add_argument(
+        "--n-per-class-list", nargs="+", type=int, default=[-1], help="training images per class, -1 for all"
+    )
+    parser.add_argument("--n-tries", type=int, default=1, help="draws per few-shot number")
+    return parser
+
+
+class _Try(NamedTuple):
+    ranks: dict[int, Tensor]  # k -> int64 [Q]
+    notes: tuple[str, ...]
+
+
+def _one_try(
+    task: Classification,
+    nb_knn: Sequence[int],
+    temperature: float,
+    n_per_class: int,
+    seed: int | None,
+    device: torch.device | str | None,
+    *,
+    leave_one_out: bool = False,
+) -> _Try:
+    notes = []
+    if seed is None:
+        train_features, train_classes = task.train_features, task.train_classes
+        asked = set(nb_knn)
+    else:
+        rows = few_shot_rows(task.train_classes, n_per_class=n_per_class, seed=seed)
+        train_features, train_classes = task.train_features[rows], task.train_classes[rows]
+        asked = {k for k in {*nb_knn, n_per_class} if k <= n_per_class}
+        n_small = int((torch.bincount(train_classes) < n_per_class).sum())
+        if n_small:
+            notes.append(f"{n_small} classes have fewer than {n_per_class} training images")
+    if not asked or min(asked) < 1:
+        raise ConfigError(f"numbers of neighbours must be 1 or more, got {sorted(nb_knn)}")
+    available = len(train_features) - leave_one_out
+    if max(asked) > available:
+        too_large = ", ".join(str(k) for k in sorted(asked) if k > available)
+        notes.append(f"k = {too_large} limited to the {available} training images")
+    ks = sorted({min(k, available) for k in asked})
+
+    # Each process classifies a share of the queries; all hold the training features already.
+    n_queries, rank, world_size = len(task.val_features), distributed.get_global_rank(), distributed.get_global_size()
+    own = slice(n_queries * rank // world_size, n_queries * (rank + 1) // world_size)
+    similarities, indices = nearest_neighbours(
+        task.val_features[own],
+        train_features,
+        k=ks[-1],
+        cosine=True,
+        exclude=torch.arange(n_queries)[own] if leave_one_out else None,
+        device=device,
+    )
+    ranks = _ranks(similarities, train_classes[indices], task.val_classes[own], task.n_classes, ks, temperature)
+    return _Try({k: distributed.all_gather_rows(ranks[k]) for k in ks}, tuple(notes))
+
+
+def _ranks(
+    similarities: Tensor, labels: Tensor, targets: Tensor, n_classes: int, ks: Sequence[int], temperature: float
+) -> dict[int, Tensor]:  # k -> int64 [q]
+    """How many classes score better than the target; C for a target that has no class or got no vote.
+
+    Without that last rule top-5 would depend on chance: among k neighbours fewer than five classes are common, and a
+    sorting routine fills the five with arbitrary classes of score zero.
+    """
+    ranks: dict[int, list[Tensor]] = {k: [torch.empty(0, dtype=torch.int64)] for k in ks}
+    block = max(1, 16_000_000 // n_classes)  # bounds the scores of one k to 64 MB
+    for first in range(0, len(targets), block):
+        part = slice(first, first + block)
+        votes = soft_vote(similarities[part], labels[part], n_classes=n_classes, ks=ks, temperature=temperature)
+        classes = targets[part].clamp_min(0)
+        for k, scores in votes.items():
+            voted_for = (scores.gather(1, classes.unsqueeze(1)).squeeze(1) > 0) & (targets[part] >= 0)
+            ranks[k].append(torch.where(voted_for, target_ranks(scores, classes), n_classes))
+    return {k: torch.cat(parts) for k, parts in ranks.items()}
+
+
+def _rows(
+    task: Classification,
+    tries: Sequence[_Try],
+    n_per_class: int,
+    temperature: float,
+    seconds: float,
+    provenance: Mapping[str, Any],
+) -> list[Result]:
+    few_shot = n_per_class > 0
+    settings: dict[str, Any] = {
+        "n_per_class": n_per_class if few_shot else "all",
+        "temperature": temperature,
+        "n_classes": task.n_classes,
+        "n_train": len(task.train_features),
+    }
+    rows = []
+    for k in tries[0].ranks:
+        for top in (1, 5):
+            n_hits = [int((one.ranks[k] < min(top, task.n_classes)).sum()) for one in tries]
+            n = len(tries[0].ranks[k])
+            values = [100.0 * hits / n for hits in n_hits]
+            # One draw: the uncertainty of the images. Several: the spread over draws, which is larger.
+            if len(values) == 1:
+                low, high = (100.0 * bound for bound in wilson_interval(n_hits[0], n))
+            else:
+                low, high = (min(max(bound, 0.0), 100.0) for bound in mean_interval(values))
+            spread = {"tries": values, "std": statistics.stdev(values) if len(values) > 1 else None}
+            fields: dict[str, Any] = {
+                **provenance,
+                "task": "knn",
+                "metric": f"top-{top}",
+                "value": statistics.fmean(values),
+                "ci": (low, high),
+                "k": k,
+                "n": n,
+                "settings": {**settings, **(spread if few_shot else {})},
+                "seconds": seconds,
+                "notes": tuple(dict.fromkeys((*task.notes, *(note for one in tries for note in one.notes)))),
+            }
+            rows.append(Result(**fields))
+    return rows

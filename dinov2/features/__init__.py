@@ -1,0 +1,5 @@
+"""Frozen features and what is measured on them: extraction, cache, metrics, result rows, PCA pictures, health."""
+
+from dinov2.features.extract import Features, extract_features
+
+__all__ = ["Features", "extract_features"]

@@ -1,0 +1,141 @@
+"""One row a figure, with everything needed to find out later where the figure came from, and atomic JSON files.
+
+Rows carry names, digests and versions, never a path of the machine they were made on, so that they can be published.
+"""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dinov2.errors import DataError
+
+__all__ = ["SCHEMA", "Result", "environment", "now", "read_results", "write_json", "write_results"]
+
+SCHEMA = 1
+"""Version of the row layout; it rises when a field changes its meaning."""
+
+
+def now() -> str:
+    """The time in UTC, to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, str | int]:
+    """What figures may depend on: Python, libraries, platform, threads, accelerator. No paths, no host name."""
+    import numpy
+    import PIL
+    import torch
+    import torchvision
+
+    from dinov2 import __version__
+
+    return {
+        "dinov2": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One measured figure."""
+
+    task: str
+    """What was evaluated: `knn`, `linear`, ..."""
+    metric: str
+    """`top-1`, `top-5`, `mean-per-class`, ..."""
+    value: float
+    unit: str = "percent"
+    ci: tuple[float, float] | None = None
+    """95 % interval in the unit of the value."""
+    k: int | None = None
+    """Neighbours of a k-NN figure."""
+    n: int | None = None
+    """Number of samples that were scored."""
+    dataset: str = ""
+    split: str = ""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Architecture, digest of the weights, ..."""
+    transform: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "float32"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The task's own knobs: temperature, images per class, values of the single tries, ..."""
+    seed: int | None = None
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, Any] = field(default_factory=environment)
+    date: str = field(default_factory=now)
+    schema: int = SCHEMA
+
+
+def write_results(path: Path | str, rows: Sequence[Result], *, extra: Mapping[str, Any] | None = None) -> Path:
+    """Write `{"schema", "rows", **extra}` as one JSON document; whoever reads the path sees the old or the new one."""
+    document: dict[str, Any] = {"schema": SCHEMA, "rows": [asdict(row) for row in rows]}
+    for key, value in (extra or {}).items():
+        document.setdefault(key, value)
+    return write_json(path, document)
+
+
+def read_results(path: Path | str) -> list[Result]:
+    """The rows of a file of `write_results`; fields that a newer version added are left out."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = document["rows"]
+        known = {f.name for f in fields(Result)}
+        kept = [{key: value for key, value in row.items() if key in known} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not a results file ({error}); expected JSON with a list `rows`") from error
+    return [
+        Result(
+            **{
+                **row,
+                "value": math.nan if row["value"] is None else row["value"],
+                "ci": tuple(row["ci"]) if row.get("ci") is not None else None,
+                "notes": tuple(row.get("notes", ())),
+            }
+        )
+        for row in kept
+    ]
+
+
+def write_json(path: Path | str, value: Any) -> Path:
+    """Write valid JSON (NaN and infinities become null) under a temporary name, then rename it into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _finite(value: Any) -> Any:
+    """The same value with what JSON cannot say replaced: not-finite numbers by null, paths and types by text."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)

@@ -1,0 +1,75 @@
+"""The architecture of a bare backbone state dict, worked out from its tensors."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from dinov2.errors import WeightsError
+
+__all__ = ["recognise"]
+
+_HEAD_WIDTH = 64
+
+
+def recognise(state: Mapping[str, Tensor], *, source: str = "the file", **known: Any) -> dict[str, Any]:
+    """A `model` table (`dinov2.models.weights.model_table`) for backbone tensors under bare keys.
+
+    Two facts are in no tensor and follow the releases: heads are 64 wide, and models with registers resize positions by
+    the size rule with antialias, those without by the offset rule. `known` overrides any entry.
+    Raises `WeightsError` where a tensor is missing that tells the architecture.
+    """
+    try:
+        channels, patch = state["patch_embed.proj.weight"].shape[1], state["patch_embed.proj.weight"].shape[-1]
+        _, tokens, dim = state["pos_embed"].shape
+    except KeyError as error:
+        raise WeightsError(f"{source} holds no vision transformer of this kind: {error.args[0]} is missing") from error
+    side = math.isqrt(tokens - 1)
+    if side * side != tokens - 1 and "img_size" not in known:
+        raise WeightsError(f"{source} has a grid of {tokens - 1} positions, which is not square; give img_size")
+    if dim % _HEAD_WIDTH and "num_heads" not in known:
+        raise WeightsError(f"{source} is {dim} wide, which heads of {_HEAD_WIDTH} channels do not fill; give num_heads")
+    blocks = {_block_index(key): key.rsplit("norm1.weight", 1)[0] for key in state if key.endswith("norm1.weight")}
+    if not blocks:
+        raise WeightsError(f"{source} holds no transformer blocks")
+    first = blocks[0]
+    registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
+    return {
+        "version": 1,
+        "img_size": [side * patch, side * patch],
+        "patch_size": patch,
+        "in_chans": channels,
+        "embed_dim": dim,
+        "depth": max(blocks) + 1,
+        "num_heads": max(dim // _HEAD_WIDTH, 1),
+        **_feed_forward(state, first, dim),
+        "qkv_bias": f"{first}attn.qkv.bias" in state,
+        "proj_bias": f"{first}attn.proj.bias" in state,
+        "layerscale": f"{first}ls1.gamma" in state,
+        "num_register_tokens": registers,
+        "interpolate_offset": 0.0 if registers else 0.1,
+        "interpolate_antialias": bool(registers),
+        "mean": None,
+        "std": None,
+        **known,
+    }
+
+
+def _feed_forward(state: Mapping[str, Tensor], block: str, dim: int) -> dict[str, Any]:
+    if f"{block}mlp.w12.weight" in state:
+        hidden = state[f"{block}mlp.w12.weight"].shape[0] // 2
+        # The width asked for before two thirds of it were kept, rounded up to 8.
+        return {
+            "ffn_layer": "swiglufused",
+            "mlp_ratio": hidden * 3 / 2 / dim,
+            "ffn_bias": f"{block}mlp.w3.bias" in state,
+        }
+    if f"{block}mlp.fc1.weight" in state:
+        hidden = state[f"{block}mlp.fc1.weight"].shape[0]
+        return {"ffn_layer": "mlp", "mlp_ratio": hidden / dim, "ffn_bias": f"{block}mlp.fc1.bias" in state}
+    return {"ffn_layer": "identity", "mlp_ratio": 4.0, "ffn_bias": True}
+
+
+def _block_index(key: str) -> int:
+    return int(key.split(".norm1.weight")[0].rsplit(".", 1)[-1])

@@ -1,0 +1,240 @@
+"""Pictures for the report: patch features as colours, and nearest neighbours beside their query.
+
+The functions return PNG bytes or plain values; `write_pca_strip` and `write_gallery` put them where the report looks
+for them. Images are uint8 tensors [C, H, W]; only their first three channels are shown, fewer are shown as grey.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from dinov2.errors import DataError
+from dinov2.eval.neighbours import nearest_neighbours
+from dinov2.features.extract import Features, evaluating
+from dinov2.features.pca import PcaBasis, fit_pca
+from dinov2.features.results import write_json
+
+__all__ = [
+    "Neighbour",
+    "NeighbourRow",
+    "encode_png",
+    "image_strip",
+    "neighbour_gallery",
+    "patch_features",
+    "pca_strip",
+    "write_gallery",
+    "write_pca_strip",
+]
+
+_CELL = 112  # pixels of one picture in a strip
+_GAP = 8
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One picture of the gallery."""
+
+    png: bytes
+    label: str | None
+    similarity: float | None = None
+    """Cosine similarity to the query; None for the query itself."""
+    correct: bool | None = None
+    """Whether it is of the query's class; None where labels are unknown, and for the query itself."""
+
+
+@dataclass(frozen=True)
+class NeighbourRow:
+    """A query and its neighbours, nearest first."""
+
+    query: Neighbour
+    neighbours: tuple[Neighbour, ...]
+
+
+def encode_png(image: Tensor) -> bytes:
+    """PNG of an image [C, H, W], uint8 or float in [0, 1]. Transparent channels are not known here."""
+    if image.is_floating_point():
+        image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+    image = image.detach().cpu()
+    shown = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
+    buffer = io.BytesIO()
+    Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy(), "RGB").save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def patch_features(
+    model: Any, images: Sequence[Tensor], transform: Callable[[Tensor], Tensor], *, device: torch.device | str = "cpu"
+) -> Tensor:  # -> float32 [B, h, w, D]
+    """Normalised patch features of the last block, in evaluation mode and float32, on the CPU.
+
+    `transform` makes one uint8 image [C, H, W] what the model takes; all must come out with one size.
+    """
+    if not images:
+        raise DataError("there are no images to draw; choose at least one")
+    batch = torch.stack([transform(image) for image in images]).to(device)
+    with evaluating(model), torch.inference_mode():
+        maps = model.get_intermediate_layers(batch, n=1, reshape=True)[0]  # [B, D, h, w]
+    return maps.float().cpu().permute(0, 2, 3, 1).clone()
+
+
+def pca_strip(
+    model: Any,
+    images: Sequence[Tensor],
+    transform: Callable[[Tensor], Tensor],
+    *,
+    basis: PcaBasis | None = None,
+    with_images: bool = True,
+    device: torch.device | str = "cpu",
+) -> bytes:
+    """PNG with the principal components of each image's patch features as colours, one column per image.
+
+    The image stands above its map unless `with_images` is False. Without a basis one is fitted on the patches of all
+    images together, so equal colours mean equal features along the strip.
+    """
+    features = patch_features(model, images, transform, device=device)
+    basis = fit_pca(features.flatten(0, 2)) if basis is None else basis
+    maps = [colours.permute(2, 0, 1) for colours in basis.to_rgb(features)]
+    rows = [_strip(maps, smooth=False)]
+    if with_images:
+        rows.insert(0, _strip([_as_rgb(image) for image in images], smooth=True))
+    gap = torch.ones(3, _GAP, rows[0].shape[2])
+    return _encode_strip(torch.cat([rows[0], *(part for row in rows[1:] for part in (gap, row))], dim=1))
+
+
+def image_strip(images: Sequence[Tensor]) -> bytes:
+    """PNG with the images side by side, columns as in `pca_strip`."""
+    return _encode_strip(_strip([_as_rgb(image) for image in images], smooth=True))
+
+
+def write_pca_strip(
+    run_folder: Path | str,
+    iteration: int,
+    model: Any,
+    images: Sequence[Tensor],
+    transform: Callable[[Tensor], Tensor],
+    *,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Draw the maps of one iteration into the run's `report_data/pca/`, and once the images themselves."""
+    folder = Path(run_folder) / "report_data" / "pca"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "images.png").write_bytes(image_strip(images))
+    path = folder / f"step_{iteration}.png"
+    path.write_bytes(pca_strip(model, images, transform, with_images=False, device=device))
+    return path
+
+
+def neighbour_gallery(
+    train: Features,
+    val: Features,
+    *,
+    train_image: Callable[[int], Tensor],
+    val_image: Callable[[int], Tensor],
+    n_queries: int = 10,
+    k: int = 5,
+) -> list[NeighbourRow]:
+    """The k nearest training images, by cosine, of validation images taken at even distances from the whole set.
+
+    `train_image` and `val_image` give the uint8 image [C, H, W] at an index of the data set.
+    """
+    rows = torch.linspace(0, len(val) - 1, min(n_queries, len(val))).round().long().unique()
+    queries = val.take(rows)
+    k = min(k, len(train))
+    similarities, indices = nearest_neighbours(queries.features, train.features, k=k, cosine=True)
+    gallery = []
+    for i in range(len(queries)):
+        name = _label(queries, i)
+        neighbours = []
+        for j in range(k):
+            row = int(indices[i, j])
+            label = _label(train, row)
+            neighbours.append(
+                Neighbour(
+                    png=_thumbnail(train_image(_position(train, row))),
+                    label=label,
+                    similarity=similarities[i, j].item(),
+                    correct=None if name is None or label is None else name == label,
+                )
+            )
+        query = Neighbour(png=_thumbnail(val_image(_position(queries, i))), label=name)
+        gallery.append(NeighbourRow(query, tuple(neighbours)))
+    return gallery
+
+
+def write_gallery(run_folder: Path | str, gallery: Sequence[NeighbourRow]) -> Path:
+    """Write the pictures and `neighbours.json` into the run's `report_data/`."""
+    folder = Path(run_folder) / "report_data"
+    (folder / "neighbours").mkdir(parents=True, exist_ok=True)
+
+    def stored(name: str, picture: Neighbour) -> dict[str, Any]:
+        (folder / "neighbours" / f"{name}.png").write_bytes(picture.png)
+        return {
+            "image": f"neighbours/{name}.png",
+            "label": picture.label,
+            "similarity": picture.similarity,
+            "correct": picture.correct,
+        }
+
+    rows = [
+        {
+            "query": stored(f"query_{i}", row.query),
+            "neighbours": [stored(f"query_{i}_nearest_{j}", near) for j, near in enumerate(row.neighbours, start=1)],
+        }
+        for i, row in enumerate(gallery)
+    ]
+    return write_json(folder / "neighbours.json", rows)
+
+
+def _label(features: Features, row: int) -> str | None:
+    if features.labels is None or int(features.labels[row]) < 0:
+        return None
+    number = int(features.labels[row])
+    return str(number) if features.class_names is None else features.class_names[number]
+
+
+def _position(features: Features, row: int) -> int:
+    return row if features.indices is None else int(features.indices[row])
+
+
+def _as_rgb(image: Tensor) -> Tensor:  # uint8 [C, H, W] -> float32 [3, H, W]
+    image = image.float() / 255
+    return image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
+
+
+def _strip(pictures: Sequence[Tensor], *, smooth: bool) -> Tensor:  # [3, cell, ...]
+    """Pictures of any size fitted into square cells, side by side on white."""
+    cells = []
+    for picture in pictures:
+        height, width = picture.shape[-2:]
+        scale = _CELL / max(height, width)
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        # Patches and small pictures keep their squares: interpolation would invent detail.
+        if smooth and scale < 1:
+            fitted = interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
+        else:
+            fitted = interpolate(picture[None], size=size, mode="nearest-exact")[0]
+        cell = torch.ones(3, _CELL, _CELL)
+        top, left = (_CELL - size[0]) // 2, (_CELL - size[1]) // 2
+        cell[:, top : top + size[0], left : left + size[1]] = fitted
+        cells += [cell, torch.ones(3, _CELL, _GAP)]
+    return torch.cat(cells[:-1], dim=2)
+
+
+def _encode_strip(strip: Tensor) -> bytes:
+    return encode_png(strip)
+
+
+def _thumbnail(image: Tensor) -> bytes:
+    picture = _as_rgb(image)
+    height, width = picture.shape[-2:]
+    scale = 96 / max(height, width)
+    if scale < 1:
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        picture = interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
+    return encode_png(picture)

@@ -1,0 +1,166 @@
+"""What a run's folder holds for its report. Every file may be missing, and a broken one is told apart from that.
+
+config.yaml, training_metrics.json, knn_curve.json, summary.json, results_eval_knn.json, unreadable_images.json and
+skipped_steps.json are written by training and evaluation; the pictures of `report_data/` by `dinov2.report.pictures`.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dinov2.errors import DataError
+from dinov2.features.results import Result, read_results
+from dinov2.logging import read_metrics
+from dinov2.report.charts import Point
+
+__all__ = ["GalleryRow", "Picture", "RunRecord", "read_run"]
+
+_PICTURE_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded image."""
+
+    data: bytes
+    mime: str
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """A query and its nearest neighbours: (picture, label, similarity, whether of the query's class or None)."""
+
+    query: Picture
+    label: str
+    neighbours: list[tuple[Picture, str, float | None, bool | None]]
+
+
+@dataclass
+class RunRecord:
+    """All that a report shows; empty where the folder holds nothing."""
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, list[Point]] = field(default_factory=dict)
+    """Key of `training_metrics.json` -> (iteration, value)."""
+    knn_curve: list[Point] = field(default_factory=list)
+    summary: dict[str, float] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
+    pca_images: Picture | None = None
+    pca_strips: list[tuple[int, Picture]] = field(default_factory=list)
+    gallery: list[GalleryRow] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    skipped_steps: int = 0
+    problems: list[str] = field(default_factory=list)
+    """One sentence for each file that is there and cannot be used."""
+
+
+def read_run(folder: Path | str) -> RunRecord:
+    """Collect what the folder of a run holds. Raises `DataError` when there is no such folder or nothing in it."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder, so there is no run to report on; give the output folder of a training")
+    run = RunRecord(name=folder.absolute().name)
+    readers: dict[str, Callable[[Path, RunRecord], None]] = {
+        "config.yaml": _config,
+        "training_metrics.json": _metrics,
+        "knn_curve.json": _knn_curve,
+        "summary.json": _summary,
+        "results_eval_knn.json": _results,
+        "unreadable_images.json": _unreadable,
+        "skipped_steps.json": _skipped,
+        "report_data/pca": _pca,
+        "report_data/neighbours.json": _gallery,
+    }
+    found = 0
+    for name, read in readers.items():
+        if not (folder / name).exists():
+            continue
+        found += 1
+        try:
+            read(folder / name, run)
+        except Exception as error:  # a report about half a run is worth more than none; the page says what is missing
+            run.problems.append(f"{name} cannot be used: {' '.join(str(error).split()) or type(error).__name__}")
+    if not found:
+        raise DataError(
+            f"{folder} holds nothing of a training run (no config.yaml, training_metrics.json or summary.json); "
+            "give the output folder of a training"
+        )
+    return run
+
+
+def _config(path: Path, run: RunRecord) -> None:
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    if not isinstance(content, dict):
+        raise DataError("it is no table of keys")
+    run.config = {str(key): value for key, value in content.items()}
+
+
+def _metrics(path: Path, run: RunRecord) -> None:
+    for row in read_metrics(path):
+        iteration = row.get("iteration")
+        if not isinstance(iteration, int | float):
+            continue
+        for key, value in row.items():
+            if key != "iteration" and isinstance(value, int | float) and not isinstance(value, bool):
+                run.metrics.setdefault(key, []).append((iteration, float(value)))
+
+
+def _knn_curve(path: Path, run: RunRecord) -> None:
+    points = [(float(point["iteration"]), float(point["top1"])) for point in _json(path)]
+    run.knn_curve = sorted((x, y) for x, y in points if math.isfinite(y))
+
+
+def _summary(path: Path, run: RunRecord) -> None:
+    content = _json(path)
+    run.summary = {key: float(value) for key, value in content.items() if isinstance(value, int | float)}
+
+
+def _results(path: Path, run: RunRecord) -> None:
+    run.results = read_results(path)
+
+
+def _unreadable(path: Path, run: RunRecord) -> None:
+    run.unreadable = [(str(row["path"]), str(row["reason"])) for row in _json(path)["images"]]
+
+
+def _skipped(path: Path, run: RunRecord) -> None:
+    run.skipped_steps = len(read_metrics(path))
+
+
+def _pca(folder: Path, run: RunRecord) -> None:
+    images = folder / "images.png"
+    run.pca_images = _picture(images) if images.is_file() else None
+    numbered = {
+        int(file.stem.removeprefix("step_")): file
+        for file in folder.glob("step_*.png")
+        if file.stem.removeprefix("step_").isdigit()
+    }
+    run.pca_strips = [(iteration, _picture(numbered[iteration])) for iteration in sorted(numbered)]
+
+
+def _gallery(path: Path, run: RunRecord) -> None:
+    def entry(item: Mapping[str, Any]) -> tuple[Picture, str]:
+        return _picture(path.parent / item["image"]), str(item.get("label") or "")
+
+    for row in _json(path):
+        query, label = entry(row["query"])
+        neighbours = [(*entry(item), item.get("similarity"), item.get("correct")) for item in row["neighbours"]]
+        run.gallery.append(GalleryRow(query, label, neighbours))
+
+
+def _picture(path: Path) -> Picture:
+    data = path.read_bytes()
+    for start, mime in _PICTURE_TYPES.items():
+        if data.startswith(start):
+            return Picture(data, mime)
+    raise DataError(f"{path.name} is neither PNG nor JPEG")
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,3 @@
+"""The release's eval commands."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The release's training commands."""
+
+__all__: list[str] = []

@@ -1,0 +1,193 @@
+"""The training loop of DINOv2: build, loop, finish (arXiv 2304.07193).
+
+A run is a function of its configuration, its images and its seed: random numbers are drawn by step and sample number,
+so that a resumed run equals the unbroken one bit for bit on a CPU with the same number of threads.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from dinov2.configs import Config, to_yaml
+from dinov2.data.collate import CropBatch
+from dinov2.data.stream import mix
+from dinov2.distributed import get_global_rank, is_main_process
+from dinov2.engine.optim import apply_hyper, guarded_step
+from dinov2.engine.progress import Progress
+from dinov2.engine.signals import StopRequest
+from dinov2.errors import ConfigError
+from dinov2.logging import MetricsWriter, setup_logging, tensorboard_tracker
+from dinov2.train.bookkeeping import SkippedSteps, Unreadable, export_teacher, metrics_row
+from dinov2.train.run_folder import RunFolder
+from dinov2.train.setup import Training, batches, build, load_checkpoint
+from dinov2.train.summary import summary
+
+__all__ = ["Evaluate", "Outcome", "export_latest", "train"]
+
+_LOG = logging.getLogger("dinov2")
+
+Evaluate = Callable[[Training, int], None]
+"""Called with the training and the 0-based iteration whenever a teacher was exported."""
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    step: int  # steps done in all
+    total: int
+    seconds: float  # of this process, evaluations included
+    stopped_by: str | None  # a signal's name, or None
+    unreadable: int
+    skipped: int
+
+
+def train(
+    cfg: Config,
+    output_dir: str | Path,
+    *,
+    max_steps: int | None = None,
+    resume: bool = True,
+    evaluate: Evaluate | None = None,
+    announce: Callable[[str], None] = _LOG.info,
+) -> Outcome:
+    """Trains in `output_dir`, from its newest checkpoint if there is one.
+
+    `max_steps` stops there and leaves the schedules alone. SIGTERM and SIGINT save a checkpoint and end the run
+    cleanly. Raises `ConfigError` or `DataError` before anything is written, `TrainingDiverged` when losses stay
+    non-finite.
+    """
+    began = time.monotonic()
+    run = RunFolder(output_dir, keep_checkpoints=cfg.train.keep_checkpoints)
+    training = build(cfg, run, max_steps=max_steps, resume=resume)
+    if training.first >= training.last:
+        announce(f"{run.path} has done {training.first:,} of {training.last:,} steps: nothing is left to do")
+        return Outcome(training.first, training.total, 0.0, None, len(run.read_unreadable()), 0)
+    if is_main_process():
+        run.open(cfg)
+    setup_logging(run.path)
+    load_checkpoint(training)
+    announce(summary(training))
+    with StopRequest() as stop:
+        step, unreadable, skipped = _loop(training, stop, evaluate)
+    return Outcome(step, training.total, time.monotonic() - began, stop.reason, unreadable, skipped)
+
+
+def export_latest(cfg: Config, output_dir: str | Path) -> Path:
+    """Writes the teacher of the run's newest checkpoint to `eval/manual_<steps>/` and returns the file.
+
+    Raises `ConfigError` when the folder holds no checkpoint.
+    """
+    run = RunFolder(output_dir)
+    if run.checkpoints.latest() is None:
+        raise ConfigError(f"{run.path} holds no checkpoint to export a teacher from; train first")
+    training = build(cfg, run)
+    load_checkpoint(training)
+    file = run.path / "eval" / f"manual_{training.first}" / "teacher_checkpoint.pth"
+    export_teacher(training, file)
+    return file
+
+
+def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> tuple[int, int, int]:
+    cfg, ssl, optimizer, parts = training.cfg, training.ssl, training.optimizer, training.student_parts
+    skipped, unreadable = SkippedSteps(training), Unreadable(training)
+    metrics = _Metrics(training)
+    waiting = _Waiting(batches(training))
+    step = training.first
+    with Progress(training.last, training.first, device=training.device) as progress, metrics:
+        for step, batch in zip(range(training.first, training.last), waiting, strict=False):
+            hyper = training.schedules.at(step)
+            apply_hyper(optimizer, hyper)
+            _seed_step(cfg.train.seed, step)
+            losses = ssl(batch, teacher_temp=hyper.teacher_temp)
+            (losses.total if training.scaler is None else training.scaler.scaled(losses.total)).backward()
+            outcome = guarded_step(optimizer, parts, cfg.optim.clip_grad, loss=losses.total, scaler=training.scaler)
+            optimizer.zero_grad(set_to_none=True)
+            ssl.update_teacher(hyper.momentum, finite=outcome.finite)
+            skipped.note(step, outcome, losses, batch)
+            unreadable.note(batch)
+            progress.step(images=training.global_batch, waiting=waiting.seconds)
+
+            done = step + 1
+            ending = done == training.last or bool(stop)
+            if step % cfg.train.log_every == 0 or done == training.last:
+                skipped.check()
+                row = metrics_row(training, step, losses, hyper, outcome, progress.figures())
+                metrics.write(row)
+                progress.show(loss=row["loss"])
+            if _due(done, cfg.evaluation.eval_period_iterations) or done == training.last:
+                export_teacher(training, training.run.teacher_file(step))
+                if evaluate is not None:
+                    with progress.paused():
+                        evaluate(training, step)
+                    ssl.train()
+            if _due(done, cfg.train.checkpoint_every or 3 * cfg.train.OFFICIAL_EPOCH_LENGTH) or ending:
+                skipped.check()
+                unreadable.write()
+                _save(training, done)
+            if stop:
+                break
+    return step + 1, len(unreadable.reasons), skipped.count
+
+
+def _due(done: int, period: int) -> bool:
+    return period > 0 and done % period == 0
+
+
+def _seed_step(seed: int, step: int) -> None:
+    """Stochastic depth draws from PyTorch's global generator; its seed belongs to step and process, not to history."""
+    torch.manual_seed(int(mix(seed, step, get_global_rank(), "step") >> 1))
+
+
+def _save(training: Training, done: int) -> None:
+    facts = {
+        "config": to_yaml(training.cfg),
+        "fingerprint": training.fingerprint,
+        "global_batch": training.global_batch,
+    }
+    training.run.checkpoints.save(done, training.state(), meta=facts)
+
+
+class _Waiting:
+    """An iterator over batches that knows how long the last one was waited for."""
+
+    def __init__(self, source: Iterator[CropBatch]) -> None:
+        self._source = source
+        self.seconds = math.nan
+
+    def __iter__(self) -> "_Waiting":
+        return self
+
+    def __next__(self) -> CropBatch:
+        began = time.perf_counter()
+        batch = next(self._source)
+        self.seconds = time.perf_counter() - began
+        return batch
+
+
+class _Metrics:
+    """`training_metrics.json` and TensorBoard, on the main process; cut back to the step that the run resumes from."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._writers: list[Any] = []
+
+    def __enter__(self) -> "_Metrics":
+        if is_main_process():
+            writer = MetricsWriter(self._training.run.metrics)
+            writer.cut_back(self._training.first)
+            tracker = tensorboard_tracker(self._training.run.path, first_iteration=self._training.first)
+            self._writers = [writer] + ([tracker] if tracker is not None else [])
+        return self
+
+    def write(self, row: dict[str, Any]) -> None:
+        for writer in self._writers:
+            writer.write(row)
+
+    def __exit__(self, *exception: object) -> None:
+        for writer in self._writers:
+            writer.close()

@@ -1,0 +1,58 @@
+"""What every test may rely on: real images when there are any, and a process that no launcher or cache has touched."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: tests have no screen
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Set by torchrun, SLURM or a user's shell; with them a test would believe that it is one process of many.
+LAUNCHER_VARIABLES = (
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "SLURM_JOB_ID",
+    "SLURM_PROCID",
+    "SLURM_NTASKS",
+    "SLURM_LOCALID",
+)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout that these tests belong to."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def vision_data() -> Path:
+    """Folder with unpacked image sets, `<set>/<split>/<class>/*.jpg`; skips where `VISION_DATA` names none."""
+    folder = os.environ.get("VISION_DATA", "")
+    if not folder:
+        pytest.skip("VISION_DATA is not set: no real images to test with")
+    if not Path(folder).is_dir():
+        pytest.fail(f"VISION_DATA is {folder!r}, which is no folder; unset it to skip these tests")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for variable in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("DINOV2_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _the_same_random_numbers_whatever_ran_before() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

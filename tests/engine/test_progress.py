@@ -1,0 +1,124 @@
+"""Rates, waiting share and time to go, on a clock that the test turns."""
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from dinov2.engine import progress as progress_module
+from dinov2.engine.progress import Progress, peak_memory
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def lines(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("dinov2"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="dinov2")
+    return caplog
+
+
+def plain():
+    return Console(file=io.StringIO(), force_terminal=False)
+
+
+def run(progress, clock, n, *, seconds=0.5, images=8, waiting=0.1):
+    for _ in range(n):
+        clock.now += seconds
+        progress.step(images=images, waiting=waiting)
+
+
+def test_before_the_first_step_there_are_no_rates_and_nothing_divides_by_zero(clock):
+    figures = Progress(10, clock=clock, console=plain()).figures()
+    assert figures.iter_time is figures.images_per_second is figures.waiting_share is figures.seconds_to_go is None
+    assert str(figures._replace(memory=None)) == ""
+
+
+def test_steps_that_take_no_time_divide_nothing_by_zero(clock):
+    with Progress(10, clock=clock, console=plain()) as progress:
+        run(progress, clock, 2, seconds=0.0, waiting=0.0)
+        assert progress.figures().images_per_second is None
+        assert progress.figures().waiting_share is None
+
+
+def test_rates_are_means_over_the_last_steps(clock):
+    with Progress(100, clock=clock, console=plain()) as progress:
+        run(progress, clock, 30, seconds=9.0)  # pushed out of the window by the next 20
+        run(progress, clock, 20)
+        figures = progress.figures()
+    assert figures.step == 50
+    assert figures.iter_time == pytest.approx(0.5)
+    assert figures.data_time == pytest.approx(0.1)
+    assert figures.waiting_share == pytest.approx(0.2)
+    assert figures.images_per_second == pytest.approx(16.0)
+    assert figures.seconds_to_go == pytest.approx(25.0)
+
+
+def test_a_resumed_run_estimates_from_its_own_steps(clock):
+    with Progress(1000, start=900, clock=clock, console=plain()) as progress:
+        run(progress, clock, 10)
+        assert progress.figures().step == 910
+        assert progress.figures().seconds_to_go == pytest.approx(45.0)
+
+
+def test_a_pause_belongs_to_no_step(clock):
+    with Progress(10, clock=clock, console=plain()) as progress:
+        run(progress, clock, 1)
+        with progress.paused():
+            clock.now += 60.0
+        run(progress, clock, 1)
+        assert progress.figures().iter_time == pytest.approx(0.5)
+
+
+def test_without_a_terminal_lines_are_logged_every_few_seconds_and_at_the_end(clock, lines):
+    with Progress(100, label="toy", clock=clock, console=plain(), line_every=10.0) as progress:
+        for _ in range(50):
+            run(progress, clock, 1)
+            progress.show(loss=2.0)
+    words = [message for message in lines.messages if message.startswith("toy")]
+    assert [word.split(":")[0] for word in words] == ["toy 1/100", "toy 21/100", "toy 41/100", "toy 50/100"]
+    assert "loss 2.0000, 16 images/s, waiting for data 20%" in words[-1]
+    assert "0:00:25 to go" in words[-1]
+
+
+def test_on_a_terminal_one_live_line_shows_the_figures(clock):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=160)
+    with Progress(4, label="toy", clock=clock, console=console) as progress:
+        run(progress, clock, 4)
+        progress.show(loss=1.5)
+    assert "4/4" in screen.getvalue()
+    assert "loss 1.5000" in screen.getvalue()
+
+
+def test_processes_other_than_the_main_one_show_nothing(clock, lines, monkeypatch):
+    monkeypatch.setattr(progress_module, "is_main_process", lambda: False)
+    screen = io.StringIO()
+    with Progress(4, clock=clock, console=Console(file=screen, force_terminal=True)) as progress:
+        run(progress, clock, 4)
+        progress.show(loss=1.5)
+    assert screen.getvalue() == ""
+    assert lines.messages == []
+
+
+def test_memory_is_plausible():
+    assert 2**25 < peak_memory() < 2**40
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0:00:00"), (61, "0:01:01"), (36_000, "10:00:00"), (90_061, "1 d 01:01:01")]
+)
+def test_durations_read_like_a_clock(seconds, text):
+    assert progress_module._duration(seconds) == text

@@ -1,0 +1,123 @@
+"""Extraction and k-NN over two gloo processes give what one process gives."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dinov2.errors import DataError
+from dinov2.eval.knn import KnnModule, evaluate_knn
+from dinov2.features.cache import cached_features
+from dinov2.features.extract import Features, extract_features
+from tests.eval.knn_golden import TEST, TEST_LABELS, TRAIN, TRAIN_LABELS
+
+
+class Rows:
+    """The golden training features as a data set of images [1, 4, 4], four of them broken."""
+
+    class_names = None
+    broken = (0, 3, 170, 299)
+
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, index):
+        if index in self.broken:
+            raise DataError(f"broken {index}")
+        return TRAIN[index].view(1, 4, 4), int(TRAIN_LABELS[index])
+
+
+class Broken(Rows):
+    """Readable in the second half alone, so that the first process has not a single row."""
+
+    broken = range(150)
+
+
+def flatten(images):
+    return images.flatten(1)
+
+
+def accuracies(train):
+    rows = evaluate_knn(train, Features(TEST, TEST_LABELS), nb_knn=(10, 20), n_per_class_list=(-1, 5), n_tries=2)
+    return [(row.k, row.metric, row.value) for row in rows]
+
+
+def run(rank: int, folder: str) -> None:
+    folder_path = Path(folder)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=(folder_path / "rendezvous").as_uri(), rank=rank, world_size=2
+    )
+    extracted = extract_features(flatten, Rows(), batch_size=64)
+    half = extract_features(flatten, Broken(), batch_size=64)
+    own = slice(0, 25) if rank == 0 else slice(25, 60)
+    module = KnnModule(TRAIN, TRAIN_LABELS, [10, 20], 0.07, "cpu", num_classes=10)
+    # 9 rows over 2 processes are fewer than k for each of them.
+    small = KnnModule(TRAIN[:9], TRAIN_LABELS[:9], [7], 0.07, "cpu", num_classes=10)
+    # An entry that one process alone can see must be computed by both.
+    for _ in range(2):
+        own_disk = folder_path / f"cache{rank}"  # only the main process writes, so the other never finds anything
+        again = cached_features(own_disk, lambda: extract_features(flatten, Rows()), parts={"a": 1})
+    torch.save(
+        {
+            "features": extracted.features,
+            "labels": extracted.labels,
+            "indices": extracted.indices,
+            "unreadable": extracted.unreadable,
+            "half": half.features,
+            "accuracies": accuracies(extracted),
+            "scores": module(TEST[own]),
+            "nothing": module(TEST[:5] if rank else TEST[:0]),
+            "small": small(TEST[own]),
+            "again": again.features,
+        },
+        folder_path / f"rank{rank}.pt",
+    )
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.start_processes(run, (str(folder),), nprocs=2, start_method="spawn")
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.slow
+def test_every_process_has_all_rows_in_order_without_padding(ranks):
+    alone = extract_features(flatten, Rows())
+    for got in ranks:
+        assert torch.equal(got["features"], alone.features)
+        assert torch.equal(got["labels"], alone.labels)
+        assert torch.equal(got["indices"], alone.indices)
+        assert got["unreadable"] == alone.unreadable
+        assert torch.equal(got["again"], alone.features)
+        assert torch.equal(got["half"], TRAIN[150:])
+
+
+@pytest.mark.slow
+def test_accuracies_are_those_of_one_process_in_both(ranks):
+    expected = accuracies(extract_features(flatten, Rows()))
+    assert ranks[0]["accuracies"] == ranks[1]["accuracies"]
+    for (k, metric, value), (expected_k, expected_metric, expected_value) in zip(
+        ranks[0]["accuracies"], expected, strict=True
+    ):
+        assert (k, metric) == (expected_k, expected_metric)
+        assert value == pytest.approx(expected_value, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_sharing_out_the_training_features_changes_no_score(ranks):
+    expected = KnnModule(TRAIN, TRAIN_LABELS, [10, 20], 0.07, "cpu", num_classes=10)(TEST)
+    for k in (10, 20):
+        scores = torch.cat([got["scores"][k] for got in ranks])
+        assert_close(scores, expected[k], atol=1e-6, rtol=0)
+        assert ranks[0]["nothing"][k].shape == (0, 10)
+        assert_close(ranks[1]["nothing"][k], expected[k][:5], atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_parts_smaller_than_k_work(ranks):
+    expected = KnnModule(TRAIN[:9], TRAIN_LABELS[:9], [7], 0.07, "cpu", num_classes=10)(TEST)[7]
+    assert_close(torch.cat([got["small"][7] for got in ranks]), expected, atol=1e-6, rtol=0)

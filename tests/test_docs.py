@@ -3,8 +3,11 @@
 import contextlib
 import importlib.util
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
@@ -118,6 +121,26 @@ def fault_of_installation(arguments: list[str]) -> str | None:
     files = [file for flag, file in pairwise(arguments) if flag == "-r"]
     missing = [file for file in files if not (REPOSITORY / file).exists()]
     return f"there is no {missing}" if missing else None
+
+
+def launchers() -> dict[str, set[str]]:
+    """Files of the package that the documentation runs, with the options that it gives them."""
+    found: dict[str, set[str]] = {}
+    for command in commands():
+        for script in re.findall(r"\bdinov2/run/\S+\.py", command.code):
+            found.setdefault(script, set()).update(re.findall(r"(?<=\s)--[a-z_-]+", command.code))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", launchers())
+def test_a_documented_file_runs_from_a_clone_and_knows_its_options(script: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": "."}
+    result = subprocess.run(
+        [sys.executable, script, "--help"], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert [option for option in launchers()[script] if option not in result.stdout] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dinov2.apps.places import fresh_folder
+from dinov2.apps.transformed import WithTransform
 from dinov2.configs import load_config
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.loaders import make_dataset
@@ -120,7 +120,7 @@ def knn_of_backbone(
         features.append(
             extract_features(
                 backbone.to(where),
-                _Transformed(dataset, transform, channels=_channels(backbone)),
+                WithTransform(dataset, transform, channels=_channels(backbone)),
                 batch_size=batch_size,
                 num_workers=num_workers,
                 device=where,
@@ -141,28 +141,6 @@ def labelled(dataset: str) -> ImageDataset:
             "or give a list:FILE with a label column"
         )
     return images
-
-
-class _Transformed(torch.utils.data.Dataset[tuple[Tensor, Any]]):
-    """A data set's images through the evaluation transform, without touching the data set itself."""
-
-    def __init__(self, dataset: ImageDataset, transform: EvalTransform, *, channels: int) -> None:
-        self.dataset, self.transform, self.channels = dataset, transform, channels
-        self.class_names = dataset.class_names
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def path_of(self, index: int) -> str:
-        return self.dataset.path_of(index)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        image = (
-            self.dataset.get_image(index)
-            if self.channels == 3
-            else self.dataset.get_tensor(index, channels=self.channels)
-        )
-        return self.transform(image), self.dataset.get_target(index)
 
 
 def _channels(backbone: Any) -> int:

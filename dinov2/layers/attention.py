@@ -62,7 +62,7 @@ class Attention(nn.Module):
             attended = attend(qkv, self.num_heads, dropout)
         else:
             attended = attend_packed(qkv, layout, self.num_heads, dropout)
-        return self.proj_drop(self.proj(attended))  # type: ignore[no-any-return]
+        return self.proj_drop(self.proj(attended))
 
 
 class MemEffAttention(Attention):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from dinov2.layers.attention import Attention, MemEffAttention
+from dinov2.layers.attention import Attention
 from dinov2.layers.drop_path import DropPath, residual_on_subset
 from dinov2.layers.layer_scale import LayerScale
 from dinov2.layers.mlp import Mlp
@@ -67,8 +67,9 @@ class Block(nn.Module):
         if self.training and rate > _SUBSET_FROM and not self.drop_path_per_sample:
             batch, length, _ = x.shape
             return self.forward_packed(x.flatten(0, 1), ((batch, length),)).unflatten(0, (batch, length))
-        x = x + self.drop_path1(self._attention(x))
-        return x + self.drop_path2(self._feed_forward(x))  # type: ignore[no-any-return]
+        attended: Tensor = x + self.drop_path1(self._attention(x))
+        output: Tensor = attended + self.drop_path2(self._feed_forward(attended))
+        return output
 
     def forward_packed(self, tokens: Tensor, layout: Layout) -> Tensor:
         """Packed rows `[S, D]` -> `[S, D]`; in training every rate above 0 drops a subset of each group."""
@@ -83,19 +84,14 @@ class Block(nn.Module):
         return residual_on_subset(tokens, self._feed_forward, layout, rate)
 
     def _attention(self, x: Tensor, layout: Layout | None = None) -> Tensor:
-        return self.ls1(self.attn(self.norm1(x), layout))  # type: ignore[no-any-return]
+        return self.ls1(self.attn(self.norm1(x), layout))
 
     def _feed_forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
-        return self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+        return self.ls2(self.mlp(self.norm2(x)))
 
 
 class NestedTensorBlock(Block):
     """The release's name for the block that takes lists of crops; here every block does."""
-
-    def __init__(
-        self, *args: object, attn_class: Callable[..., nn.Module] = MemEffAttention, **options: object
-    ) -> None:
-        super().__init__(*args, attn_class=attn_class, **options)  # type: ignore[arg-type]
 
 
 def _drop_packed(residual: Tensor, layout: Layout, drop: nn.Module) -> Tensor:

@@ -76,7 +76,7 @@ class DINOHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_dim]` -> `[..., out_dim]`."""
-        return self.last_layer(self.bottleneck(x))  # type: ignore[no-any-return]
+        return self.last_layer(self.bottleneck(x))
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """The normalised features in front of the prototypes, `[..., bottleneck_dim]`."""

@@ -9,6 +9,8 @@ Two rules exist, and which one a model was trained with is part of its weights:
 - *size* (offset 0): `(i + 0.5) * M / target - 0.5`.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,9 @@ def resize_pos_embed(
     if grid == native_grid:
         return pos_embed
     class_pos, patch_pos = pos_embed.float().split([1, pos_embed.shape[1] - 1], dim=1)
-    options = {"offset": offset, "antialias": antialias, "device": pos_embed.device}
-    rows = cubic_resize_matrix(native_grid[0], grid[0], **options)  # [h, gh]
-    columns = cubic_resize_matrix(native_grid[1], grid[1], **options)  # [w, gw]
+    resize = partial(cubic_resize_matrix, offset=offset, antialias=antialias, device=pos_embed.device)
+    rows = resize(native_grid[0], grid[0])  # [h, gh]
+    columns = resize(native_grid[1], grid[1])  # [w, gw]
     with torch.autocast(pos_embed.device.type, enabled=False):
         patch_pos = patch_pos.reshape(*native_grid, -1).permute(2, 0, 1)  # [D, gh, gw]
         patch_pos = rows @ patch_pos @ columns.T  # [D, h, w]

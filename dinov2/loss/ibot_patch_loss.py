@@ -1,13 +1,12 @@
 """The iBOT loss: the student predicts the teacher's assignments of the patches hidden from it (arXiv 2111.07832)."""
 
-import torch
 from torch import Tensor
 
 from dinov2.loss.centering import Center
 from dinov2.loss.cross_entropy import assignment_cross_entropy, log_softmax_cross_entropy
 from dinov2.loss.sinkhorn import sinkhorn_knopp
 
-__all__ = ["ibot_patch_loss", "iBOTPatchLoss"]
+__all__ = ["iBOTPatchLoss", "ibot_patch_loss"]
 
 
 def ibot_patch_loss(
@@ -21,7 +20,7 @@ def ibot_patch_loss(
     return assignment_cross_entropy(scores, assignments, student_temp, mask_weights.float() / n_crops)
 
 
-class iBOTPatchLoss(Center):  # noqa: N801  (the release's name)
+class iBOTPatchLoss(Center):
     """`ibot_patch_loss` and the two ways to turn teacher scores into assignments, under the release's names."""
 
     def __init__(self, patch_out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9) -> None:

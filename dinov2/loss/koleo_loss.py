@@ -35,6 +35,6 @@ class KoLeoLoss(nn.Module):
         """Features `[S, D]` -> `[]`."""
         return koleo_loss(student_output, eps)
 
-    def pairwise_NNs_inner(self, x: Tensor) -> Tensor:  # noqa: N802  (the release's name)
+    def pairwise_NNs_inner(self, x: Tensor) -> Tensor:
         """Index `[S]` of the nearest other row, for normalised rows `[S, D]`."""
         return _nearest(x)

@@ -7,7 +7,7 @@ one packed pass (`dinov2.layers.packing`). Tokens are ordered class token, regis
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -160,9 +160,10 @@ class DinoVisionTransformer(nn.Module):
     @property
     def block_list(self) -> list[Block]:
         """The blocks in order, whether they are held in chunks or not."""
-        if not self.chunked_blocks:
-            return list(self.blocks)  # type: ignore[arg-type]
-        return [block for chunk in self.blocks for block in chunk if not isinstance(block, nn.Identity)]  # type: ignore[union-attr, misc]
+        chunks = self.blocks.children() if self.chunked_blocks else [self.blocks]
+        return [
+            cast(Block, block) for chunk in chunks for block in chunk.children() if not isinstance(block, nn.Identity)
+        ]
 
     def forward(self, x: Any, masks: Any = None, is_training: bool = False) -> Any:
         """The normalised class token `[B, D]`, or what `forward_features` gives with `is_training=True`.

@@ -41,7 +41,7 @@ class LoadReport(NamedTuple):
 
 def model_table(model: DinoVisionTransformer, *, mean: Any = None, std: Any = None) -> dict[str, Any]:
     """Plain values from which `build_from_table` makes the same architecture again."""
-    block = model.block_list[0]
+    block: Any = model.block_list[0]
     gated = hasattr(block.mlp, "w12")
     hidden = block.mlp.w12.out_features // 2 if gated else getattr(getattr(block.mlp, "fc1", None), "out_features", 0)
     feed_forward = "swiglufused" if gated else "mlp" if hidden else "identity"

@@ -74,7 +74,9 @@ def line_chart(
     `scale="auto"` is logarithmic when all values are positive and span more than a factor of 30.
     """
     curves = [
-        Series(s.name, points, s.color, s.style) for s in series if (points := _thinned(_finite(s.points), _MOST_POINTS))
+        Series(s.name, points, s.color, s.style)
+        for s in series
+        if (points := _thinned(_finite(s.points), _MOST_POINTS))
     ]
     if not curves:
         return ""
@@ -150,7 +152,7 @@ def _thinned(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def smooth(points: Sequence[Point], *, span: int | None = None) -> list[Point]:
-    """Exponential moving average over about `span` points (default: a thirtieth of all), without a bias at the start."""
+    """Exponential moving average over about `span` points (default: a thirtieth of all), unbiased at the start."""
     span = max(1, len(points) // 30) if span is None else span
     keep = 1 - 1 / span
     total = weight = 0.0

@@ -58,14 +58,8 @@ class NeighbourRow:
 
 
 def encode_png(image: Tensor) -> bytes:
-    """PNG of an image [C, H, W], uint8 or float in [0, 1]. Transparent channels are not known here."""
-    if image.is_floating_point():
-        image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
-    image = image.detach().cpu()
-    shown = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
-    buffer = io.BytesIO()
-    Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy(), "RGB").save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    """PNG of an image [C, H, W], uint8 or float in [0, 1], as it is shown here: three channels or grey."""
+    return _png(_as_rgb(image))
 
 
 def patch_features(
@@ -79,7 +73,7 @@ def patch_features(
         raise DataError("there are no images to draw; choose at least one")
     batch = torch.stack([transform(image) for image in images]).to(device)
     with evaluating(model), torch.inference_mode():
-        maps = model.get_intermediate_layers(batch, n=1, reshape=True)[0]  # [B, D, h, w]
+        maps: Tensor = model.get_intermediate_layers(batch, n=1, reshape=True)[0]  # [B, D, h, w]
     return maps.float().cpu().permute(0, 2, 3, 1).clone()
 
 
@@ -103,13 +97,13 @@ def pca_strip(
     rows = [_strip(maps, smooth=False)]
     if with_images:
         rows.insert(0, _strip([_as_rgb(image) for image in images], smooth=True))
-    gap = torch.ones(3, _GAP, rows[0].shape[2])
-    return _encode_strip(torch.cat([rows[0], *(part for row in rows[1:] for part in (gap, row))], dim=1))
+    gap = torch.zeros(4, _GAP, rows[0].shape[2])
+    return _png(torch.cat([rows[0], *(part for row in rows[1:] for part in (gap, row))], dim=1))
 
 
 def image_strip(images: Sequence[Tensor]) -> bytes:
     """PNG with the images side by side, columns as in `pca_strip`."""
-    return _encode_strip(_strip([_as_rgb(image) for image in images], smooth=True))
+    return _png(_strip([_as_rgb(image) for image in images], smooth=True))
 
 
 def write_pca_strip(
@@ -202,39 +196,43 @@ def _position(features: Features, row: int) -> int:
     return row if features.indices is None else int(features.indices[row])
 
 
-def _as_rgb(image: Tensor) -> Tensor:  # uint8 [C, H, W] -> float32 [3, H, W]
-    image = image.float() / 255
+def _as_rgb(image: Tensor) -> Tensor:  # uint8 or float [C, H, W] -> float32 [3, H, W]
+    image = image.detach().cpu()
+    image = image.float() if image.is_floating_point() else image.float() / 255
     return image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
 
 
-def _strip(pictures: Sequence[Tensor], *, smooth: bool) -> Tensor:  # [3, cell, ...]
-    """Pictures of any size fitted into square cells, side by side on white."""
+def _strip(pictures: Sequence[Tensor], *, smooth: bool) -> Tensor:  # n of [3, H, W] -> RGBA [4, cell, ...]
+    """Pictures of any size fitted into square cells, side by side; what they do not cover is transparent."""
     cells = []
     for picture in pictures:
-        height, width = picture.shape[-2:]
-        scale = _CELL / max(height, width)
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        # Patches and small pictures keep their squares: interpolation would invent detail.
-        if smooth and scale < 1:
-            fitted = interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
-        else:
-            fitted = interpolate(picture[None], size=size, mode="nearest-exact")[0]
-        cell = torch.ones(3, _CELL, _CELL)
-        top, left = (_CELL - size[0]) // 2, (_CELL - size[1]) // 2
-        cell[:, top : top + size[0], left : left + size[1]] = fitted
-        cells += [cell, torch.ones(3, _CELL, _GAP)]
+        fitted = _fitted(picture, _CELL, smooth=smooth)
+        height, width = fitted.shape[-2:]
+        cell = torch.zeros(4, _CELL, _CELL)
+        top, left = (_CELL - height) // 2, (_CELL - width) // 2
+        cell[:3, top : top + height, left : left + width] = fitted
+        cell[3, top : top + height, left : left + width] = 1
+        cells += [cell, torch.zeros(4, _CELL, _GAP)]
     return torch.cat(cells[:-1], dim=2)
 
 
-def _encode_strip(strip: Tensor) -> bytes:
-    return encode_png(strip)
+def _fitted(picture: Tensor, longest: int, *, smooth: bool) -> Tensor:  # [3, H, W] -> [3, h, w]
+    """The picture with its longer side `longest`; small ones keep their squares, for interpolation invents detail."""
+    height, width = picture.shape[-2:]
+    scale = longest / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if smooth and scale < 1:
+        return interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
+    return interpolate(picture[None], size=size, mode="nearest-exact")[0]
 
 
 def _thumbnail(image: Tensor) -> bytes:
     picture = _as_rgb(image)
-    height, width = picture.shape[-2:]
-    scale = 96 / max(height, width)
-    if scale < 1:
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        picture = interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
-    return encode_png(picture)
+    return _png(_fitted(picture, min(96, max(picture.shape[-2:])), smooth=True))
+
+
+def _png(pixels: Tensor) -> bytes:  # float32 [3 or 4, H, W] in [0, 1]
+    array = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -6,7 +6,7 @@ student's, sees the global crops whole. The student's class tokens predict the t
 backward, logs or knows about processes beyond what the losses sum over.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from dinov2.engine.optim import ema_update
 from dinov2.engine.parallel import autocast
 from dinov2.layers.dino_head import DINOHead
 from dinov2.loss.dino_clstoken_loss import DINOLoss, dino_loss
-from dinov2.loss.ibot_patch_loss import iBOTPatchLoss, ibot_patch_loss
+from dinov2.loss.ibot_patch_loss import ibot_patch_loss, iBOTPatchLoss
 from dinov2.loss.koleo_loss import koleo_loss
 from dinov2.models import build_model_from_cfg
+from dinov2.models.vision_transformer import DinoVisionTransformer
 
 __all__ = ["LossTerms", "SSLMetaArch"]
 
@@ -116,7 +117,8 @@ class SSLMetaArch(nn.Module):
     def _teacher_assignments(self, batch: CropBatch, temperature: float) -> _Assignments:
         if not self.dino_weight and not self.ibot_weight:
             return _Assignments(None, None)
-        features = self.teacher["backbone"].forward_features(batch.global_crops)
+        teacher = cast(DinoVisionTransformer, self.teacher["backbone"])
+        features = teacher.forward_features(batch.global_crops)
         cls_tokens = features["x_norm_clstoken"]  # [G*B, D]
         # Crops are crop-major, so flipping the crop axis gives each student crop the other crop's target: comparing a
         # crop with itself would let the class token copy instead of agree.
@@ -140,7 +142,7 @@ class SSLMetaArch(nn.Module):
                 return assignments
 
     def _student_scores(self, batch: CropBatch) -> _StudentScores:
-        backbone = self.student["backbone"]
+        backbone = cast(DinoVisionTransformer, self.student["backbone"])
         masks = batch.masks if self.masks_patches else None
         if batch.local_crops is None:
             global_features, local_cls = backbone.forward_features(batch.global_crops, masks), None

@@ -41,7 +41,10 @@ def test_outputs_and_gradients_equal_the_release(case, mode):
 
 
 def test_weights_named_by_the_parametrisation_of_torch_load():
-    head, other = fill(DINOHead(64, 32, hidden_dim=48, bottleneck_dim=16)), DINOHead(64, 32, hidden_dim=48, bottleneck_dim=16)
+    head, other = (
+        fill(DINOHead(64, 32, hidden_dim=48, bottleneck_dim=16)),
+        DINOHead(64, 32, hidden_dim=48, bottleneck_dim=16),
+    )
     state = head.state_dict()
     state["last_layer.parametrizations.weight.original0"] = state.pop("last_layer.weight_g")
     state["last_layer.parametrizations.weight.original1"] = state.pop("last_layer.weight_v")

@@ -59,4 +59,6 @@ def test_explicit_attention_of_short_sequences_equals_the_fused_kernel():
     with torch.no_grad():
         fused = attend(qkv, num_heads=2)
     assert_close(explicit.detach(), fused)
-    assert torch.autograd.gradcheck(lambda x: attend(x, 2), (torch.randn(1, 3, 12, dtype=torch.float64, requires_grad=True),))
+    assert torch.autograd.gradcheck(
+        lambda x: attend(x, 2), (torch.randn(1, 3, 12, dtype=torch.float64, requires_grad=True),)
+    )

@@ -87,7 +87,9 @@ def test_one_process():
 def two_process_worker(rank: int, folder: str) -> None:
     sys.stdout = sys.stderr
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=Path(folder, "rendezvous").as_uri(), rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=Path(folder, "rendezvous").as_uri(), rank=rank, world_size=2
+    )
     try:
         check_rank(rank, world=2)
     finally:

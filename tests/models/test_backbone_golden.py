@@ -29,7 +29,9 @@ def tiny_input(variant: str, name: str) -> tuple[Tensor, Tensor | None]:
         "large": (1, 11, 11),
         "small": (2, 3, 3),
     }[name.removesuffix("_masked")]
-    return images(count, rows * patch, columns * patch), mask_formula(count, rows * columns) if "_masked" in name else None
+    return images(count, rows * patch, columns * patch), mask_formula(
+        count, rows * columns
+    ) if "_masked" in name else None
 
 
 def mask_formula(count: int, patches: int) -> Tensor:
@@ -111,7 +113,9 @@ def test_gradients_equal_the_release(variant, name):
             gradient = gradient.clone()
             gradient[width : 2 * width] = 0  # the key third is rounding noise
         assert gradient.norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-6), key
-    stored = {key.removeprefix(f"grad.{name}."): value for key, value in golden.items() if key.startswith(f"grad.{name}.")}
+    stored = {
+        key.removeprefix(f"grad.{name}."): value for key, value in golden.items() if key.startswith(f"grad.{name}.")
+    }
     assert stored
     for key, expected in stored.items():
         gradient = x.grad if key.startswith("input") else parameters[key.removesuffix(".slice")].grad

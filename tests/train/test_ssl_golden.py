@@ -74,11 +74,19 @@ def test_two_steps_equal_the_release(case):
     parts = dict(ssl.student.items())
     optimizer = build_optimizer(parts, cfg.optim)
     schedules = Schedules.from_config(cfg, global_batch=4)
-    start = {f"{who}.{k}": v.clone() for who in ("student", "teacher") for k, v in getattr(ssl, who).state_dict().items()}
+    start = {
+        f"{who}.{k}": v.clone() for who in ("student", "teacher") for k, v in getattr(ssl, who).state_dict().items()
+    }
     for step, expected in enumerate(facts["steps"]):
         hyper = schedules.at(expected["iteration"])
         assert hyper == pytest.approx(
-            Hyper(expected["lr"], expected["wd"], expected["momentum"], expected["teacher_temp"], expected["last_layer_lr"]),
+            Hyper(
+                expected["lr"],
+                expected["wd"],
+                expected["momentum"],
+                expected["teacher_temp"],
+                expected["last_layer_lr"],
+            ),
             rel=1e-12,
         )
         apply_hyper(optimizer, hyper)

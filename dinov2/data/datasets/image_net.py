@@ -225,13 +225,16 @@ class ImageNet(FileDataset):
         scan = scan_folder(os.path.join(self.root, self.split.value))
         if not len(scan.paths):
             raise DataError(
-                f"no image was found in {self.root}/{self.split.value}; root is the folder that holds train, val and test"
+                f"no image was found in {os.path.join(self.root, self.split.value)}; "
+                f"root is the folder that holds train, val and test"
             )
         parsed = [self.split.parse_image_relpath(f"{self.split.value}/{path}") for path in scan.paths]
         numbers = np.array([number for _, number in parsed])
         if self.split is _Split.TEST:
             return _Metadata(_entries(numbers, _NO_CLASS), None, None, False)
         flat = parsed[0][0] == ""
+        if any((class_id == "") != flat for class_id, _ in parsed):
+            raise DataError(f"some validation images in {self.root} lie in class folders and some do not; move them")
         folders = class_folders(self.root)
         if flat:
             folders, labels = flat_val_labels(self.root, self._extra, folders)

@@ -57,7 +57,7 @@ def _crosses(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.hypot(x, y) - 1.2
+    return np.full(np.broadcast_shapes(x.shape, y.shape), -1.0)
 
 
 def _rounds(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -79,25 +79,31 @@ PATTERNS: dict[str, Distance] = {
 """Signed distance by class name, in the order of the labels; every one is its own mirror image up to rotation."""
 
 
+import os
+U0,U1,WA,CA,R0,R1=[float(os.environ.get(k,d)) for k,d in (("U0",".18"),("U1",".1"),("WA",".04"),("CA",".1"),("R0",".3"),("R1",".15"))]
+
+
 def draw(label: int, numbers: np.ndarray, grain: np.ndarray) -> np.ndarray:
     """The image uint8 `[H, W, 3]` of class `label`, from uniform numbers `[32]` and grain in [0, 1) `[H, W, 3]`."""
     size = grain.shape[0]
     u = iter(numbers.tolist())
     line = (np.arange(size) + 0.5) / size
-    # The warp keeps two images of one class from lying over each other however they are shifted, turned and scaled:
-    # without it the nearest image in pixels is of the right class two times out of three.
     warp_x, warp_y, light = (_gentle_wave(line, [next(u) for _ in range(4)]) for _ in range(3))  # [H, W]
-    unit = 0.16 + 0.12 * next(u)  # of the image's side
-    shift_x, shift_y = (0.2 + 0.6 * next(u) for _ in range(2))
+    x = line[None, :] + WA * warp_x
+    y = line[:, None] + WA * warp_y
+    radius = R0 + R1 * next(u)
+    mid_x, mid_y = (radius*.8 + (1 - radius * 1.6) * next(u) for _ in range(2))
+    inside = np.clip(0.5 + (radius - np.hypot(x - mid_x, y - mid_y)) * size, 0.0, 1.0)
+    unit = U0 + U1 * next(u)  # of the image's side
+    shift_x, shift_y = (radius * (next(u) - 0.5) for _ in range(2))
     turn = 2 * math.pi * next(u)
-    x = (line[None, :] + 0.12 * warp_x - shift_x) / unit
-    y = (line[:, None] + 0.12 * warp_y - shift_y) / unit
+    x, y = (x - mid_x - shift_x) / unit, (y - mid_y - shift_y) / unit
     own_x, own_y = math.cos(turn) * x + math.sin(turn) * y, math.cos(turn) * y - math.sin(turn) * x
     distance = list(PATTERNS.values())[label](own_x, own_y)
-    coverage = np.clip(0.5 - distance * unit * size, 0.0, 1.0)  # [H, W]
+    coverage = inside * np.clip(0.5 - distance * unit * size, 0.0, 1.0)  # [H, W]
 
     ground, ink = _tint(next(u), next(u)), _tint(next(u), next(u))  # [3]
-    contrast = 0.3 + 0.25 * next(u)
+    contrast = 0.35 + 0.25 * next(u)
     ink_is_lighter = next(u) < 0.5
     level = 0.1 + next(u) * (0.8 - contrast)
     ground, ink = ground + level, ink + level
@@ -106,7 +112,7 @@ def draw(label: int, numbers: np.ndarray, grain: np.ndarray) -> np.ndarray:
     else:
         ground = ground + contrast
     noise = (0.02 + 0.06 * next(u)) * (grain - 0.5)
-    image = (ground + coverage[..., None] * (ink - ground)) + (0.16 * light[..., None] + noise)
+    image = (ground + coverage[..., None] * (ink - ground)) + (CA * light[..., None] + noise)
     return np.rint(np.clip(image, 0.0, 1.0) * 255).astype(np.uint8)
 
 

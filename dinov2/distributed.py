@@ -173,7 +173,12 @@ def enable(*, set_cuda_current_device: bool = True, overwrite: bool = False, all
 
 
 def disable() -> None:
-    """Leave and destroy the process group; nothing happens where there is none."""
+    """Leave and destroy the process group; nothing happens where there is none.
+
+    A program that ended well calls `barrier` first: sharded tensors keep gloo's threads alive beyond the group, and one
+    that still holds a tensor of the last collective when Python shuts down aborts the process. There is none in here,
+    because a process that gave up must not wait for the others.
+    """
     global _place
     if is_enabled():
         dist.destroy_process_group()

@@ -1,5 +1,6 @@
 """k-NN accuracy of a trained backbone on labelled images, beside raw pixels and an untrained backbone on request."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,13 +9,13 @@ from typing import Any
 
 import torch
 
-from dinov2.apps.places import fresh_folder
+from dinov2.apps.places import output_folder
 from dinov2.apps.transformed import WithTransform
 from dinov2.configs import load_config
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.loaders import make_dataset
 from dinov2.engine.parallel import choose_device, choose_precision
-from dinov2.errors import DataError
+from dinov2.errors import ConfigError, DataError
 from dinov2.eval.baselines import RawPixels
 from dinov2.eval.knn import evaluate_knn, write_knn_results
 from dinov2.eval.setup import EvalTransform
@@ -24,8 +25,8 @@ from dinov2.pretrained import Pretrained, load
 
 __all__ = ["KnnReport", "knn", "knn_of_backbone", "labelled"]
 
-Say = Callable[[str], None]
-ShowProgress = Callable[[str], Callable[[int, int], None] | None]
+_Say = Callable[[str], None]
+_ShowProgress = Callable[[str], Callable[[int, int], None] | None]
 
 
 @dataclass
@@ -60,21 +61,26 @@ def knn(
     num_workers: int = 0,
     device: str = "auto",
     precision: str = "auto",
-    say: Say = lambda text: None,
-    progress: ShowProgress = lambda label: None,
+    say: _Say = lambda text: None,
+    progress: _ShowProgress = lambda label: None,
 ) -> KnnReport:
     """Evaluates a run (its newest teacher) or a weight file and writes `results_eval_knn.json`.
 
     Raises `DataError` when a data set has no labels, `WeightsError` when the weights do not fit.
     """
-    cfg = load_config(config_file, overrides) if config_file or overrides else None
-    loaded = load(model, cfg=cfg)
-    say(f"{loaded.source}: {loaded.report}")
-    train, val = labelled(train_dataset), labelled(val_dataset)
-    folder = Path(output_dir) if output_dir is not None else fresh_folder("knn")
-    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
+    # Everything that can be wrong is looked at before features are extracted, which may take hours.
     vote: dict[str, Any] = {
         "nb_knn": nb_knn, "temperature": temperature, "n_per_class_list": n_per_class_list, "n_tries": n_tries
+    }  # fmt: skip
+    _check(**vote, batch_size=batch_size, num_workers=num_workers)
+    folder = output_folder(output_dir, task="knn")
+    cfg = load_config(config_file, overrides) if config_file or overrides else None
+    where = choose_device(device)
+    loaded = load(model, cfg=cfg)
+    train, val = labelled(train_dataset), labelled(val_dataset)
+    say(f"{loaded.source}: {loaded.report}")
+    options: dict[str, Any] = {
+        "batch_size": batch_size, "num_workers": num_workers, "device": where, "channels": loaded.table["in_chans"]
     }  # fmt: skip
     report = KnnReport(rows=[], output_dir=folder)
     entries: list[tuple[str, Any, str]] = [("trained", loaded.backbone, precision)]
@@ -87,8 +93,8 @@ def knn(
             "transform": loaded.transform.describe(),
         }
         rows, unreadable = knn_of_backbone(
-            backbone, train, val, loaded.transform, precision=kind, provenance=provenance, label=name, progress=progress,
-            **options, **vote,
+            backbone, train, val, loaded.transform, precision=kind, provenance=provenance, label=name,
+            progress=progress, **options, **vote,
         )  # fmt: skip
         if name == "trained":
             report.rows, report.unreadable = rows, unreadable
@@ -108,19 +114,23 @@ def knn_of_backbone(
     precision: str = "auto",
     batch_size: int = 256,
     num_workers: int = 0,
+    channels: int | None = None,
     provenance: Mapping[str, Any] | None = None,
     label: str = "model",
-    progress: ShowProgress = lambda label: None,
+    progress: _ShowProgress = lambda label: None,
     **vote: Any,
 ) -> tuple[list[Result], list[tuple[str, str]]]:
-    """k-NN rows of any callable `[B, C, H, W] -> [B, D]`, and the images that could not be read."""
+    """k-NN rows of any callable `[B, C, H, W] -> [B, D]`, and the images that could not be read.
+
+    Images have the number of `channels` given, else that of the backbone, else 3.
+    """
     where = device if isinstance(device, torch.device) else choose_device(device)
     features: list[Features] = []
     for which, dataset in (("train", train), ("val", val)):
         features.append(
             extract_features(
                 backbone.to(where),
-                WithTransform(dataset, transform, channels=_channels(backbone)),
+                WithTransform(dataset, transform, channels=channels or _channels(backbone)),
                 batch_size=batch_size,
                 num_workers=num_workers,
                 device=where,
@@ -141,6 +151,27 @@ def labelled(dataset: str) -> ImageDataset:
             "or give a list:FILE with a label column"
         )
     return images
+
+
+def _check(
+    *,
+    nb_knn: Sequence[int],
+    temperature: float,
+    n_per_class_list: Sequence[int],
+    n_tries: int,
+    batch_size: int,
+    num_workers: int,
+) -> None:
+    counts = {"a number of neighbours": min(nb_knn, default=0), "the number of tries": n_tries, "the batch": batch_size}
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; write 1 or more")
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"the temperature is {temperature}; write a number above 0, such as 0.07")
+    if 0 in n_per_class_list:
+        raise ConfigError("0 images per class were asked for; write a positive number, or -1 for all images")
+    if num_workers < 0:
+        raise ConfigError(f"the number of workers is {num_workers}; write 0 to load in this process")
 
 
 def _channels(backbone: Any) -> int:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from dinov2.apps.places import output_folder
 from dinov2.errors import DataError
 from dinov2.report.page import write_report
 
@@ -10,8 +11,15 @@ __all__ = ["report"]
 
 
 def report(folder: str | os.PathLike[str], *, output: str | os.PathLike[str] | None = None) -> Path:
-    """Writes the report of the run in `folder` and returns its path; raises `DataError` when there is no run."""
-    run = Path(folder)
+    """Writes the report of the run in `folder` and returns its path.
+
+    `output` is the page, or an existing folder to write `report.html` in. Raises `DataError` when there is no run, and
+    `ConfigError` when nothing can be written there.
+    """
+    run = Path(folder).expanduser()
     if not run.is_dir():
         raise DataError(f"there is no folder {run}; give the folder of a run")
-    return write_report(run, out=None if output is None else Path(output))
+    page = Path(output).expanduser() if output else run
+    page = page / "report.html" if page.is_dir() else page
+    output_folder(page.parent, task="report")
+    return write_report(run, out=page)

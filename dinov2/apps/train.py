@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dinov2.apps.evaluate import knn_of_backbone, labelled
-from dinov2.apps.places import fresh_folder
+from dinov2.apps.places import output_folder
 from dinov2.configs import Config, load_config, to_yaml
 from dinov2.errors import ConfigError
 from dinov2.eval.setup import eval_transform_for
@@ -17,7 +17,7 @@ from dinov2.train.setup import Training, build
 from dinov2.train.summary import summary
 from dinov2.train.train import Evaluate, Outcome, train
 
-__all__ = ["KNN_CURVE", "check_training", "knn_evaluation", "run_training", "training_config"]
+__all__ = ["KNN_CURVE", "check_training", "knn_evaluation", "outcome_line", "run_training", "training_config"]
 
 _LOG = logging.getLogger("dinov2")
 
@@ -32,11 +32,21 @@ def training_config(
     config_file: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Config:
-    """The configuration of a training: defaults, then preset or file, then overrides, then `data`."""
+    """The configuration of a training: defaults, then preset or file, then overrides, then `data`.
+
+    Raises `ConfigError` when something is wrong in it, or when no images were named at all.
+    """
+    # An empty name comes from an unset variable in a script; the default in its place would be a surprise of days.
+    for what, given in (("data", data), ("preset", preset), ("config file", config_file)):
+        if given == "":
+            raise ConfigError(f"the name of the {what} is empty; write a name, or leave the option out")
     if preset and config_file:
         raise ConfigError("a preset and a config file were both given; put the file's keys behind the preset instead")
     extra = [f"train.dataset_path={data}"] if data is not None else []
-    return load_config(config_file or None, [*overrides, *extra], preset=preset)
+    cfg = load_config(config_file, [*overrides, *extra], preset=preset)
+    if cfg.train.dataset_path == Config().train.dataset_path:  # names a data set, but not where it is
+        raise ConfigError("no images were named; add --data DIR, or --preset toy to train on built-in pictures")
+    return cfg
 
 
 def run_training(
@@ -49,7 +59,7 @@ def run_training(
     announce: Callable[[str], None] = _LOG.info,
 ) -> tuple[Path, Outcome]:
     """Trains and returns the run's folder; without `output_dir` that is a new one under `runs/`."""
-    folder = Path(output_dir) if output_dir is not None else fresh_folder("train")
+    folder = output_folder(output_dir, task="train")
     calls = [*evaluations]
     if cfg.evaluation.knn_train_dataset and cfg.evaluation.knn_val_dataset:
         calls.insert(0, knn_evaluation(cfg))
@@ -61,6 +71,18 @@ def run_training(
     return folder, train(
         cfg, folder, max_steps=max_steps, resume=resume, evaluate=evaluate if calls else None, announce=announce
     )
+
+
+def outcome_line(outcome: Outcome) -> str:
+    """How a training ended, in words."""
+    notes = [f"{outcome.step:,} of {outcome.total:,} steps done"]
+    if outcome.stopped_by:
+        notes.append(f"stopped by {outcome.stopped_by}, a checkpoint is saved: the same command goes on")
+    if outcome.unreadable:
+        notes.append(f"{outcome.unreadable} images could not be read, see unreadable_images.json")
+    if outcome.skipped:
+        notes.append(f"{outcome.skipped} steps skipped, see skipped_steps.json")
+    return "; ".join(notes)
 
 
 def knn_evaluation(cfg: Config) -> Evaluate:
@@ -94,7 +116,7 @@ def knn_evaluation(cfg: Config) -> Evaluate:
 
 def check_training(cfg: Config, *, output_dir: str | os.PathLike[str] | None = None, resume: bool = True) -> str:
     """Builds everything that a training would, writes nothing, and returns its summary and configuration."""
-    folder = Path(output_dir) if output_dir is not None else fresh_folder("train")
+    folder = output_folder(output_dir, task="train")
     training = build(cfg, RunFolder(folder), resume=resume)
     if cfg.evaluation.knn_train_dataset:
         knn_evaluation(cfg)

@@ -1,18 +1,15 @@
-"""The command `dinov2`: one parser, one table of subcommands, exit codes 0 (done), 1 (failed), 2 (wrong input)."""
+"""The command `dinov2`: one parser, one table of subcommands, exit codes of `dinov2.run.exits`."""
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
 from dinov2 import __version__
 from dinov2.cli import evaluate, quickstart, report, train
-from dinov2.errors import ConfigError, DataError, DinoError, MissingDependency, WeightsError
+from dinov2.run.exits import exit_code_of
 
 __all__ = ["build_parser", "main"]
 
 _FAMILIES = (train, evaluate, quickstart, report)
-_BAD_INPUT = (ConfigError, DataError, WeightsError, MissingDependency)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,18 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors of ours become one sentence on standard error."""
     arguments = _parsed(argv)
-    try:
-        return int(arguments.run(arguments))
-    except DinoError as error:
-        print(f"dinov2: {error}", file=sys.stderr)
-        return 2 if isinstance(error, _BAD_INPUT) else 1
-    except KeyboardInterrupt:
-        print("dinov2: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output is gone; a second complaint at exit would only add noise.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return exit_code_of(lambda: int(arguments.run(arguments)))
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -3,8 +3,9 @@
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
-__all__ = ["add_command", "extraction_progress", "positive", "say"]
+__all__ = ["ExtractionProgress", "add_command", "positive", "say"]
 
 
 def add_command(
@@ -44,21 +45,42 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def extraction_progress(label: str) -> Callable[[int, int], None] | None:
-    """A progress bar with ETA on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return None
+class ExtractionProgress:
+    """Progress bars with ETA on a terminal, nothing elsewhere: called with a label, it gives the function to report to.
+
+    A context manager, because a bar that an error or Ctrl-C leaves behind would keep the terminal's cursor hidden.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> "ExtractionProgress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, label: str) -> Callable[[int, int], None] | None:
+        """A function of (images done, images in all), or None where nobody would see it."""
+        if not sys.stderr.isatty():
+            return None
+        if self._bar is None:
+            self._bar = _started_bar()
+        bar, task = self._bar, self._bar.add_task(label, total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return show
+
+
+def _started_bar() -> Any:
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-    )
-    task = bar.add_task(label, total=None)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    # On standard error, so that results can be piped on.
+    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
     bar.start()
-
-    def show(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        if done >= total:
-            bar.stop()
-
-    return show
+    return bar

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dinov2.cli.common import add_command, extraction_progress, positive, say
+from dinov2.cli.common import ExtractionProgress, add_command, positive, say
 
 __all__ = ["add_to"]
 
@@ -77,24 +77,25 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def _knn(arguments: argparse.Namespace) -> int:
     from dinov2.apps.evaluate import knn
 
-    report = knn(
-        model=arguments.model,
-        train_dataset=arguments.train_dataset,
-        val_dataset=arguments.val_dataset,
-        output_dir=arguments.output_dir,
-        config_file=arguments.config_file,
-        nb_knn=arguments.nb_knn,
-        temperature=arguments.temperature,
-        n_per_class_list=arguments.n_per_class_list,
-        n_tries=arguments.n_tries,
-        baselines=arguments.baselines,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
-        device=arguments.device,
-        precision=arguments.precision,
-        say=say,
-        progress=extraction_progress,
-    )
+    with ExtractionProgress() as progress:
+        report = knn(
+            model=arguments.model,
+            train_dataset=arguments.train_dataset,
+            val_dataset=arguments.val_dataset,
+            output_dir=arguments.output_dir,
+            config_file=arguments.config_file,
+            nb_knn=arguments.nb_knn,
+            temperature=arguments.temperature,
+            n_per_class_list=arguments.n_per_class_list,
+            n_tries=arguments.n_tries,
+            baselines=arguments.baselines,
+            batch_size=arguments.batch_size,
+            num_workers=arguments.num_workers,
+            device=arguments.device,
+            precision=arguments.precision,
+            say=say,
+            progress=progress,
+        )
     names = {"trained": "model", "untrained": "untrained", "raw_pixels": "raw pixels"}
     for name, rows in {"trained": report.rows, **report.baselines}.items():
         for row in rows:

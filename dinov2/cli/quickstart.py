@@ -2,7 +2,7 @@
 
 import argparse
 
-from dinov2.cli.common import add_command, say
+from dinov2.cli.common import add_command, positive, say
 
 __all__ = ["add_to"]
 
@@ -22,7 +22,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         metavar="OUT",
         help="where the run is written (default: runs/quickstart)",
     )
-    parser.add_argument("--max-steps", type=int, metavar="N", help="stop after step N, to try it in less time")
+    parser.add_argument("--max-steps", type=positive, metavar="N", help="stop after step N, to try it in less time")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys")
 
 

@@ -1,8 +1,11 @@
 """`dinov2 train`."""
 
 import argparse
+import os
+import shlex
 
 from dinov2.cli.common import add_command, positive, say
+from dinov2.errors import ConfigError
 
 __all__ = ["add_to"]
 
@@ -57,9 +60,10 @@ def _run(arguments: argparse.Namespace) -> int:
         for preset in list_presets():
             say(f"{preset.name:10} {preset.summary}")
         return 0
-    from dinov2.apps.train import check_training, run_training, training_config
+    from dinov2.apps.train import check_training, outcome_line, run_training, training_config
     from dinov2.logging import setup_logging
 
+    _refuse_bare_paths(arguments.overrides)
     cfg = training_config(
         data=arguments.data,
         preset=arguments.preset,
@@ -77,14 +81,17 @@ def _run(arguments: argparse.Namespace) -> int:
         resume=not arguments.no_resume,
         announce=say,
     )
-    notes = [f"{outcome.step:,} of {outcome.total:,} steps done"]
-    if outcome.stopped_by:
-        notes.append(f"stopped by {outcome.stopped_by}, a checkpoint is saved: the same command goes on")
-    if outcome.unreadable:
-        notes.append(f"{outcome.unreadable} images could not be read, see unreadable_images.json")
-    if outcome.skipped:
-        notes.append(f"{outcome.skipped} steps skipped, see skipped_steps.json")
-    say("; ".join(notes))
+    say(outcome_line(outcome))
     say(f"results are in {folder}")
-    say(f"next: dinov2 eval knn --model {folder} --train-dataset DIR --val-dataset DIR, or dinov2 report {folder}")
+    if not outcome.stopped_by:
+        run = shlex.quote(str(folder))
+        say(f"next: dinov2 eval knn --model {run} --train-dataset DIR --val-dataset DIR, or dinov2 report {run}")
     return 0
+
+
+def _refuse_bare_paths(words: list[str]) -> None:
+    for word in words:
+        if "=" not in word and os.path.exists(os.path.expanduser(word)):
+            raise ConfigError(
+                f"{word!r} is a path and not a key=value; to train on the images there, write --data {word}"
+            )

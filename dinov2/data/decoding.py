@@ -9,6 +9,9 @@ EXIF orientation is the caller's choice: `"ignore"` is what the public release a
 """
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -90,7 +93,7 @@ def _decode(
     # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ... depending on the format
     # and on the byte that is wrong, so every exception here means the same: this file cannot be read.
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _quiet(), Image.open(io.BytesIO(data)) as image:
             if min_side is not None and image.format == "JPEG":
                 image.draft(None, (min_side, min_side))
             turn = _UPRIGHT.get(_orientation(image)) if exif == "apply" else None
@@ -107,6 +110,14 @@ def _decode(
             f"replace or delete the file"
         ) from error
     return converted if turn is None else converted.transpose(turn)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow's warnings about odd metadata, one for each such file in each worker, are no news: the picture counts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _to_mode(image: Image.Image, mode: Literal["L", "RGB", "RGBA"]) -> Image.Image:
@@ -160,7 +171,7 @@ def _pixels_of_array(array: np.ndarray, *, channels: int, path: str) -> np.ndarr
         raise DataError(f"{_named(path)} holds {array.dtype} values; images are stored as uint8 or uint16")
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim == 3 and array.size:
-        if array.shape[2] != channels and array.shape[0] in (channels, 1):
+        if array.shape[2] not in (channels, 1) and array.shape[0] in (channels, 1):
             array = array.transpose(1, 2, 0)
         if array.shape[2] == 1 and channels == 3:
             array = array.repeat(3, axis=2)

@@ -5,6 +5,7 @@ sign of a component is arbitrary; here the entry of largest magnitude is positiv
 the same colours. Statistics are in float64: patch features share a large mean that float32 sums would blur.
 """
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from dinov2.errors import DataError
 
-__all__ = ["PcaBasis", "fit_pca", "load_pca", "save_pca"]
+__all__ = ["PcaBasis", "fit_pca", "load_pca", "match_colours", "save_pca"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class PcaBasis:
     mean: Tensor
     """float32 [D]."""
     components: Tensor
-    """float32 [n, D], orthonormal rows, strongest first."""
+    """float32 [n, D], orthonormal rows, strongest first (as fitted)."""
     low: Tensor
     """float32 [n]: the projection that becomes colour 0."""
     high: Tensor
@@ -74,6 +75,29 @@ def fit_pca(features: Tensor, *, n_components: int = 3, clip: float = 0.01) -> P
     )
 
 
+def match_colours(basis: PcaBasis, features: Tensor, reference: Tensor) -> PcaBasis:  # [S, D], [S, n]
+    """The basis with order and signs of its components such that `features` look most like `reference`.
+
+    `reference` are projections of the same S things by another basis, for example by that of an earlier checkpoint.
+    Fitted anew, components swap and flip from one checkpoint to the next although the features hardly change.
+    """
+    projected, reference = _standardised(basis.project(features)), _standardised(reference)
+    similarity = projected.T @ reference / len(reference)  # [n, n]
+    n = len(similarity)
+    order = max(itertools.permutations(range(n)), key=lambda p: sum(abs(float(similarity[p[j], j])) for j in range(n)))
+    rows = torch.tensor(order)
+    flipped = similarity[rows, torch.arange(n)] < 0
+    signs = torch.where(flipped, -1.0, 1.0)
+    low, high = basis.low[rows], basis.high[rows]
+    return PcaBasis(
+        mean=basis.mean,
+        components=basis.components[rows] * signs.unsqueeze(1),
+        low=torch.where(flipped, -high, low),
+        high=torch.where(flipped, -low, high),
+        explained=basis.explained[rows],
+    )
+
+
 def save_pca(path: Path | str, basis: PcaBasis) -> None:
     """Write the basis as safetensors."""
     tensors = {name: getattr(basis, name).contiguous() for name in ("mean", "components", "low", "high", "explained")}
@@ -91,3 +115,8 @@ def load_pca(path: Path | str) -> PcaBasis:
 def _at_most(rows: Tensor, n: int) -> Tensor:
     """Evenly chosen rows: `torch.quantile` refuses very long inputs."""
     return rows[:: max(1, -(-len(rows) // n))]
+
+
+def _standardised(columns: Tensor) -> Tensor:  # [S, n]
+    columns = columns.double() - columns.double().mean(dim=0)
+    return columns / columns.pow(2).mean(dim=0).sqrt().clamp_min(1e-12)

@@ -1,16 +1,20 @@
 """The architecture of a bare backbone state dict, worked out from its tensors."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from dinov2.errors import WeightsError
+from dinov2.models.weights import ratio_for
 
 __all__ = ["recognise"]
 
 _HEAD_WIDTH = 64
+# Flat or chunked: the last number is the index among all blocks.
+_BLOCK = re.compile(r"(blocks\.(?:\d+\.)?(\d+)\.)norm1\.weight")
 
 
 def recognise(state: Mapping[str, Tensor], *, source: str = "the file", **known: Any) -> dict[str, Any]:
@@ -21,18 +25,30 @@ def recognise(state: Mapping[str, Tensor], *, source: str = "the file", **known:
     Raises `WeightsError` where a tensor is missing that tells the architecture.
     """
     try:
-        channels, patch = state["patch_embed.proj.weight"].shape[1], state["patch_embed.proj.weight"].shape[-1]
+        _, channels, _, patch = state["patch_embed.proj.weight"].shape
         _, tokens, dim = state["pos_embed"].shape
     except KeyError as error:
-        raise WeightsError(f"{source} holds no vision transformer of this kind: {error.args[0]} is missing") from error
-    side = math.isqrt(tokens - 1)
+        linear = "; it looks like a linear head" if set(state) <= {"weight", "bias"} and state else ""
+        raise WeightsError(
+            f"{source} holds no vision transformer of this kind: {error.args[0]} is missing{linear}; "
+            "give the weights of a DINOv2 backbone"
+        ) from error
+    except ValueError as error:
+        raise WeightsError(
+            f"{source} has patch or position weights of another shape; give a DINOv2 backbone"
+        ) from error
+    side = math.isqrt(max(tokens - 1, 0))
     if side * side != tokens - 1 and "img_size" not in known:
         raise WeightsError(f"{source} has a grid of {tokens - 1} positions, which is not square; give img_size")
     if dim % _HEAD_WIDTH and "num_heads" not in known:
-        raise WeightsError(f"{source} is {dim} wide, which heads of {_HEAD_WIDTH} channels do not fill; give num_heads")
-    blocks = {_block_index(key): key.rsplit("norm1.weight", 1)[0] for key in state if key.endswith("norm1.weight")}
-    if not blocks:
-        raise WeightsError(f"{source} holds no transformer blocks")
+        raise WeightsError(
+            f"{source} is {dim} wide, which heads of {_HEAD_WIDTH} channels do not fill; give a configuration with "
+            "student.num_heads"
+        )
+    found = [_BLOCK.fullmatch(key) for key in state]
+    blocks = {int(match[2]): match[1] for match in found if match}
+    if 0 not in blocks:
+        raise WeightsError(f"{source} holds no transformer blocks, or not the first one; copy or download it again")
     first = blocks[0]
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     return {
@@ -62,14 +78,10 @@ def _feed_forward(state: Mapping[str, Tensor], block: str, dim: int) -> dict[str
         # The width asked for before two thirds of it were kept, rounded up to 8.
         return {
             "ffn_layer": "swiglufused",
-            "mlp_ratio": hidden * 3 / 2 / dim,
+            "mlp_ratio": ratio_for(hidden * 3 // 2, dim),
             "ffn_bias": f"{block}mlp.w3.bias" in state,
         }
     if f"{block}mlp.fc1.weight" in state:
         hidden = state[f"{block}mlp.fc1.weight"].shape[0]
-        return {"ffn_layer": "mlp", "mlp_ratio": hidden / dim, "ffn_bias": f"{block}mlp.fc1.bias" in state}
+        return {"ffn_layer": "mlp", "mlp_ratio": ratio_for(hidden, dim), "ffn_bias": f"{block}mlp.fc1.bias" in state}
     return {"ffn_layer": "identity", "mlp_ratio": 4.0, "ffn_bias": True}
-
-
-def _block_index(key: str) -> int:
-    return int(key.split(".norm1.weight")[0].rsplit(".", 1)[-1])

@@ -4,6 +4,7 @@ Curves live in a unit square that is stretched to the width of the page; strokes
 HTML beside it. Values under the pointer come from data that the page's script reads; without a script the curves stay.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -152,14 +153,17 @@ def _thinned(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def smooth(points: Sequence[Point], *, span: int | None = None) -> list[Point]:
-    """Exponential moving average over about `span` points (default: a thirtieth of all), unbiased at the start."""
-    span = max(1, len(points) // 30) if span is None else span
-    keep = 1 - 1 / span
-    total = weight = 0.0
+    """Mean over about `span` points around each (default: a fifteenth of all), in a window that shrinks at the ends.
+
+    The window is symmetric, so a falling curve is not lifted as a running average of the past would lift it.
+    """
+    points = _finite(points)
+    half = max(1, len(points) // 15 if span is None else span) // 2
+    sums = list(itertools.accumulate((y for _, y in points), initial=0.0))
     averaged = []
-    for x, y in _finite(points):
-        total, weight = keep * total + y, keep * weight + 1
-        averaged.append((x, total / weight))
+    for i, (x, _) in enumerate(points):
+        reach = min(half, i, len(points) - 1 - i)
+        averaged.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
     return averaged
 
 

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from dinov2.distributed import is_main_process
 from dinov2.errors import DataError
 from dinov2.eval.neighbours import nearest_neighbours
 from dinov2.features.extract import Features, evaluating
-from dinov2.features.pca import PcaBasis, fit_pca
+from dinov2.features.pca import PcaBasis, fit_pca, match_colours
 from dinov2.features.results import write_json
 
 __all__ = [
@@ -83,22 +85,17 @@ def pca_strip(
     transform: Callable[[Tensor], Tensor],
     *,
     basis: PcaBasis | None = None,
-    with_images: bool = True,
     device: torch.device | str = "cpu",
 ) -> bytes:
     """PNG with the principal components of each image's patch features as colours, one column per image.
 
-    The image stands above its map unless `with_images` is False. Without a basis one is fitted on the patches of all
-    images together, so equal colours mean equal features along the strip.
+    The image stands above its map. Without a basis one is fitted on the patches of all images together, so equal
+    colours mean equal features along the strip.
     """
     features = patch_features(model, images, transform, device=device)
     basis = fit_pca(features.flatten(0, 2)) if basis is None else basis
-    maps = [colours.permute(2, 0, 1) for colours in basis.to_rgb(features)]
-    rows = [_strip(maps, smooth=False)]
-    if with_images:
-        rows.insert(0, _strip([_as_rgb(image) for image in images], smooth=True))
-    gap = torch.zeros(4, _GAP, rows[0].shape[2])
-    return _png(torch.cat([rows[0], *(part for row in rows[1:] for part in (gap, row))], dim=1))
+    above, below = _strip([_as_rgb(image) for image in images], smooth=True), _map_row(features, basis)
+    return _png(torch.cat([above, torch.zeros(4, _GAP, above.shape[2]), below], dim=1))
 
 
 def image_strip(images: Sequence[Tensor]) -> bytes:
@@ -115,12 +112,26 @@ def write_pca_strip(
     *,
     device: torch.device | str = "cpu",
 ) -> Path:
-    """Draw the maps of one iteration into the run's `report_data/pca/`, and once the images themselves."""
+    """Draw the maps of one iteration into the run's `report_data/pca/`, and the images themselves.
+
+    Colours follow those of the iteration drawn before, as far as order and signs of the components allow. Over several
+    processes all run the model, and the main process alone writes.
+    """
     folder = Path(run_folder) / "report_data" / "pca"
+    path = folder / f"step_{iteration}.png"
+    features = patch_features(model, images, transform, device=device)
+    if not is_main_process():
+        return path
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "images.png").write_bytes(image_strip(images))
-    path = folder / f"step_{iteration}.png"
-    path.write_bytes(pca_strip(model, images, transform, with_images=False, device=device))
+    patches = features.flatten(0, 2)
+    basis = fit_pca(patches)
+    before = folder / "last_colours.safetensors"
+    reference = load_file(before)["projections"] if before.is_file() else None
+    if reference is not None and len(reference) == len(patches):
+        basis = match_colours(basis, patches, reference)
+    save_file({"projections": basis.project(patches)}, before)
+    path.write_bytes(_png(_map_row(features, basis)))
     return path
 
 
@@ -162,8 +173,10 @@ def neighbour_gallery(
 
 
 def write_gallery(run_folder: Path | str, gallery: Sequence[NeighbourRow]) -> Path:
-    """Write the pictures and `neighbours.json` into the run's `report_data/`."""
+    """Write the pictures and `neighbours.json` into the run's `report_data/`; the main process alone does."""
     folder = Path(run_folder) / "report_data"
+    if not is_main_process():
+        return folder / "neighbours.json"
     (folder / "neighbours").mkdir(parents=True, exist_ok=True)
 
     def stored(name: str, picture: Neighbour) -> dict[str, Any]:
@@ -183,6 +196,10 @@ def write_gallery(run_folder: Path | str, gallery: Sequence[NeighbourRow]) -> Pa
         for i, row in enumerate(gallery)
     ]
     return write_json(folder / "neighbours.json", rows)
+
+
+def _map_row(features: Tensor, basis: PcaBasis) -> Tensor:  # [B, h, w, D] -> RGBA [4, cell, ...]
+    return _strip([colours.permute(2, 0, 1) for colours in basis.to_rgb(features)], smooth=False)
 
 
 def _label(features: Features, row: int) -> str | None:

@@ -60,8 +60,12 @@ def _headline(run: RunRecord) -> str:
     values = {
         key: run.summary[key] for key in ("trained", *_BASELINES) if math.isfinite(run.summary.get(key, math.nan))
     }
+    remark = ""
+    if "trained" not in values and run.knn_curve:
+        iteration, values["trained"] = run.knn_curve[-1]
+        remark = f" The figure is the last one measured during the training, after iteration {int(iteration):,}."
     if "trained" not in values:
-        return absent("This run has no final evaluation (summary.json).")
+        return absent("This run has no evaluation (summary.json or knn_curve.json).")
     trained = values["trained"]
     gains = []
     for key, (name, _) in _BASELINES.items():
@@ -76,7 +80,7 @@ def _headline(run: RunRecord) -> str:
         f'<div class="card headline"><div><p class="big">{trained:.1f}<small>%</small></p>'
         f'<ul class="gains">{"".join(gains)}</ul></div>{bar_chart(bars)}</div>'
         '<p class="note">Share of validation images whose class a vote of their nearest training images gets right: '
-        "no classifier is trained, the features alone decide.</p>"
+        f"no classifier is trained, the features alone decide.{remark}</p>"
     )
 
 
@@ -125,6 +129,7 @@ def _schedules(run: RunRecord) -> str:
         for (x, data), (_, step) in zip(metrics.get("data_time", []), metrics.get("iter_time", []), strict=False)
         if step > 0
     ]
+    speed = metrics.get("images_per_second", [])
     norms = {key: points for key, points in metrics.items() if key.startswith("grad_norm_")}
     names = {key: key.removeprefix("grad_norm_").replace("_", " ") for key in norms}
     charts = [
@@ -143,9 +148,16 @@ def _schedules(run: RunRecord) -> str:
             title="Gradient norms before clipping",
         ),
         line_chart(
-            [Series("images / s", metrics.get("images_per_second", []), 1)], title="Images per second", scale="linear"
+            [Series("as logged", speed, 1, "faint"), Series("smoothed", smooth(speed), 1)],
+            title="Images per second",
+            scale="linear",
         ),
-        line_chart([Series("waiting", waiting, 2)], title="Time spent waiting for data", scale="linear", unit=" %"),
+        line_chart(
+            [Series("as logged", waiting, 2, "faint"), Series("smoothed", smooth(waiting), 2)],
+            title="Time spent waiting for data",
+            scale="linear",
+            unit=" %",
+        ),
     ]
     body = "".join(charts)
     return f'<div class="grid">{body}</div>' if body else absent("The training log holds no schedules.")
@@ -163,7 +175,8 @@ def _patch_maps(run: RunRecord) -> str:
         "<p class=lead>Each square is one patch of an image. Its colour shows the three strongest directions in which "
         "the patch features of these images differ, so patches of one colour mean the same to the model.</p>"
         f'<div class="card strips">{body}</div>'
-        '<p class="note">Every row has directions of its own: colours compare along a row, not between rows.</p>'
+        '<p class="note">The directions of a row are found anew and matched to the row above where they can be: '
+        "colours compare strictly along a row and loosely between rows.</p>"
     )
 
 

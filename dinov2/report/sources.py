@@ -50,6 +50,8 @@ class RunRecord:
     """Key of `training_metrics.json` -> (iteration, value)."""
     knn_curve: list[Point] = field(default_factory=list)
     summary: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Versions and hardware, as noted when the figures were made."""
     results: list[Result] = field(default_factory=list)
     pca_images: Picture | None = None
     pca_strips: list[tuple[int, Picture]] = field(default_factory=list)
@@ -119,10 +121,14 @@ def _knn_curve(path: Path, run: RunRecord) -> None:
 def _summary(path: Path, run: RunRecord) -> None:
     content = _json(path)
     run.summary = {key: float(value) for key, value in content.items() if isinstance(value, int | float)}
+    if isinstance(content.get("environment"), dict):
+        run.environment = content["environment"]
 
 
 def _results(path: Path, run: RunRecord) -> None:
     run.results = read_results(path)
+    if run.results and not run.environment:
+        run.environment = dict(run.results[0].versions)
 
 
 def _unreadable(path: Path, run: RunRecord) -> None:

@@ -42,10 +42,9 @@ def configuration(run: RunRecord) -> str:
 
 
 def versions(run: RunRecord) -> str:
-    """Libraries and hardware, as the evaluation noted them, else as they are now."""
-    noted = next((row.versions for row in run.results if row.versions), None)
-    facts = {key: str(value) for key, value in (noted or environment()).items()}
-    source = "As noted by the evaluation." if noted else "As they are where this page was written."
+    """Libraries and hardware, as noted when the figures were made, else as they are now."""
+    facts = {key: str(value) for key, value in (run.environment or environment()).items()}
+    source = "As noted with the figures." if run.environment else "As they are where this page was written."
     return f'<div class="card">{_table(facts)}</div><p class="note">{source}</p>'
 
 

@@ -2,10 +2,10 @@
 
 import argparse
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 
-from dinov2.errors import ConfigError, DinoError
+from dinov2.errors import ConfigError
+from dinov2.run.exits import exit_code_of
 
 __all__ = ["get_args_parser", "run_here"]
 
@@ -30,13 +30,13 @@ def get_args_parser(
 
 
 def run_here(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """Runs the job in this process and turns our errors into a sentence and exit code 2 or 1."""
-    try:
+    """Runs the job in this process and returns its exit code; several nodes or GPUs are refused."""
+
+    def job() -> int:
         _refuse_more_than_one(arguments)
         return run(arguments)
-    except DinoError as error:
-        print(f"dinov2: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError | ImportError) else 1
+
+    return exit_code_of(job)
 
 
 def _refuse_more_than_one(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from dinov2.configs import Config, differing_keys, load_config, to_yaml
 from dinov2.engine.checkpoint import CheckpointStore
-from dinov2.errors import ConfigError, DinoError
+from dinov2.errors import ConfigError, WeightsError
 
 __all__ = ["RunFolder"]
 
@@ -55,14 +55,17 @@ class RunFolder:
         return self.path / "eval" / f"training_{iteration}" / "teacher_checkpoint.pth"
 
     def latest_teacher(self) -> Path:
-        """The newest exported teacher; raises `DinoError` when there is none yet."""
+        """The newest exported teacher; raises `WeightsError` when there is none (yet)."""
         files = {
             int(file.parent.name.removeprefix("training_")): file
             for file in self.path.glob("eval/training_*/teacher_checkpoint.pth")
             if file.parent.name.removeprefix("training_").isdigit()
         }
         if not files:
-            raise DinoError(f"{self.path} holds no exported teacher yet (eval/training_*/teacher_checkpoint.pth)")
+            raise WeightsError(
+                f"{self.path} holds no exported teacher (eval/training_<it>/teacher_checkpoint.pth, written at the end of "
+                "a run and every evaluation.eval_period_iterations steps); give the folder of a run, or a weight file"
+            )
         return files[max(files)]
 
     def first_step(self, cfg: Config, *, resume: bool, fingerprint: str, global_batch: int) -> int:

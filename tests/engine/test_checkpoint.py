@@ -330,6 +330,7 @@ def _rank_of_two(rank: int, folder: str, port: int) -> None:
     assert store.steps() == [1, 2]
     with pytest.raises(DinoError, match="could not be written"):  # in both, though only one makes folders
         CheckpointStore(Path(folder) / "step_0000002" / "meta.json").save(3, tiny())
+    distributed.barrier()
     distributed.disable()
 
 

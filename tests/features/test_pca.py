@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from dinov2.errors import DataError
-from dinov2.features.pca import fit_pca, load_pca, save_pca
+from dinov2.features.pca import fit_pca, load_pca, match_colours, save_pca
 
 
 def cloud(n=400):
@@ -84,3 +84,17 @@ def test_a_file_that_holds_no_basis_is_named(tmp_path):
 def test_features_without_components_are_refused(features, message):
     with pytest.raises(DataError, match=message):
         fit_pca(features)
+
+
+def test_a_later_basis_is_matched_to_an_earlier_one():
+    points, _ = cloud()
+    basis = fit_pca(points)
+    # The same cloud, mirrored and with its axes weighted so that the two strongest swap their rank.
+    shares = torch.tensor([0.2, 1.0, -1.0])
+    changed = (basis.project(points) * shares) @ basis.components + basis.mean
+    fitted = fit_pca(changed)
+    matched = match_colours(fitted, changed, basis.project(points))
+    expected = basis.project(points) * shares.abs()
+    # Signs of the features themselves flip along the third axis, which the matched basis undoes.
+    assert_close(matched.project(changed), expected - expected.mean(dim=0), atol=1e-2, rtol=0)
+    assert_close(matched.to_rgb(changed), basis.to_rgb(points), atol=2e-2, rtol=0)

@@ -172,7 +172,8 @@ def _file_size(entry: "os.DirEntry[str]") -> int | None:
 
 def _load_cache(root: str) -> FolderScan | None:
     try:
-        with np.load(cache_file(root), allow_pickle=False) as kept:
+        # Opened here and not by numpy, which leaves the file open when it is no archive.
+        with open(cache_file(root), "rb") as file, np.load(file, allow_pickle=False) as kept:
             if int(kept["version"]) != _CACHE_VERSION or os.fsdecode(kept["root"].tobytes()) != root:
                 return None
             scan = FolderScan(

@@ -24,7 +24,8 @@ __all__ = ["Toy"]
 
 _DEFAULT_COUNT = {"TRAIN": 5000, "VAL": 1000}
 _VERSION = "toy-1"  # part of the fingerprint: another drawing is another data set
-_N_NUMBERS = 32
+_N_NUMBERS = 48
+_N_CELLS = 24
 
 
 class Toy(PixelDataset):
@@ -64,8 +65,8 @@ class Toy(PixelDataset):
 
     def get_pixels(self, index: int) -> np.ndarray:
         if index not in self._drawn:
-            numbers, grain = _random_numbers(self.split, index, self.size)
-            self._drawn[index] = draw(self.get_target(index), numbers, grain)
+            numbers, cells, grain = _random_numbers(self.split, index, self.size)
+            self._drawn[index] = draw(self.get_target(index), numbers, cells, grain)
         return self._drawn[index]
 
     def get_target(self, index: int) -> int:
@@ -81,11 +82,14 @@ class Toy(PixelDataset):
         return digest(_VERSION, self.split, str(self.size), str(len(self)))
 
 
-def _random_numbers(split: str, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of image `index`, uniform in [0, 1) `[32]`, and grain, in 256 steps, per pixel `[size, size, 3]`."""
+def _random_numbers(split: str, index: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers in [0, 1) for image `index`: for its parameters `[48]`, its cells `[24, 24]` and grain `[size, size, 3]`.
+
+    Cells and grain need a byte a number, so that eight share a draw.
+    """
     key = int.from_bytes(hashlib.blake2b(f"{split}/{index}".encode(), digest_size=16).digest(), "little")
-    n_pixels = size * size * 3
-    raw = np.random.Philox(key=key).random_raw(_N_NUMBERS + -(-n_pixels // 8))  # a pixel needs one byte of the eight
+    n_bytes = _N_CELLS**2 + size * size * 3
+    raw = np.random.Philox(key=key).random_raw(_N_NUMBERS + -(-n_bytes // 8))
     numbers = (raw[:_N_NUMBERS] >> np.uint64(11)) * 2.0**-53
-    grain = raw[_N_NUMBERS:].astype("<u8").view(np.uint8)[:n_pixels] / 256
-    return numbers, grain.reshape(size, size, 3)
+    fine = raw[_N_NUMBERS:].astype("<u8").view(np.uint8)[:n_bytes] / 256
+    return numbers, fine[: _N_CELLS**2].reshape(_N_CELLS, _N_CELLS), fine[_N_CELLS**2 :].reshape(size, size, 3)

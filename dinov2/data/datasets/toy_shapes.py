@@ -12,7 +12,7 @@ import numpy as np
 
 __all__ = ["PATTERNS", "draw"]
 
-Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x, y -> signed distance, all [H, W]
+Distance = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # x, y, cells -> signed distance, all [H, W]
 
 
 def _fold(t: np.ndarray, period: float) -> np.ndarray:
@@ -20,21 +20,12 @@ def _fold(t: np.ndarray, period: float) -> np.ndarray:
     return np.mod(t + period / 2, period) - period / 2
 
 
-def _stripes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.abs(_fold(x, 1.0)) - 0.25
+def _bars(x: np.ndarray, period: float) -> np.ndarray:
+    return np.abs(_fold(x, period)) - period / 4
 
 
-def _rings(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.abs(_fold(np.hypot(x, y), 1.0)) - 0.25
-
-
-def _spokes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    sector = 2 * math.pi / 10
-    return np.hypot(x, y) * (np.abs(_fold(np.arctan2(y, x), sector)) - sector / 4)
-
-
-def _checks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    a, b = np.abs(_fold(x, 1.4)) - 0.35, np.abs(_fold(y, 1.4)) - 0.35
+def _checks(x: np.ndarray, y: np.ndarray, period: float) -> np.ndarray:
+    a, b = _bars(x, period), _bars(y, period)
     return np.where(a * b > 0, -1.0, 1.0) * np.minimum(np.abs(a), np.abs(b))
 
 
@@ -43,64 +34,60 @@ def _dots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.hypot(_fold(x + row * 0.55, 1.1), y - row * 0.95) - 0.33
 
 
-def _mesh(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.minimum(np.abs(_fold(x, 1.2)), np.abs(_fold(y, 1.2))) - 0.13
-
-
-def _waves(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (np.abs(_fold(x + 0.45 * np.sin(2 * math.pi * y / 2.2), 1.1)) - 0.27) * 0.7
-
-
 def _crosses(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     a, b = np.abs(_fold(x, 1.6)), np.abs(_fold(y, 1.6))
     return np.minimum(np.maximum(a - 0.6, b - 0.18), np.maximum(b - 0.6, a - 0.18))
 
 
-def _disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.full(np.broadcast_shapes(x.shape, y.shape), -1.0)
-
-
-def _rounds(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.abs(np.hypot(_fold(x, 1.6), _fold(y, 1.6)) - 0.5) - 0.17
+def _noise(x: np.ndarray, y: np.ndarray, cells: np.ndarray, period: float) -> np.ndarray:
+    """Random numbers on a lattice, interpolated, cut at their middle."""
+    n = len(cells)
+    x, y = x / period + n / 2, y / period + n / 2
+    left, top = np.floor(x).astype(np.intp), np.floor(y).astype(np.intp)
+    along, down = x - left, y - top
+    left, top, right, bottom = left % n, top % n, (left + 1) % n, (top + 1) % n
+    upper = cells[top, left] * (1 - along) + cells[top, right] * along
+    lower = cells[bottom, left] * (1 - along) + cells[bottom, right] * along
+    return (upper * (1 - down) + lower * down - 0.5) * period
 
 
 PATTERNS: dict[str, Distance] = {
-    "stripes": _stripes,
-    "rings": _rings,
-    "spokes": _spokes,
-    "checks": _checks,
-    "dots": _dots,
-    "mesh": _mesh,
-    "waves": _waves,
-    "crosses": _crosses,
-    "disc": _disc,
-    "rounds": _rounds,
+    "pinstripes": lambda x, y, cells: _bars(x, 0.45),
+    "bars": lambda x, y, cells: _bars(x, 1.5),
+    "weave": lambda x, y, cells: _checks(x, y, 0.65),
+    "checks": lambda x, y, cells: _checks(x, y, 1.8),
+    "dots": lambda x, y, cells: _dots(x, y),
+    "crosses": lambda x, y, cells: _crosses(x, y),
+    "rings": lambda x, y, cells: _bars(np.hypot(x, y), 0.9),
+    "sand": lambda x, y, cells: _noise(x, y, cells, 0.25),
+    "blobs": lambda x, y, cells: _noise(x, y, cells, 0.9),
+    "disc": lambda x, y, cells: np.hypot(x, y) - 1.2,
 }
 """Signed distance by class name, in the order of the labels; every one is its own mirror image up to rotation."""
 
 
 import os
-U0,U1,WA,CA,R0,R1=[float(os.environ.get(k,d)) for k,d in (("U0",".18"),("U1",".1"),("WA",".04"),("CA",".1"),("R0",".3"),("R1",".15"))]
+SW=int(os.environ.get("SW","1"))
+U0,U1,WA,CA=[float(os.environ.get(k,d)) for k,d in (("U0",".2"),("U1",".08"),("WA","0.06"),("CA",".1"))]
 
 
-def draw(label: int, numbers: np.ndarray, grain: np.ndarray) -> np.ndarray:
+def draw(label: int, numbers: np.ndarray, cells: np.ndarray, grain: np.ndarray) -> np.ndarray:
     """The image uint8 `[H, W, 3]` of class `label`, from uniform numbers `[32]` and grain in [0, 1) `[H, W, 3]`."""
     size = grain.shape[0]
     u = iter(numbers.tolist())
     line = (np.arange(size) + 0.5) / size
-    warp_x, warp_y, light = (_gentle_wave(line, [next(u) for _ in range(4)]) for _ in range(3))  # [H, W]
-    x = line[None, :] + WA * warp_x
-    y = line[:, None] + WA * warp_y
-    radius = R0 + R1 * next(u)
-    mid_x, mid_y = (radius*.8 + (1 - radius * 1.6) * next(u) for _ in range(2))
-    inside = np.clip(0.5 + (radius - np.hypot(x - mid_x, y - mid_y)) * size, 0.0, 1.0)
+    warp_x, warp_y, light, swap, swap2 = (_gentle_wave(line, [next(u) for _ in range(4)]) for _ in range(5))  # [H, W]
     unit = U0 + U1 * next(u)  # of the image's side
-    shift_x, shift_y = (radius * (next(u) - 0.5) for _ in range(2))
+    shift_x, shift_y = (0.2 + 0.6 * next(u) for _ in range(2))
     turn = 2 * math.pi * next(u)
-    x, y = (x - mid_x - shift_x) / unit, (y - mid_y - shift_y) / unit
+    x = (line[None, :] + WA * warp_x - shift_x) / unit
+    y = (line[:, None] + WA * warp_y - shift_y) / unit
     own_x, own_y = math.cos(turn) * x + math.sin(turn) * y, math.cos(turn) * y - math.sin(turn) * x
-    distance = list(PATTERNS.values())[label](own_x, own_y)
-    coverage = inside * np.clip(0.5 - distance * unit * size, 0.0, 1.0)  # [H, W]
+    distance = list(PATTERNS.values())[label](own_x, own_y, cells)
+    coverage = np.clip(0.5 - distance * unit * size, 0.0, 1.0)  # [H, W]
+    if SW:
+        swapped = np.clip(0.5+(swap+swap2)*size/6,0,1)
+        coverage = coverage + swapped - 2*coverage*swapped
 
     ground, ink = _tint(next(u), next(u)), _tint(next(u), next(u))  # [3]
     contrast = 0.35 + 0.25 * next(u)

@@ -1,7 +1,8 @@
-"""The release's k-NN command: `PYTHONPATH=. python dinov2/run/eval/knn.py --config-file F --pretrained-weights W ...`."""
+"""The release's k-NN command: `python dinov2/run/eval/knn.py --config-file F --pretrained-weights W ...`."""
 
 import argparse
 import sys
+from functools import partial
 
 from dinov2.apps.evaluate import knn
 from dinov2.errors import ConfigError
@@ -36,11 +37,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         n_tries=arguments.n_tries,
         batch_size=arguments.batch_size,
         num_workers=5,
-        say=print,
+        say=partial(print, flush=True),
     )
     for row in report.rows:
-        print(f"k={row.k} {row.metric}: {row.value:.2f} %")
-    print(f"results are in {report.output_dir}")
+        print(f"k={row.k} {row.metric}: {row.value:.2f} %", flush=True)
+    print(f"results are in {report.output_dir}", flush=True)
     return 0
 
 

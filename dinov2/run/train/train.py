@@ -2,8 +2,9 @@
 
 import argparse
 import sys
+from functools import partial
 
-from dinov2.apps.train import run_training
+from dinov2.apps.train import outcome_line, run_training
 from dinov2.logging import setup_logging
 from dinov2.run.submit import get_args_parser as get_submission_args_parser
 from dinov2.run.submit import run_here
@@ -24,10 +25,12 @@ def _train(arguments: argparse.Namespace) -> int:
     setup_logging()
     output_dir = arguments.output_dir or None
     if arguments.eval_only:
-        print(f"written: {export_latest(cfg, output_dir or cfg.train.output_dir)}")
+        print(f"written: {export_latest(cfg, output_dir or cfg.train.output_dir)}", flush=True)
         return 0
-    folder, outcome = run_training(cfg, output_dir=output_dir, resume=not arguments.no_resume, announce=print)
-    print(f"{outcome.step:,} of {outcome.total:,} steps done; results are in {folder}")
+    folder, outcome = run_training(
+        cfg, output_dir=output_dir, resume=not arguments.no_resume, announce=partial(print, flush=True)
+    )
+    print(f"{outcome_line(outcome)}; results are in {folder}", flush=True)
     return 0
 
 

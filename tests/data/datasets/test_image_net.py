@@ -128,7 +128,9 @@ def test_labels_txt_is_optional_and_names_may_contain_commas(tmp_path: Path) -> 
 
 LISTS = {
     "LOC_val_solution.csv": (
-        "ImageId,PredictionString\nILSVRC2012_val_00000002,{b} 1 2 3 4\nILSVRC2012_val_00000001,{c} 5 6 7 8 {c} 1 2 3 4\n"
+        "ImageId,PredictionString\n"
+        "ILSVRC2012_val_00000002,{b} 1 2 3 4\n"
+        "ILSVRC2012_val_00000001,{c} 5 6 7 8 {c} 1 2 3 4\n"
     ),
     "imagenet_2012_validation_synset_labels.txt": "{c}\n{b}\n",
     "val.txt": "ILSVRC2012_val_00000001.JPEG 2\nILSVRC2012_val_00000002.JPEG 1\n",

@@ -57,7 +57,13 @@ def test_the_index_holds_64_bit_offsets_of_headers(tars: Path, tmp_path: Path) -
 def test_an_index_with_32_bit_block_offsets_is_read(tars: Path, tmp_path: Path) -> None:
     size = len(encoded(21))
     padded = 512 + -(-size // 512) * 512  # the published index counts the padding in
-    dtype = [("class_index", "<u4"), ("class_id", "U2"), ("start_offset", "<u4"), ("end_offset", "<u4"), ("filename", "U9")]
+    dtype = [
+        ("class_index", "<u4"),
+        ("class_id", "U2"),
+        ("start_offset", "<u4"),
+        ("end_offset", "<u4"),
+        ("filename", "U9"),
+    ]
     np.save(tmp_path / "entries.npy", np.array([(0, "n2", 0, padded, "n2_1.JPEG")], dtype=dtype))
     np.save(tmp_path / "class-ids.npy", np.array(["n2"]))
     assert ImageNet22k(root=tars, extra=tmp_path)[0][0].getpixel((0, 0)) == (21, 21, 21)

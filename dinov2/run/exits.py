@@ -1,0 +1,36 @@
+"""How a command ends: our errors become one sentence on standard error and an exit code.
+
+0 done, 1 failed on the way, 2 wrong input, 130 interrupted. Only what nobody foresaw shows a traceback.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+from dinov2.errors import ConfigError, DataError, DinoError, MissingDependency, WeightsError
+
+__all__ = ["exit_code_of"]
+
+_BAD_INPUT = (ConfigError, DataError, WeightsError, MissingDependency)
+
+
+def exit_code_of(command: Callable[[], int]) -> int:
+    """Runs a command and returns its exit code."""
+    try:
+        code = command()
+        print(end="", flush=True)  # a reader that is gone is noticed here and not while Python shuts down
+        return code
+    except DinoError as error:
+        print(f"dinov2: {error}", file=sys.stderr)
+        return 2 if isinstance(error, _BAD_INPUT) else 1
+    except KeyboardInterrupt:
+        print("dinov2: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output is gone; a second complaint at exit would only add noise.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"dinov2: {where}{error.strerror or error}", file=sys.stderr)
+        return 1

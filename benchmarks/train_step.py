@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Ours:
         self.ssl.update_teacher(HYPER.momentum, finite=outcome.finite)
         marks.append(self._now())
         phases = ("forward and losses", "backward", "optimiser", "teacher")
-        return dict(zip(phases, (b - a for a, b in zip(marks, marks[1:], strict=False)), strict=True))
+        return dict(zip(phases, (b - a for a, b in pairwise(marks)), strict=True))
 
     def _now(self) -> float:
         if self.device.type == "cuda":

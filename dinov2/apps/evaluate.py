@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dinov2 import distributed
 from dinov2.apps.places import output_folder
 from dinov2.apps.transformed import WithTransform
 from dinov2.configs import load_config
@@ -138,7 +139,9 @@ def knn_of_backbone(
                 progress=progress(f"{label}: {which} features"),
             )
         )
-    rows = evaluate_knn(*features, device=where, provenance=provenance, **vote)
+    autocast_dtype = choose_precision(precision, where)
+    measured = {"precision": str(autocast_dtype or torch.float32).removeprefix("torch."), **(provenance or {})}
+    rows = evaluate_knn(*features, device=where, provenance=measured, **vote)
     return rows, [failure for part in features for failure in part.unreadable]
 
 
@@ -172,6 +175,9 @@ def _check(
         raise ConfigError("0 images per class were asked for; write a positive number, or -1 for all images")
     if num_workers < 0:
         raise ConfigError(f"the number of workers is {num_workers}; write 0 to load in this process")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and not distributed.is_enabled():  # each would do all the work, and write the same file
+        raise ConfigError(f"{launched} processes were launched, but k-NN runs in one; start it without torchrun")
 
 
 def _channels(backbone: Any) -> int:

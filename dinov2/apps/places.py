@@ -14,9 +14,8 @@ def output_folder(folder: str | os.PathLike[str] | None, *, task: str) -> Path:
 
     Raises `ConfigError` when nothing can be written there, so that no work is done for results that have no place.
     """
-    if folder is None or not str(folder):  # "" is the release's word for none
-        return fresh_folder(task)
-    path = Path(folder).expanduser()
+    # "" is the release's word for none.
+    path = fresh_folder(task) if folder is None or not str(folder) else Path(folder).expanduser()
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if existing == path and not path.is_dir():
         raise ConfigError(f"the output folder {path} is a file; choose another path")

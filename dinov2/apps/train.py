@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -73,11 +74,12 @@ def run_training(
     )
 
 
-def outcome_line(outcome: Outcome) -> str:
-    """How a training ended, in words."""
+def outcome_line(outcome: Outcome, folder: Path) -> str:
+    """How a training in `folder` ended, in words."""
     notes = [f"{outcome.step:,} of {outcome.total:,} steps done"]
     if outcome.stopped_by:
-        notes.append(f"stopped by {outcome.stopped_by}, a checkpoint is saved: the same command goes on")
+        again = f"the same command with --output-dir {shlex.quote(str(folder))} goes on"
+        notes.append(f"stopped by {outcome.stopped_by}, a checkpoint is saved: {again}")
     if outcome.unreadable:
         notes.append(f"{outcome.unreadable} images could not be read, see unreadable_images.json")
     if outcome.skipped:

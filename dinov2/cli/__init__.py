@@ -1,6 +1,7 @@
 """The command `dinov2`: one parser, one table of subcommands, exit codes of `dinov2.run.exits`."""
 
 import argparse
+import difflib
 from collections.abc import Sequence
 
 from dinov2 import __version__
@@ -38,7 +39,9 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(argv)
     overrides = [word for word in rest if not word.startswith("-") and hasattr(arguments, "overrides")]
     if unknown := [word for word in rest if word not in overrides]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        options = list(arguments.parser._option_string_actions)
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{f'; is it {near[0]}?' if near else ''}")
     if overrides:
         arguments.overrides = [*arguments.overrides, *overrides]
     return arguments

@@ -13,7 +13,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "eval",
         help="measure the features of a trained model",
         description="Measure the features of a trained model.",
-        epilog="example: dinov2 eval knn --model runs/photos --train-dataset photos/train --val-dataset photos/val",
+        epilog="example:\n  dinov2 eval knn --model runs/photos --train-dataset photos/train --val-dataset photos/val",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     tasks = family.add_subparsers(dest="task", metavar="TASK", required=True)
     parser = add_command(

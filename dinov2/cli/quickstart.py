@@ -27,17 +27,17 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from dinov2.apps.places import output_folder
     from dinov2.apps.quickstart import quickstart
     from dinov2.logging import setup_logging
 
+    folder = output_folder(arguments.output_dir, task="quickstart")
     setup_logging()
-    summary = quickstart(
-        output_dir=arguments.output_dir, max_steps=arguments.max_steps, overrides=arguments.overrides, say=say
-    )
+    summary = quickstart(output_dir=folder, max_steps=arguments.max_steps, overrides=arguments.overrides, say=say)
     say("")
     say("k-NN accuracy on pictures that training has not seen:")
     for key, label in (("raw_pixels", "raw pixels"), ("untrained", "untrained model"), ("trained", "trained model")):
         say(f"  {label:16} {summary[key]:5.1f} %")
-    say(f"in {summary['seconds']:.0f} seconds; pictures and curves: {arguments.output_dir}/report.html")
+    say(f"in {summary['seconds']:.0f} seconds; pictures and curves: {folder / 'report.html'}")
     say("next, with images of your own: dinov2 train --data DIR --output-dir runs/mine --preset cifar10")
     return 0

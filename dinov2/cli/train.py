@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         resume=not arguments.no_resume,
         announce=say,
     )
-    say(outcome_line(outcome))
+    say(outcome_line(outcome, folder))
     say(f"results are in {folder}")
     if not outcome.stopped_by:
         run = shlex.quote(str(folder))

@@ -17,7 +17,7 @@ __all__ = ["BatchSubset", "DropPath", "draw_batch_subset", "drop_path", "residua
 
 
 def drop_path(x: Tensor, drop_prob: float = 0.0, training: bool = False) -> Tensor:
-    """Zeroes whole samples of `[B, ...]` with probability `drop_prob` and scales the others by `1 / (1 - drop_prob)`."""
+    """Zeroes whole samples of `[B, ...]` with probability `drop_prob`; the others are divided by `1 - drop_prob`."""
     if drop_prob == 0.0 or not training:
         return x
     keep = 1.0 - drop_prob

@@ -45,7 +45,7 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def apply_pending(self, keep: Tensor | None = None) -> None:
-        """Moves the center towards the pending mean, unless `keep` (a boolean tensor `[]`) is false; then forgets it."""
+        """Moves the center towards the pending mean, unless `keep` (boolean, `[]`) is false; then forgets the mean."""
         if self._pending is None:
             return
         moved = self.center * self.momentum + self._pending.view_as(self.center) * (1 - self.momentum)

@@ -1,8 +1,8 @@
 """Cross-entropy between teacher assignments and student scores, lean enough for 131,072 prototypes.
 
 `sum_k t_k * log_softmax(s / T)_k` needs neither a stored log-softmax nor a product of that size: the forward pass keeps
-one number a row, the backward pass rebuilds the softmax from the scores, a chunk of rows at a time. Everything is float32
-whatever the scores are stored in.
+one number a row, the backward pass rebuilds the softmax from the scores, a chunk of rows at a time. Arithmetic is
+float32 whatever the scores are stored in.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp: teacher scores to assignments in which all prototypes carry about the same mass (arXiv 2006.09882)."""
+"""Sinkhorn-Knopp: teacher scores to assignments that give all prototypes about the same mass (arXiv 2006.09882)."""
 
 import torch
 from torch import Tensor

@@ -3,7 +3,10 @@
 0 done, 1 failed on the way, 2 wrong input, 130 interrupted. Only what nobody foresaw shows a traceback.
 """
 
+import atexit
+import multiprocessing.util  # registers the waiting for children, which `_end_workers` has to precede
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -16,6 +19,8 @@ _BAD_INPUT = (ConfigError, DataError, WeightsError, MissingDependency)
 
 def exit_code_of(command: Callable[[], int]) -> int:
     """Runs a command and returns its exit code."""
+    atexit.unregister(_end_workers)  # once is enough
+    atexit.register(_end_workers)
     try:
         code = command()
         print(end="", flush=True)  # a reader that is gone is noticed here and not while Python shuts down
@@ -34,3 +39,16 @@ def exit_code_of(command: Callable[[], int]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"dinov2: {where}{error.strerror or error}", file=sys.stderr)
         return 1
+
+
+def _end_workers() -> None:
+    """Ends loader workers that an error or an interrupt left behind.
+
+    They leave the first SIGTERM to this process, which is the one that Python sends before it waits for them: without
+    this, a training that failed would never end.
+    """
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain of the deaths
+    for worker in workers:
+        worker.kill()

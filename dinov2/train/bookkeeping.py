@@ -91,9 +91,8 @@ class SkippedSteps:
         if self.in_a_row >= self._training.cfg.train.max_skipped_steps:
             raise TrainingDiverged(
                 f"the loss or its gradient was not finite in {self.in_a_row} steps in a row and the run was stopped; "
-                f"the steps, losses and images are in {self._training.run.skipped}. Try a lower optim.base_lr, a longer "
-                "optim.warmup_epochs, a smaller optim.clip_grad or train.precision=fp32, then resume from the last "
-                "checkpoint in a new --output-dir"
+                f"the steps, losses and images are in {self._training.run.skipped}. Try a lower optim.base_lr, a "
+                "longer optim.warmup_epochs, a smaller optim.clip_grad or train.precision=fp32, in a new --output-dir"
             )
 
     def _write(self, step: int, losses: LossTerms, numbers: Tensor) -> None:

@@ -63,8 +63,8 @@ class RunFolder:
         }
         if not files:
             raise WeightsError(
-                f"{self.path} holds no exported teacher (eval/training_<it>/teacher_checkpoint.pth, written at the end of "
-                "a run and every evaluation.eval_period_iterations steps); give the folder of a run, or a weight file"
+                f"{self.path} holds no exported teacher (eval/training_<it>/teacher_checkpoint.pth, written at the end "
+                "of a run and every evaluation.eval_period_iterations steps); give a run's folder or a weight file"
             )
         return files[max(files)]
 

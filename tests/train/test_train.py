@@ -242,8 +242,8 @@ def test_the_release_s_augmentation_and_registers_train_too(tmp_path):
     cfg = tiny_config(
         "train.augmentation_backend=pil", "student.num_register_tokens=2", "student.drop_path_rate=0.3",
         "student.ffn_layer=swiglufused", "student.block_chunks=2", "ibot.loss_weight=1", "ibot.separate_head=true",
-        "ibot.head_n_prototypes=32", "ibot.head_hidden_dim=32", "ibot.head_bottleneck_dim=16", "train.centering=centering",
-        "ibot.mask_sample_probability=0.5",
+        "ibot.head_n_prototypes=32", "ibot.head_hidden_dim=32", "ibot.head_bottleneck_dim=16",
+        "train.centering=centering", "ibot.mask_sample_probability=0.5",
     )  # fmt: skip
     train(cfg, tmp_path, announce=quiet)
     rows = read_metrics(tmp_path / "training_metrics.json")
@@ -255,8 +255,8 @@ def test_starting_weights_are_loaded_strictly_and_resized(tmp_path):
     train(tiny_config(), tmp_path / "first", max_steps=1, announce=quiet)
     weights = load(tmp_path / "first")
     cfg = tiny_config(
-        f"student.pretrained_weights={weights.source}", "crops.global_crops_size=48", "optim.base_lr=0", "optim.min_lr=0",
-        "optim.weight_decay=0", "optim.weight_decay_end=0",
+        f"student.pretrained_weights={weights.source}", "crops.global_crops_size=48", "optim.base_lr=0",
+        "optim.min_lr=0", "optim.weight_decay=0", "optim.weight_decay_end=0",
     )  # fmt: skip
     train(cfg, tmp_path / "second", max_steps=1, announce=quiet)
     continued = load(tmp_path / "second")
@@ -291,7 +291,7 @@ def test_the_metrics_of_a_broken_off_run_are_cut_back_to_its_checkpoint(tmp_path
         raise RuntimeError("power cut")
 
     honest = train_module._save
-    monkeypatch.setattr(train_module, "_save", lambda training, done: break_off() if done == 9 else honest(training, done))
+    monkeypatch.setattr(train_module, "_save", lambda run, done: break_off() if done == 9 else honest(run, done))
     with pytest.raises(RuntimeError, match="power cut"):
         train(cfg, tmp_path / "run", announce=quiet)
     assert len(read_metrics(tmp_path / "run" / "training_metrics.json")) == 9

@@ -1,8 +1,8 @@
-"""The ten patterns of the toy set as signed distances, and the painting of one image.
+"""The ten glyphs of the toy set as signed distances, and the painting of one image.
 
-A pattern is a function of coordinates in its own frame to a signed distance, negative where there is ink; it goes on
-for ever, and the image shows a window of it. Edges are antialiased by turning distance into coverage over one pixel, so
-that no supersampling is needed and the same image can be drawn at any size.
+An image is strewn with one glyph. Size, turn, place and colour differ from glyph to glyph, so what all crops of an
+image have in common is the glyph alone; that is what self-supervised training finds. Edges are antialiased by turning
+distance into coverage over one pixel, so that the same image can be drawn at any size.
 """
 
 import math
@@ -10,108 +10,87 @@ from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["PATTERNS", "draw"]
+__all__ = ["GLYPHS", "N_NUMBERS", "draw"]
 
-Distance = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # x, y, cells -> signed distance, all [H, W]
+_Coordinates = np.ndarray  # [glyphs, H, W]
+_CELLS = 3  # glyphs across the image
+_LATTICE = _CELLS + 2  # one more on each side, of which the image may show a part
+_PER_GLYPH = 8
+_MOST_TURN = 0.8  # radians; more is harder to learn, less lets raw pixels match
+_MOST_JITTER = 0.3  # of a cell
 
-
-def _fold(t: np.ndarray, period: float) -> np.ndarray:
-    """`t` folded into [-period / 2, period / 2]: the position within a repeated cell."""
-    return np.mod(t + period / 2, period) - period / 2
-
-
-def _bars(x: np.ndarray, period: float) -> np.ndarray:
-    return np.abs(_fold(x, period)) - period / 4
-
-
-def _checks(x: np.ndarray, y: np.ndarray, period: float) -> np.ndarray:
-    a, b = _bars(x, period), _bars(y, period)
-    return np.where(a * b > 0, -1.0, 1.0) * np.minimum(np.abs(a), np.abs(b))
+N_NUMBERS = 10 + _LATTICE**2 * _PER_GLYPH
+"""Uniform numbers that an image is made of, besides its grain."""
 
 
-def _dots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    row = np.rint(y / 0.95)
-    return np.hypot(_fold(x + row * 0.55, 1.1), y - row * 0.95) - 0.33
+def _box(x: _Coordinates, y: _Coordinates, width: float, height: float) -> np.ndarray:
+    return np.maximum(np.abs(x) - width, np.abs(y) - height)
 
 
-def _crosses(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    a, b = np.abs(_fold(x, 1.6)), np.abs(_fold(y, 1.6))
-    return np.minimum(np.maximum(a - 0.6, b - 0.18), np.maximum(b - 0.6, a - 0.18))
+def _triangle(x: _Coordinates, y: _Coordinates) -> np.ndarray:
+    return np.maximum(-y - 0.5, 0.866 * np.abs(x) + 0.5 * y - 0.55)
 
 
-def _noise(x: np.ndarray, y: np.ndarray, cells: np.ndarray, period: float) -> np.ndarray:
-    """Random numbers on a lattice, interpolated, cut at their middle."""
-    n = len(cells)
-    x, y = x / period + n / 2, y / period + n / 2
-    left, top = np.floor(x).astype(np.intp), np.floor(y).astype(np.intp)
-    along, down = x - left, y - top
-    left, top, right, bottom = left % n, top % n, (left + 1) % n, (top + 1) % n
-    upper = cells[top, left] * (1 - along) + cells[top, right] * along
-    lower = cells[bottom, left] * (1 - along) + cells[bottom, right] * along
-    return (upper * (1 - down) + lower * down - 0.5) * period
+def _arc(x: _Coordinates, y: _Coordinates) -> np.ndarray:
+    return np.maximum(np.abs(np.hypot(x, y) - 0.75) - 0.22, -y - 0.05)
 
 
-PATTERNS: dict[str, Distance] = {
-    "pinstripes": lambda x, y, cells: _bars(x, 0.45),
-    "bars": lambda x, y, cells: _bars(x, 1.5),
-    "weave": lambda x, y, cells: _checks(x, y, 0.65),
-    "checks": lambda x, y, cells: _checks(x, y, 1.8),
-    "dots": lambda x, y, cells: _dots(x, y),
-    "crosses": lambda x, y, cells: _crosses(x, y),
-    "rings": lambda x, y, cells: _bars(np.hypot(x, y), 0.9),
-    "sand": lambda x, y, cells: _noise(x, y, cells, 0.25),
-    "blobs": lambda x, y, cells: _noise(x, y, cells, 0.9),
-    "disc": lambda x, y, cells: np.hypot(x, y) - 1.2,
+GLYPHS: dict[str, Callable[[_Coordinates, _Coordinates], np.ndarray]] = {
+    "disc": lambda x, y: np.hypot(x, y) - 0.75,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.72) - 0.2,
+    "bar": lambda x, y: _box(x, y, 1.0, 0.2),
+    "plus": lambda x, y: np.minimum(_box(x, y, 1.0, 0.22), _box(x, y, 0.22, 1.0)),
+    "triangle": _triangle,
+    "pair": lambda x, y: np.hypot(np.abs(x) - 0.6, y) - 0.36,
+    "corner": lambda x, y: np.minimum(_box(x + 0.55, y, 0.2, 0.95), _box(x, y - 0.75, 0.75, 0.2)),
+    "frame": lambda x, y: np.abs(np.maximum(np.abs(x), np.abs(y)) - 0.72) - 0.17,
+    "rails": lambda x, y: _box(np.abs(x) - 0.5, y, 0.18, 0.95),
+    "arc": _arc,
 }
-"""Signed distance by class name, in the order of the labels; every one is its own mirror image up to rotation."""
+"""Signed distance by class name, in the order of the labels; negative inside, a unit is half the glyph's extent.
+
+A mirrored glyph is still nearest to its own class, so that flipping is a fair augmentation.
+"""
 
 
-import os
-SW=int(os.environ.get("SW","1"))
-U0,U1,WA,CA=[float(os.environ.get(k,d)) for k,d in (("U0",".2"),("U1",".08"),("WA","0.06"),("CA",".1"))]
-
-
-def draw(label: int, numbers: np.ndarray, cells: np.ndarray, grain: np.ndarray) -> np.ndarray:
-    """The image uint8 `[H, W, 3]` of class `label`, from uniform numbers `[32]` and grain in [0, 1) `[H, W, 3]`."""
+def draw(label: int, numbers: np.ndarray, grain: np.ndarray) -> np.ndarray:
+    """The image uint8 `[H, W, 3]` of class `label`, from uniform numbers `[N_NUMBERS]` and grain `[H, W, 3]`."""
     size = grain.shape[0]
-    u = iter(numbers.tolist())
+    common, own = numbers[:10], numbers[10:].reshape(_LATTICE**2, _PER_GLYPH)
     line = (np.arange(size) + 0.5) / size
-    warp_x, warp_y, light, swap, swap2 = (_gentle_wave(line, [next(u) for _ in range(4)]) for _ in range(5))  # [H, W]
-    unit = U0 + U1 * next(u)  # of the image's side
-    shift_x, shift_y = (0.2 + 0.6 * next(u) for _ in range(2))
-    turn = 2 * math.pi * next(u)
-    x = (line[None, :] + WA * warp_x - shift_x) / unit
-    y = (line[:, None] + WA * warp_y - shift_y) / unit
-    own_x, own_y = math.cos(turn) * x + math.sin(turn) * y, math.cos(turn) * y - math.sin(turn) * x
-    distance = list(PATTERNS.values())[label](own_x, own_y, cells)
-    coverage = np.clip(0.5 - distance * unit * size, 0.0, 1.0)  # [H, W]
-    if SW:
-        swapped = np.clip(0.5+(swap+swap2)*size/6,0,1)
-        coverage = coverage + swapped - 2*coverage*swapped
+    column, row = np.meshgrid(np.arange(_LATTICE) - 1, np.arange(_LATTICE) - 1)
+    # In sides of the image: the lattice is shifted as a whole, then each glyph by itself.
+    centre_x = (column.ravel() + common[0] + _MOST_JITTER * (2 * own[:, 0] - 1)) / _CELLS
+    centre_y = (row.ravel() + common[1] + _MOST_JITTER * (2 * own[:, 1] - 1)) / _CELLS
+    unit = (0.31 + 0.15 * own[:, 2]) / _CELLS
+    turn = _MOST_TURN * (2 * own[:, 3] - 1)
+    coverage = _coverage(label, line, centre_x, centre_y, unit, turn, size)  # [glyphs, H, W]
 
-    ground, ink = _tint(next(u), next(u)), _tint(next(u), next(u))  # [3]
-    contrast = 0.35 + 0.25 * next(u)
-    ink_is_lighter = next(u) < 0.5
-    level = 0.1 + next(u) * (0.8 - contrast)
-    ground, ink = ground + level, ink + level
-    if ink_is_lighter:
-        ink = ink + contrast
-    else:
-        ground = ground + contrast
-    noise = (0.02 + 0.06 * next(u)) * (grain - 0.5)
-    image = (ground + coverage[..., None] * (ink - ground)) + (CA * light[..., None] + noise)
+    ground = 0.27 + 0.06 * common[2] + 0.03 * (2 * common[3:6] - 1)  # [3]
+    ink = ground + (0.29 + 0.2 * own[:, 4:5]) + 0.2 * (2 * own[:, 5:8] - 1)  # [glyphs, 3]
+    slope = 0.15 * (2 * common[6:8] - 1)
+    light = 1 + slope[0] * (line[None, :] - 0.5) + slope[1] * (line[:, None] - 0.5)  # [H, W]
+    total = coverage.sum(axis=0)
+    inked = np.einsum("ghw,gc->hwc", coverage, ink) / np.maximum(total, 1e-9)[..., None]
+    share = np.minimum(total, 1.0)[..., None]
+    image = (ground * (1 - share) + inked * share) * light[..., None] + 0.06 * (grain - 0.5)
     return np.rint(np.clip(image, 0.0, 1.0) * 255).astype(np.uint8)
 
 
-def _gentle_wave(line: np.ndarray, numbers: list[float]) -> np.ndarray:
-    """A plane wave of about a period over the image, with an amplitude of up to 1, `[H, W]`."""
-    amplitude, across, down, phase = numbers
-    along_x = 2 * math.pi * (1.2 * across * line + phase)
-    along_y = 2 * math.pi * 1.2 * (2 * down - 1) * line
-    # cos(a + b) by the addition theorem: cosines of lines instead of planes
-    return amplitude * (np.outer(np.cos(along_y), np.cos(along_x)) - np.outer(np.sin(along_y), np.sin(along_x)))
-
-
-def _tint(hue: float, saturation: float) -> np.ndarray:
-    """What a hue adds to grey, RGB around 0."""
-    return np.array([0.15 * saturation * math.cos(2 * math.pi * (hue + third / 3)) for third in range(3)])
+def _coverage(
+    label: int,
+    line: np.ndarray,  # [size] pixel centres, in sides of the image
+    centre_x: np.ndarray,  # [glyphs]
+    centre_y: np.ndarray,
+    unit: np.ndarray,
+    turn: np.ndarray,
+    size: int,
+) -> np.ndarray:  # [glyphs, H, W], 0 to 1
+    seen = (np.abs(centre_x - 0.5) < 0.5 + 1.5 * unit) & (np.abs(centre_y - 0.5) < 0.5 + 1.5 * unit)
+    x = (line[None, None, :] - centre_x[:, None, None])[seen] / unit[seen, None, None]
+    y = (line[None, :, None] - centre_y[:, None, None])[seen] / unit[seen, None, None]
+    cosine, sine = (np.array([f(t) for t in turn[seen]])[:, None, None] for f in (math.cos, math.sin))
+    distance = list(GLYPHS.values())[label](cosine * x + sine * y, cosine * y - sine * x)
+    coverage = np.zeros((len(unit), size, size))
+    coverage[seen] = np.clip(0.5 - distance * unit[seen, None, None] * size, 0.0, 1.0)
+    return coverage

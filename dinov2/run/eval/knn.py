@@ -1,6 +1,7 @@
 """The release's k-NN command: `python dinov2/run/eval/knn.py --config-file F --pretrained-weights W ...`."""
 
 import argparse
+import os
 import sys
 from functools import partial
 
@@ -12,6 +13,8 @@ from dinov2.run.submit import get_args_parser as get_submission_args_parser
 from dinov2.run.submit import run_here
 
 __all__ = ["main"]
+
+_RELEASE_WORKERS = 5
 
 
 def main() -> int:
@@ -36,7 +39,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         n_per_class_list=arguments.n_per_class_list,
         n_tries=arguments.n_tries,
         batch_size=arguments.batch_size,
-        num_workers=5,
+        num_workers=min(_RELEASE_WORKERS, os.cpu_count() or 1),
         say=partial(print, flush=True),
     )
     for row in report.rows:

@@ -30,7 +30,7 @@ def _train(arguments: argparse.Namespace) -> int:
     folder, outcome = run_training(
         cfg, output_dir=output_dir, resume=not arguments.no_resume, announce=partial(print, flush=True)
     )
-    print(f"{outcome_line(outcome)}; results are in {folder}", flush=True)
+    print(f"{outcome_line(outcome, folder)}; results are in {folder}", flush=True)
     return 0
 
 

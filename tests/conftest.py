@@ -4,11 +4,14 @@ import os
 import random
 from pathlib import Path
 
+# Before torch is imported: tensors in tests are tiny, and threads that wait for each other on a busy machine cost more
+# than they bring. Children inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: tests have no screen
+
 import numpy as np
 import pytest
 import torch
-
-os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: tests have no screen
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dinov2.apps.evaluate import knn_of_backbone, labelled
+from dinov2.apps.pictures import picture_evaluation
 from dinov2.apps.places import output_folder
 from dinov2.configs import Config, load_config, to_yaml
 from dinov2.errors import ConfigError
@@ -59,9 +60,12 @@ def run_training(
     evaluations: Sequence[Evaluate] = (),
     announce: Callable[[str], None] = _LOG.info,
 ) -> tuple[Path, Outcome]:
-    """Trains and returns the run's folder; without `output_dir` that is a new one under `runs/`."""
+    """Trains and returns the run's folder; without `output_dir` that is a new one under `runs/`.
+
+    Where a teacher is exported, `evaluations` are called; none given, its patch features are drawn for the report.
+    """
     folder = output_folder(output_dir, task="train")
-    calls = [*evaluations]
+    calls = [*evaluations] or [picture_evaluation()]
     if cfg.evaluation.knn_train_dataset and cfg.evaluation.knn_val_dataset:
         calls.insert(0, knn_evaluation(cfg))
 
@@ -70,7 +74,7 @@ def run_training(
             call(training, iteration)
 
     return folder, train(
-        cfg, folder, max_steps=max_steps, resume=resume, evaluate=evaluate if calls else None, announce=announce
+        cfg, folder, max_steps=max_steps, resume=resume, evaluate=evaluate, announce=announce
     )
 
 

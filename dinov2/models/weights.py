@@ -10,6 +10,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,7 +248,8 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
         write(unfinished)
         os.replace(unfinished, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # the writers of both formats have errors of their own
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
         reason = getattr(error, "strerror", None) or "the disk may be full"
         raise DinoError(f"{path} could not be written ({reason}); free some space there and start again") from error
 

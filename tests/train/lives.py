@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pkgutil
 import signal
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -76,7 +77,7 @@ class NthFileOperation:
             nonlocal seen
             seen += 1
             if seen == self.nth:
-                if half_synced is not None and not os.path.isdir(f"/proc/self/fd/{half_synced}"):
+                if half_synced is not None and stat.S_ISREG(os.fstat(half_synced).st_mode):
                     os.ftruncate(half_synced, os.fstat(half_synced).st_size // 2)
                 _die()
 
@@ -97,9 +98,7 @@ class NthFileOperation:
         sys.addaudithook(watch)
 
 
-def live(
-    run: Path, *overrides: str, images: Path | None = None, until: Moment | NthFileOperation | None = None
-) -> int:
+def live(run: Path, *overrides: str, images: Path | None = None, until: Moment | NthFileOperation | None = None) -> int:
     """Runs the tiny training in a process of its own; the exit code, which is minus the signal that ended it.
 
     `images` is a folder in place of the toy pictures. What the process says is in `<run>.log`.
@@ -141,9 +140,7 @@ def equals(run: Path, unbroken: Path) -> None:
         assert found[part] == expected[part], part
 
 
-def _live(
-    run: Path, overrides: tuple[str, ...], images: Path | None, until: Moment | NthFileOperation | None
-) -> None:
+def _live(run: Path, overrides: tuple[str, ...], images: Path | None, until: Moment | NthFileOperation | None) -> None:
     with open(run.with_suffix(".log"), "a", buffering=1, encoding="utf-8") as log:
         sys.stdout = sys.stderr = log
         multiprocessing.set_start_method("fork", force=True)  # of loader workers: they inherit what is imported

@@ -17,7 +17,7 @@ _CELLS = 3  # glyphs across the image
 _LATTICE = _CELLS + 2  # one more on each side, of which the image may show a part
 _PER_GLYPH = 8
 _MOST_TURN = 0.8  # radians; more is harder to learn, less lets raw pixels match
-_MOST_JITTER = 0.3  # of a cell
+_MOST_JITTER = 0.45  # of a cell
 
 N_NUMBERS = 10 + _LATTICE**2 * _PER_GLYPH
 """Uniform numbers that an image is made of, besides its grain."""
@@ -28,27 +28,28 @@ def _box(x: _Coordinates, y: _Coordinates, width: float, height: float) -> np.nd
 
 
 def _triangle(x: _Coordinates, y: _Coordinates) -> np.ndarray:
-    return np.maximum(-y - 0.5, 0.866 * np.abs(x) + 0.5 * y - 0.55)
+    return np.maximum(-y - 0.5, 0.866 * np.abs(x) + 0.5 * y - 0.5)
 
 
 def _arc(x: _Coordinates, y: _Coordinates) -> np.ndarray:
-    return np.maximum(np.abs(np.hypot(x, y) - 0.75) - 0.22, -y - 0.05)
+    return np.maximum(np.abs(np.hypot(x, y) - 0.75) - 0.28, -y)
 
 
 GLYPHS: dict[str, Callable[[_Coordinates, _Coordinates], np.ndarray]] = {
-    "disc": lambda x, y: np.hypot(x, y) - 0.75,
-    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.72) - 0.2,
-    "bar": lambda x, y: _box(x, y, 1.0, 0.2),
-    "plus": lambda x, y: np.minimum(_box(x, y, 1.0, 0.22), _box(x, y, 0.22, 1.0)),
+    "disc": lambda x, y: np.hypot(x, y) - 0.64,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.7) - 0.15,
+    "bar": lambda x, y: _box(x, y, 1.0, 0.32),
+    "plus": lambda x, y: np.minimum(_box(x, y, 1.0, 0.17), _box(x, y, 0.17, 1.0)),
     "triangle": _triangle,
-    "pair": lambda x, y: np.hypot(np.abs(x) - 0.6, y) - 0.36,
+    "pair": lambda x, y: np.hypot(np.abs(x) - 0.6, y) - 0.45,
     "corner": lambda x, y: np.minimum(_box(x + 0.55, y, 0.2, 0.95), _box(x, y - 0.75, 0.75, 0.2)),
-    "frame": lambda x, y: np.abs(np.maximum(np.abs(x), np.abs(y)) - 0.72) - 0.17,
-    "rails": lambda x, y: _box(np.abs(x) - 0.5, y, 0.18, 0.95),
+    "frame": lambda x, y: np.abs(np.maximum(np.abs(x), np.abs(y)) - 0.72) - 0.115,
+    "rails": lambda x, y: _box(np.abs(x) - 0.5, y, 0.17, 0.95),
     "arc": _arc,
 }
 """Signed distance by class name, in the order of the labels; negative inside, a unit is half the glyph's extent.
 
+All cover about the same area, so that the amount of ink does not tell the class.
 A mirrored glyph is still nearest to its own class, so that flipping is a fair augmentation.
 """
 

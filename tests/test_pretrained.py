@@ -1,0 +1,155 @@
+"""From a run or a file to a backbone with its preprocessing: what is loaded, and what is refused."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinov2.configs import load_config, to_yaml
+from dinov2.errors import ConfigError, WeightsError
+from dinov2.models.vision_transformer import DinoVisionTransformer
+from dinov2.models.weights import model_table, save_teacher
+from dinov2.pretrained import load
+from tests.golden.loading import golden_json
+from tests.golden.recipe import fill, images
+from tests.runs import tiny_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+def small(**changes) -> DinoVisionTransformer:
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "block_chunks": 0}
+    return fill(DinoVisionTransformer(**{**options, **changes})).eval()
+
+
+def test_a_run_gives_its_newest_teacher_by_number_and_not_by_name(run):
+    assert sorted(path.name for path in (run / "eval").iterdir()) == ["training_11", "training_4", "training_9"]
+    loaded = load(run)
+    assert loaded.source == run / "eval" / "training_11" / "teacher_checkpoint.pth"
+    assert loaded.digest == hashlib.sha256(loaded.source.read_bytes()).hexdigest()
+    assert not loaded.backbone.training
+    assert not any(flag for flag in (module.training for module in loaded.backbone.modules()))
+
+
+def test_a_run_in_the_home_folder_is_found(run, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    monkeypatch.setenv("USERPROFILE", str(run.parent))
+    assert load(f"~/{run.name}").source.parent.parent.parent == run
+
+
+def test_the_transform_is_that_of_the_training(tmp_path):
+    model = small(img_size=40, in_chans=1)
+    teacher = {f"backbone.{key}": value for key, value in model.state_dict().items()}
+    save_teacher(tmp_path / "t.pth", teacher, model_table(model, mean=[0.1], std=[0.7]))
+    transform = load(tmp_path / "t.pth").transform
+    assert (transform.crop_size, transform.mean, transform.std) == (40, (0.1,), (0.7,))
+
+
+@pytest.mark.parametrize("native, size", [(518, 224), (224, 224), (98, 98), (32, 32)])
+def test_bare_weights_get_the_releases_normalisation_and_at_most_224_pixels(tmp_path, native, size):
+    patch = 8 if native == 32 else 14
+    torch.save(small(img_size=native, patch_size=patch).state_dict(), tmp_path / "w.pth")
+    transform = load(tmp_path / "w.pth").transform
+    assert transform.crop_size == size
+    assert transform.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert transform.std == pytest.approx((0.229, 0.224, 0.225))
+
+
+def test_bare_weights_compute_what_they_did(tmp_path):
+    model = small(num_register_tokens=2, interpolate_offset=0.0, interpolate_antialias=True)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    x = images(2, 48, 32)
+    with torch.no_grad():
+        assert torch.equal(load(str(tmp_path / "w.pth")).backbone(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["vits14", "vits14_reg"])
+def test_a_released_file_loads_as_it_is_and_with_its_packaged_configuration(tmp_path, name):
+    shapes = golden_json(f"backbone_{name}.keys")
+    # One number stands for each tensor, so that the file is small.
+    torch.save({key: torch.tensor(0.25).expand(shape) for key, shape in shapes.items()}, tmp_path / "w.pth")
+    bare = load(tmp_path / "w.pth")
+    configured = load(tmp_path / "w.pth", cfg=load_config(f"eval/{name.replace('_reg', '_reg4')}_pretrain"))
+    for loaded in (bare, configured):
+        assert loaded.report.matched == len(shapes) and loaded.report.resized == ()
+        assert loaded.transform.crop_size == 224
+        assert bool((loaded.backbone.pos_embed == 0.25).all())
+    differing = {key for key in bare.table if bare.table[key] != configured.table[key]}
+    assert differing <= {"mean", "std"}  # said by the configuration, assumed for the bare file
+    assert bare.transform.describe() == configured.transform.describe()
+
+
+def test_an_untrained_twin_has_the_same_shape_other_weights_and_draws_nothing_from_the_caller(run):
+    loaded = load(run)
+    state = torch.get_rng_state()
+    first, again, other = loaded.untrained(), loaded.untrained(), loaded.untrained(seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    shapes = {key: value.shape for key, value in loaded.backbone.state_dict().items()}
+    assert {key: value.shape for key, value in first.state_dict().items()} == shapes
+    assert torch.equal(first.cls_token, again.cls_token)
+    assert not torch.equal(first.cls_token, other.cls_token)
+    assert not torch.equal(first.cls_token, loaded.backbone.cls_token)
+
+
+@pytest.mark.parametrize(
+    "source, reason",
+    [
+        ("", "no model was named; give a weight file or a run's folder"),
+        ("https://example.org/w.pth", "is a URL; download the file first and give its path"),
+        ("nowhere.pth", "there is no weight file nowhere.pth; check the path"),
+        ("empty", "empty holds no exported teacher"),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path, monkeypatch, source, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError) as refusal:
+        load(source)
+    assert reason in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "overrides, reason",
+    [
+        (["student.num_register_tokens=4"], "missing register_tokens. The file is of a model without registers"),
+        (["student.ffn_layer=swiglu"], "One of the two has a SwiGLU feed-forward network"),
+        (["student.depth=12"], "The depths differ"),
+        (["student.arch=vit_small", "student.embed_dim=null", "student.num_heads=null"], "wanted [1, 1, 384]"),
+        (["student.patch_size=16"], "wanted [64, 3, 16, 16]"),
+    ],
+)
+def test_a_configuration_decides_and_weights_that_do_not_fit_it_are_refused(run, overrides, reason):
+    cfg = load_config(str(run / "config.yaml"), overrides)
+    with pytest.raises(WeightsError) as refusal:
+        load(run, cfg=cfg)
+    assert reason in str(refusal.value)
+
+
+def test_a_configuration_says_what_tensors_do_not(run, tmp_path):
+    own = load_config(str(run / "config.yaml"))
+    assert load(run, cfg=own).table == load(run).table
+    torch.save(load(run).backbone.state_dict(), tmp_path / "bare.pth")
+    (tmp_path / "c.yaml").write_text(to_yaml(own))
+    cfg = load_config(
+        str(tmp_path / "c.yaml"),
+        [
+            "student.num_heads=4",
+            "student.interpolate_offset=0.0",
+            "crops.mean=[0.1,0.2,0.3]",
+            "crops.global_crops_size=64",
+        ],
+    )
+    loaded = load(tmp_path / "bare.pth", cfg=cfg)
+    assert loaded.backbone.num_heads == 4 and loaded.backbone.interpolate_offset == 0.0
+    assert loaded.transform.mean == (0.1, 0.2, 0.3) and loaded.transform.crop_size == 64
+    assert loaded.report.resized == ("pos_embed 16 -> 64 patches",)
+
+
+def test_a_configuration_that_describes_no_model_is_refused(run):
+    cfg = load_config(str(run / "config.yaml"), ["student.arch=vit_enormous", "student.num_heads=null"])
+    with pytest.raises(ConfigError, match="vit_enormous"):
+        load(run, cfg=cfg)

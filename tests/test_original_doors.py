@@ -1,4 +1,7 @@
-"""What the public release's documentation imports and names: it resolves, or says what to use instead."""
+"""What the public release's documentation imports and names: it resolves, or says what to use instead.
+
+Its commands are run in tests/run.
+"""
 
 import importlib
 import re
@@ -7,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 import dinov2
 from dinov2._moved import GONE, MOVED, REMOVED_IN, Instead, install
@@ -46,6 +51,116 @@ def test_the_release_s_config_names_import_from_where_they_were() -> None:
 )
 def test_a_config_file_of_the_release_lies_where_its_commands_look(path: str) -> None:
     assert (REPOSITORY / "dinov2" / "configs" / path).is_file()
+
+
+# What the release's README and its users' scripts import, and that is here under the same name.
+
+DOORS = {
+    "dinov2.configs": "dinov2_default_config load_and_merge_config load_config",
+    "dinov2.data": "DataAugmentationDINO DatasetWithEnumeratedTargets MaskingGenerator SamplerType "
+    "collate_data_and_cast make_data_loader make_dataset",
+    "dinov2.data.adapters": "DatasetWithEnumeratedTargets",
+    "dinov2.data.augmentations": "DataAugmentationDINO",
+    "dinov2.data.collate": "collate_data_and_cast",
+    "dinov2.data.datasets": "ImageNet ImageNet22k",
+    "dinov2.data.loaders": "SamplerType make_data_loader make_dataset",
+    "dinov2.data.masking": "MaskingGenerator",
+    "dinov2.data.samplers": "EpochSampler InfiniteSampler ShardedInfiniteSampler",
+    "dinov2.data.transforms": "GaussianBlur IMAGENET_DEFAULT_MEAN IMAGENET_DEFAULT_STD MaybeToTensor "
+    "make_classification_eval_transform make_classification_train_transform make_normalize_transform",
+    "dinov2.distributed": "enable get_global_rank get_global_size get_local_rank get_local_size is_enabled "
+    "is_main_process",
+    "dinov2.eval.knn": "KnnModule get_args_parser",
+    "dinov2.eval.setup": "get_args_parser",
+    "dinov2.layers": "Attention Block DINOHead DropPath LayerScale MemEffAttention Mlp NestedTensorBlock PatchEmbed "
+    "SwiGLUFFN SwiGLUFFNFused",
+    "dinov2.layers.attention": "Attention MemEffAttention",
+    "dinov2.layers.block": "Block NestedTensorBlock",
+    "dinov2.logging": "setup_logging",
+    "dinov2.loss": "DINOLoss KoLeoLoss iBOTPatchLoss",
+    "dinov2.loss.dino_clstoken_loss": "DINOLoss",
+    "dinov2.loss.ibot_patch_loss": "iBOTPatchLoss",
+    "dinov2.loss.koleo_loss": "KoLeoLoss",
+    "dinov2.models": "build_model build_model_from_cfg",
+    "dinov2.models.vision_transformer": "DinoVisionTransformer vit_base vit_giant2 vit_large vit_small",
+    "dinov2.run.eval.knn": "main",
+    "dinov2.run.submit": "get_args_parser",
+    "dinov2.run.train.train": "main",
+    "dinov2.train": "SSLMetaArch get_args_parser main",
+    "dinov2.train.ssl_meta_arch": "SSLMetaArch",
+}
+
+
+@pytest.mark.parametrize("module", DOORS)
+def test_a_name_of_the_release_imports_without_a_warning(module: str, recwarn: pytest.WarningsRecorder) -> None:
+    found: dict[str, object] = {}
+    exec(f"from {module} import {', '.join(DOORS[module].split())}", found)
+    assert set(DOORS[module].split()) <= found.keys()
+    assert not recwarn.list
+
+
+def test_modules_are_attributes_after_an_import_of_the_whole_path() -> None:
+    result = run_python("import dinov2.distributed as distributed; print(distributed.get_global_size())")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "1\n", "")
+
+
+def test_the_readme_s_snippet_writes_the_metadata_of_all_splits(tmp_path: Path) -> None:
+    for name in (
+        "train/n01440764/n01440764_18.JPEG",
+        "val/n01440764/ILSVRC2012_val_00000293.JPEG",
+        "test/ILSVRC2012_test_00000001.JPEG",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (64, 48)).save(tmp_path / name, format="JPEG")
+    root = extra = str(tmp_path)
+
+    from dinov2.data.datasets import ImageNet
+
+    for split in ImageNet.Split:
+        dataset = ImageNet(split=split, root=root, extra=extra)
+        dataset.dump_extra()
+
+    assert {path.name for path in tmp_path.glob("*.npy")} >= {f"entries-{split.name}.npy" for split in ImageNet.Split}
+    assert len(ImageNet(split=ImageNet.Split["TRAIN"], root=root, extra=extra)) == 1
+
+
+def test_a_configuration_builds_the_models_in_the_releases_order() -> None:
+    from dinov2.configs import load_and_merge_config
+    from dinov2.models import build_model_from_cfg
+
+    cfg = load_and_merge_config("eval/vits14_pretrain")
+    with torch.device("meta"):
+        student, teacher, width = build_model_from_cfg(cfg)
+        only_teacher, same_width = build_model_from_cfg(cfg, only_teacher=True)
+    assert width == same_width == teacher.embed_dim == only_teacher.embed_dim == 384
+    assert student.state_dict().keys() == teacher.state_dict().keys() == only_teacher.state_dict().keys()
+
+
+def test_the_training_function_takes_the_arguments_of_its_parser(tmp_path: Path) -> None:
+    from dinov2.train import get_args_parser
+    from dinov2.train import main as train_main
+
+    words = ["--config-file", "vitl16_short", "--output-dir", str(tmp_path / "run"), "train.dataset_path=nowhere"]
+    arguments = get_args_parser(add_help=True).parse_args(words)
+    assert (arguments.eval_only, arguments.no_resume, arguments.opts) == (False, False, ["train.dataset_path=nowhere"])
+    with pytest.raises(ValueError, match="nowhere"):  # of the data set: it got as far as the configuration says
+        train_main(arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_evaluation_flags_of_the_release_parse() -> None:
+    from dinov2.eval.knn import get_args_parser as get_knn_args_parser
+    from dinov2.eval.setup import get_args_parser as get_setup_args_parser
+    from dinov2.run.submit import get_args_parser as get_submission_args_parser
+
+    words = ["--config-file", "c.yaml", "--pretrained-weights", "w.pth", "--output-dir", "out", "--opts", "a=b", "c=d"]
+    assert get_setup_args_parser(add_help=False).parse_args(words).opts == ["a=b", "c=d"]
+    parser = get_knn_args_parser(parents=[get_submission_args_parser(add_help=False)], add_help=False)
+    arguments = parser.parse_args(
+        [*words, "--nb_knn", "10", "20", "--n-tries", "2", "--partition", "p", "--timeout", "9"]
+    )
+    assert (arguments.nb_knn, arguments.n_tries, arguments.partition, arguments.timeout) == ([10, 20], 2, "p", 9)
+    assert (arguments.nodes, arguments.temperature, arguments.n_per_class_list) == (1, 0.07, [-1])
 
 
 # Import paths that moved.

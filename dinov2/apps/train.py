@@ -11,6 +11,7 @@ from dinov2.apps.evaluate import knn_of_backbone, labelled
 from dinov2.apps.pictures import picture_evaluation
 from dinov2.apps.places import output_folder
 from dinov2.configs import Config, load_config, to_yaml
+from dinov2.data.loaders import parse_dataset_str
 from dinov2.errors import ConfigError
 from dinov2.eval.setup import eval_transform_for
 from dinov2.features.results import write_json
@@ -64,7 +65,7 @@ def run_training(
 
     Where a teacher is exported, `evaluations` are called; none given, its patch features are drawn for the report.
     """
-    folder = output_folder(output_dir, task="train")
+    folder = _outside_images(output_folder(output_dir, task="train"), cfg)
     calls = [*evaluations] or [picture_evaluation()]
     if cfg.evaluation.knn_train_dataset and cfg.evaluation.knn_val_dataset:
         calls.insert(0, knn_evaluation(cfg))
@@ -76,6 +77,18 @@ def run_training(
     return folder, train(
         cfg, folder, max_steps=max_steps, resume=resume, evaluate=evaluate, announce=announce
     )
+
+
+def _outside_images(folder: Path, cfg: Config) -> Path:
+    """`folder`, unless it lies among the images: the pictures of the run would become images of the next start."""
+    dataset = parse_dataset_str(cfg.train.dataset_path)
+    root = dataset.arguments.get("root", "") if dataset.kind.name == "folder" else ""
+    if root and folder.resolve().is_relative_to(Path(root).expanduser().resolve()):
+        raise ConfigError(
+            f"the output folder {folder} lies in the folder of the images ({root}), where the run's pictures would be "
+            "taken for images; choose an --output-dir outside of it"
+        )
+    return folder
 
 
 def outcome_line(outcome: Outcome, folder: Path) -> str:
@@ -122,7 +135,7 @@ def knn_evaluation(cfg: Config) -> Evaluate:
 
 def check_training(cfg: Config, *, output_dir: str | os.PathLike[str] | None = None, resume: bool = True) -> str:
     """Builds everything that a training would, writes nothing, and returns its summary and configuration."""
-    folder = output_folder(output_dir, task="train")
+    folder = _outside_images(output_folder(output_dir, task="train"), cfg)
     training = build(cfg, RunFolder(folder), resume=resume)
     if cfg.evaluation.knn_train_dataset:
         knn_evaluation(cfg)

@@ -9,8 +9,10 @@ import torch
 from dinov2.apps import evaluate
 from dinov2.apps.evaluate import knn, knn_of_backbone, labelled
 from dinov2.errors import ConfigError, DataError, WeightsError
+from dinov2.eval.baselines import RawPixels
 from dinov2.eval.setup import EvalTransform
 from dinov2.models.vision_transformer import DinoVisionTransformer
+from dinov2.models.weights import model_table, save_teacher
 from dinov2.pretrained import load
 from tests.golden.recipe import fill
 from tests.runs import contents, pictures
@@ -36,8 +38,6 @@ def test_figures_are_returned_and_written_with_their_provenance(run, here):
 
 def test_raw_pixels_are_those_of_the_transform():
     """A k-NN of the images themselves, computed here a second time."""
-    from dinov2.eval.baselines import RawPixels
-
     train, val = labelled(SETS["train_dataset"]), labelled(SETS["val_dataset"])
     transform = EvalTransform(crop_size=32)
     rows, unreadable = knn_of_backbone(RawPixels(), train, val, transform, device="cpu", precision="fp32", nb_knn=[1])
@@ -64,8 +64,6 @@ def test_images_of_any_number_of_channels_and_their_baselines(here, channels):
             img_size=16, patch_size=8, in_chans=channels, embed_dim=64, depth=1, num_heads=1, block_chunks=0
         )
     )
-    from dinov2.models.weights import model_table, save_teacher
-
     teacher = {f"backbone.{key}": value for key, value in model.state_dict().items()}
     save_teacher(here / "t.pth", teacher, model_table(model, mean=[0.5] * channels, std=[0.25] * channels))
     report = knn(model="t.pth", train_dataset="images", val_dataset="images", nb_knn=[1], baselines=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dinov2.apps import evaluate
+from dinov2.configs import load_config, to_yaml
 from tests.runs import contents, only_sentence, pictures
 
 SETS = ("--train-dataset", "toy:split=TRAIN:n=40", "--val-dataset", "toy:split=VAL:n=20", "--nb-knn", "3", "5")
@@ -121,8 +123,6 @@ def test_an_image_that_cannot_be_read_is_left_out_and_mentioned(dinov2, here, ru
     ],
 )
 def test_wrong_input_is_one_sentence_before_any_work(dinov2, here, run, words, sentence, monkeypatch):
-    from dinov2.apps import evaluate
-
     monkeypatch.setattr(evaluate, "extract_features", lambda *a, **k: pytest.fail("work was done"))
     pictures(here / "flat")
     (here / "empty").mkdir()
@@ -226,8 +226,6 @@ def test_a_file_that_is_no_backbone_is_one_sentence(dinov2, here, run, name, sav
     ],
 )
 def test_weights_that_do_not_fit_the_configuration_are_refused_with_the_cause(dinov2, here, run, overrides, sentence):
-    from dinov2.configs import load_config, to_yaml
-
     (here / "c.yaml").write_text(to_yaml(load_config(str(run / "config.yaml"), overrides)))
     ended = dinov2("eval", "knn", "--model", run, "--config-file", "c.yaml", *SETS)
     assert ended.code == 2
@@ -260,8 +258,6 @@ class Screen:
 
 
 def test_progress_is_drawn_on_a_terminal_only_and_the_cursor_comes_back(dinov2, run, monkeypatch):
-    from dinov2.apps import evaluate
-
     assert dinov2("eval", "knn", "--model", run, *SETS).err == ""
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)

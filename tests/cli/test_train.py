@@ -164,6 +164,20 @@ def test_a_config_file_with_a_misspelt_key_is_named(dinov2, here):
     assert "there is no key optim.epoch in mine.yaml; the nearest is optim.epochs" in only_sentence(ended)
 
 
+@pytest.mark.parametrize("output", [(), ("--output-dir", "photos/run"), ("--output-dir", ".")])
+def test_a_run_among_its_own_images_is_refused(dinov2, here, output):
+    """Its pictures would be images at the next start, and the data would have changed."""
+    pictures(here / "photos")
+    before = contents(here)
+    for extra in ((), ("--dry-run",)):
+        ended = dinov2("train", "--data", ".", *PRESET, *output, *extra)
+        assert ended.code == 2
+        assert "lies in the folder of the images (.)" in only_sentence(ended)
+        assert contents(here) == before
+    ended = dinov2("train", "--data", "photos", *PRESET, "--output-dir", "photos2", "--max-steps", "1")
+    assert ended.code == 0
+
+
 @pytest.mark.parametrize(
     "words, sentence",
     [

@@ -74,9 +74,7 @@ def run_training(
         for call in calls:
             call(training, iteration)
 
-    return folder, train(
-        cfg, folder, max_steps=max_steps, resume=resume, evaluate=evaluate, announce=announce
-    )
+    return folder, train(cfg, folder, max_steps=max_steps, resume=resume, evaluate=evaluate, announce=announce)
 
 
 def _outside_images(folder: Path, cfg: Config) -> Path:

@@ -43,6 +43,13 @@ def test_an_image_depends_on_its_index_alone() -> None:
     assert all(np.array_equal(backwards[index], many.get_pixels(index)) for index in range(30))
 
 
+def test_the_first_images_are_those_of_every_machine() -> None:
+    # Room for the last bit of a cosine here and there; another drawing must change the version in the fingerprint.
+    means = [Toy().get_pixels(index).mean(axis=(0, 1)) for index in range(3)]
+    expected = [[81.72, 86.31, 78.18], [99.07, 95.32, 93.58], [86.48, 92.62, 81.67]]
+    assert np.stack(means) == pytest.approx(np.array(expected), abs=0.05)
+
+
 def test_no_image_comes_twice() -> None:
     images = {Toy(split=split).get_pixels(i).tobytes() for split in ("TRAIN", "VAL") for i in range(500)}  # type: ignore[arg-type]
     assert len(images) == 1000

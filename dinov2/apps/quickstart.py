@@ -15,6 +15,7 @@ from dinov2.apps.transformed import WithTransform
 from dinov2.configs import Config
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.engine.parallel import choose_device, choose_precision
+from dinov2.errors import DinoError
 from dinov2.eval.baselines import RawPixels
 from dinov2.eval.setup import eval_transform_for
 from dinov2.features.extract import extract_features
@@ -50,13 +51,15 @@ def quickstart(
         "raw_pixels": _top1(RawPixels(), cfg, train_set, val_set, precision="fp32"),
         "untrained": _top1(_untrained(cfg), cfg, train_set, val_set),
     }
-    run_training(
+    _, outcome = run_training(
         cfg,
         output_dir=folder,
         max_steps=max_steps,
         evaluations=[picture_evaluation(val_set)],
         announce=say,
     )
+    if outcome.stopped_by:
+        raise DinoError(f"stopped by {outcome.stopped_by} after {outcome.step:,} steps; the same command goes on there")
     trained = load(folder)
     say("measuring the trained model")
     figures["trained"] = _top1(trained.backbone, cfg, train_set, val_set)

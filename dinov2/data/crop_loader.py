@@ -12,7 +12,7 @@ A worker makes a whole batch. An image that cannot be read is replaced by anothe
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -106,7 +106,7 @@ def crop_batches(
 
 def prefetch_to(
     device: torch.device | str, batches: Iterable[CropBatch], dtype: torch.dtype | None = None
-) -> Iterator[CropBatch]:
+) -> Generator[CropBatch, None, None]:
     """The same batches on `device`, crops cast to `dtype`; to a CUDA device one copy runs ahead of the computation."""
     device = torch.device(device)
     if device.type != "cuda":

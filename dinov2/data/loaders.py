@@ -102,7 +102,7 @@ def parse_dataset_str(dataset_str: str) -> DatasetSpec:
             )
         nearest = _nearest(name, [kind.name for kind in DATASETS])
         raise DataError(
-            f"{name!r} in {dataset_str!r} is no existing path and no known data set{nearest}; "
+            f"{dataset_str!r} is no existing path, and {name!r} is no known data set{nearest}; "
             f"known are {', '.join(kind.name for kind in DATASETS)}"
         )
     kind = kinds[name.lower()]
@@ -125,7 +125,7 @@ def make_dataset(
     """
     kind, arguments = parse_dataset_str(dataset_str)
     dataset = kind.build(**arguments, transform=transform, target_transform=target_transform)
-    logger.info("data set %s: %s images", dataset_str, f"{len(dataset):,}")
+    logger.debug("data set %s: %s images", dataset_str, f"{len(dataset):,}")
     return dataset
 
 

@@ -85,6 +85,7 @@ class Progress:
         self._loss: float | None = None
         self._mark = clock()
         self._last_line: float | None = None
+        self._line_of: int | None = None  # the step that the last line was about
         self._live: LiveProgress | None = None
         self._task = TaskID(0)
 
@@ -110,7 +111,7 @@ class Progress:
             self._live.update(self._task, completed=self.done, figures=str(self.figures()))
             self._live.stop()
             self._live = None
-        elif self._steps and self._last_line is not None:
+        elif self._steps and self._line_of not in (None, self.done):
             self._write_line()
 
     def step(self, *, images: int, waiting: float = 0.0) -> None:
@@ -158,7 +159,7 @@ class Progress:
     def _write_line(self) -> None:
         if is_main_process():
             _LOG.info("%s %d/%d: %s", self.label, self.done, self.total, self.figures())
-        self._last_line = self._clock()
+        self._last_line, self._line_of = self._clock(), self.done
 
 
 def peak_memory(device: torch.device | None = None) -> int | None:

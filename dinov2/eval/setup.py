@@ -95,7 +95,7 @@ def get_args_parser(
     """The flags that all evaluation commands of the release share."""
     parser = argparse.ArgumentParser(description=description, parents=list(parents), add_help=add_help)
     parser.add_argument("--config-file", type=str, help="YAML file of the model")
-    parser.add_argument("--pretrained-weights", type=str, help="weight file, training run or address")
+    parser.add_argument("--pretrained-weights", type=str, help="weight file or a run's folder")
     parser.add_argument("--output-dir", default="", type=str, help="where results are written")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help="config overrides")
     return parser

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,7 @@ def load_checkpoint(training: Training) -> None:
         training.scaler.load_state_dict(saved["scaler"])
 
 
-def batches(training: Training) -> Iterator[CropBatch]:
+def batches(training: Training) -> Generator[CropBatch, None, None]:
     """The batches of steps `first` to `last`, on the training device."""
     cfg = training.cfg
     settings = CropSettings.from_config(cfg)
@@ -133,7 +133,7 @@ def batches(training: Training) -> Iterator[CropBatch]:
         rank=get_global_rank(),
         world_size=get_global_size(),
         # Images in memory are there at once; workers would each fill a copy of their own.
-        num_workers=0 if cache is not None else cfg.train.num_workers,
+        num_workers=0 if cache is not None else min(cfg.train.num_workers, os.cpu_count() or 1),
         cache=cache,
         augment_on=augment_on,
     )

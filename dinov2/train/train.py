@@ -4,10 +4,13 @@ A run is a function of its configuration, its images and its seed: random number
 so that a resumed run equals the unbroken one bit for bit on a CPU with the same number of threads.
 """
 
+import argparse
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +23,15 @@ from dinov2.distributed import get_global_rank, is_main_process
 from dinov2.engine.optim import apply_hyper, guarded_step
 from dinov2.engine.progress import Progress
 from dinov2.engine.signals import StopRequest
-from dinov2.errors import ConfigError
+from dinov2.errors import ConfigError, DinoError
 from dinov2.logging import MetricsWriter, setup_logging, tensorboard_tracker
+from dinov2.train.arguments import config_from, get_args_parser
 from dinov2.train.bookkeeping import SkippedSteps, Unreadable, export_teacher, metrics_row
 from dinov2.train.run_folder import RunFolder
 from dinov2.train.setup import Training, batches, build, load_checkpoint
 from dinov2.train.summary import summary
 
-__all__ = ["Evaluate", "Outcome", "export_latest", "train"]
+__all__ = ["Evaluate", "Outcome", "export_latest", "main", "train"]
 
 _LOG = logging.getLogger("dinov2")
 
@@ -65,7 +69,12 @@ def train(
     run = RunFolder(output_dir, keep_checkpoints=cfg.train.keep_checkpoints)
     training = build(cfg, run, max_steps=max_steps, resume=resume)
     if training.first >= training.last:
-        announce(f"{run.path} has done {training.first:,} of {training.last:,} steps: nothing is left to do")
+        missing = run.teacher_file(training.last - 1)
+        if training.first == training.last and not missing.exists():  # a run that ended while it was written
+            load_checkpoint(training)
+            export_teacher(training, missing)
+        asked = f"{training.last:,} were asked for" if training.last < training.total else "that is all"
+        announce(f"{run.path} has done {training.first:,} of {training.total:,} steps, {asked}: nothing is left to do")
         return Outcome(training.first, training.total, 0.0, None, len(run.read_unreadable()), 0)
     if is_main_process():
         run.open(cfg)
@@ -95,10 +104,11 @@ def export_latest(cfg: Config, output_dir: str | Path) -> Path:
 def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> tuple[int, int, int]:
     cfg, ssl, optimizer, parts = training.cfg, training.ssl, training.optimizer, training.student_parts
     skipped, unreadable = SkippedSteps(training), Unreadable(training)
-    metrics = _Metrics(training)
-    waiting = _Waiting(batches(training))
+    metrics, source = _Metrics(training), batches(training)
+    waiting = _Waiting(source)
     step = training.first
-    with Progress(training.last, training.first, device=training.device) as progress, metrics:
+    # Closing the source ends the loader's workers, also when the loop is left by an error.
+    with closing(source), Progress(training.last, training.first, device=training.device) as progress, metrics:
         for step, batch in zip(range(training.first, training.last), waiting, strict=False):
             hyper = training.schedules.at(step)
             apply_hyper(optimizer, hyper)
@@ -113,25 +123,32 @@ def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> t
             progress.step(images=training.global_batch, waiting=waiting.seconds)
 
             done = step + 1
-            ending = done == training.last or bool(stop)
             if step % cfg.train.log_every == 0 or done == training.last:
                 skipped.check()
                 row = metrics_row(training, step, losses, hyper, outcome, progress.figures())
                 metrics.write(row)
                 progress.show(loss=row["loss"])
-            if _due(done, cfg.evaluation.eval_period_iterations) or done == training.last:
-                export_teacher(training, training.run.teacher_file(step))
-                if evaluate is not None:
+            try:
+                if _due(done, cfg.evaluation.eval_period_iterations) or done == training.last:
                     with progress.paused():
-                        evaluate(training, step)
-                    ssl.train()
-            if _due(done, cfg.train.checkpoint_every or 3 * cfg.train.OFFICIAL_EPOCH_LENGTH) or ending:
-                skipped.check()
-                unreadable.write()
-                _save(training, done)
-            if stop:
+                        _export_and_evaluate(training, step, evaluate)
+            finally:
+                # Whatever became of the evaluation, the steps done are not lost; a signal may have come meanwhile.
+                ending = done == training.last or bool(stop)
+                if _due(done, cfg.train.checkpoint_every or 3 * cfg.train.OFFICIAL_EPOCH_LENGTH) or ending:
+                    skipped.check()
+                    unreadable.write()
+                    _save(training, done)
+            if ending:
                 break
     return step + 1, len(unreadable.reasons), skipped.count
+
+
+def _export_and_evaluate(training: Training, step: int, evaluate: Evaluate | None) -> None:
+    export_teacher(training, training.run.teacher_file(step))
+    if evaluate is not None:
+        evaluate(training, step)
+        training.ssl.train()
 
 
 def _due(done: int, period: int) -> bool:
@@ -191,3 +208,21 @@ class _Metrics:
     def __exit__(self, *exception: object) -> None:
         for writer in self._writers:
             writer.close()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Trains from arguments of `get_args_parser`, without evaluation on the way, as the release's function does."""
+    cfg = config_from(args)
+    output_dir = args.output_dir or cfg.train.output_dir
+    if args.eval_only:
+        export_latest(cfg, output_dir)
+    else:
+        train(cfg, output_dir, resume=not args.no_resume)
+
+
+if __name__ == "__main__":  # as the release's users start it under torchrun
+    try:
+        main(get_args_parser().parse_intermixed_args())
+    except DinoError as error:
+        sys.stderr.write(f"dinov2: {error}\n")
+        sys.exit(2 if isinstance(error, ValueError) else 1)

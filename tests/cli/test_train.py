@@ -218,7 +218,10 @@ def test_a_teacher_that_cannot_be_written_ends_with_1_and_keeps_the_checkpoints(
     ended = dinov2(*words)
     assert ended.code == 1
     assert "teacher_checkpoint.pth could not be written" in only_sentence(ended)
-    assert sorted(path.name for path in (here / "run" / "checkpoints").iterdir())[-1] == "step_0000009"
+    assert sorted(path.name for path in (here / "run" / "checkpoints").iterdir())[-1] == "step_0000012"
+    (here / "run" / "eval").unlink()
+    assert dinov2(*words).code == 0
+    assert (here / "run" / "eval" / "training_11" / "teacher_checkpoint.pth").is_file()
 
 
 # In processes of their own.

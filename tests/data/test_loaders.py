@@ -106,9 +106,9 @@ def test_values_are_percent_decoded(tmp_path: Path) -> None:
         ("/no/such/folder", "'/no/such/folder' does not exist; give a folder of images, or one of: folder:PATH"),
         (
             "ImageNette:split=TRAIN",
-            "'ImageNette' in .* no known data set, the nearest is 'ImageNet'; known are folder, ",
+            "'ImageNette' is no known data set, the nearest is 'ImageNet'; known are folder, ",
         ),
-        ("imagefolder", "no existing path and no known data set"),
+        ("imagefolder", "'imagefolder' is no existing path, and 'imagefolder' is no known data set"),
         ("toy:split=TRAN", "the split 'TRAN' in 'toy:split=TRAN' is unknown to toy, the nearest is 'TRAIN'"),
         ("toy:splitt=TRAIN", "key 'splitt' .* the nearest is 'split'; accepted keys are split, size, n"),
         ("toy:TRAIN", "'TRAIN' in 'toy:TRAIN' is no key=value; accepted keys are split, size, n"),

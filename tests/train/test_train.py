@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, DataError, TrainingDiverged
 from dinov2.logging import read_metrics
 from dinov2.pretrained import load
@@ -144,9 +145,21 @@ def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path):
 
     outcome = train(cfg, tmp_path / "run", evaluate=interrupt, announce=quiet)
     assert outcome.stopped_by == "SIGTERM" and outcome.step == 4
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").latest() == 4
     assert train(cfg, tmp_path / "run", announce=quiet).step == 12
     train(cfg, tmp_path / "whole", announce=quiet)
     assert losses(tmp_path / "whole") == losses(tmp_path / "run")
+
+
+def test_a_failing_evaluation_loses_no_steps(tmp_path):
+    cfg = tiny_config("train.checkpoint_every=4", "evaluation.eval_period_iterations=4")
+
+    def fail(training, iteration):
+        raise RuntimeError("no such data")
+
+    with pytest.raises(RuntimeError, match="no such data"):
+        train(cfg, tmp_path, evaluate=fail, announce=quiet)
+    assert CheckpointStore(tmp_path / "checkpoints").latest() == 4
 
 
 def poisoned(monkeypatch, bad_steps: set[int]) -> None:

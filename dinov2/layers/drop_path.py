@@ -6,7 +6,7 @@ keeps shapes static. (arXiv 1603.09382; the subset form: arXiv 2304.07193, secti
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,9 @@ class BatchSubset(NamedTuple):
     """The samples that a residual branch is computed for."""
 
     rows: Tensor  # [S'] indices into the packed rows
+    places: Tensor  # [S] where each packed row lies among `rows`; S' for rows that are left out
     layout: Layout  # of the kept samples
-    scale: Tensor  # [S', 1] batch size over kept samples, of the row's group
+    scale: float | Tensor  # batch size over kept samples; [S', 1] when the groups differ in it
 
 
 def subset_size(batch: int, rate: float) -> int:
@@ -52,17 +53,22 @@ def subset_size(batch: int, rate: float) -> int:
 
 def draw_batch_subset(layout: Layout, rate: float, device: torch.device) -> BatchSubset | None:
     """One random subset for each group of the layout; None when every sample is kept."""
-    rows, kept_layout, scales, start = [], [], [], 0
-    for batch, length in layout:
-        kept = subset_size(batch, rate)
+    kept_layout = tuple((subset_size(batch, rate), length) for batch, length in layout)
+    drawn, start = [], 0
+    for (batch, length), (kept, _) in zip(layout, kept_layout, strict=True):
         samples = torch.randperm(batch, device=device)[:kept]
-        rows.append((start + samples[:, None] * length + torch.arange(length, device=device)).flatten())
-        scales.append(torch.full((kept * length, 1), batch / kept, device=device))
-        kept_layout.append((kept, length))
+        drawn.append((start + samples[:, None] * length + torch.arange(length, device=device)).flatten())
         start += batch * length
-    if tuple(kept_layout) == layout:
+    if kept_layout == layout:
         return None
-    return BatchSubset(torch.cat(rows), tuple(kept_layout), torch.cat(scales))
+    rows = torch.cat(drawn)
+    places = torch.full((start,), len(rows), device=device)
+    places[rows] = torch.arange(len(rows), device=device)
+    scales = [batch / kept for (batch, _), (kept, _) in zip(layout, kept_layout, strict=True)]
+    if len(set(scales)) == 1:
+        return BatchSubset(rows, places, kept_layout, scales[0])
+    each = [torch.full((len(part), 1), scale, device=device) for part, scale in zip(drawn, scales, strict=True)]
+    return BatchSubset(rows, places, kept_layout, torch.cat(each))
 
 
 def residual_on_subset(
@@ -75,5 +81,44 @@ def residual_on_subset(
     subset = draw_batch_subset(layout, rate, tokens.device)
     if subset is None:
         return tokens + branch(tokens, layout)
-    residual = branch(tokens.index_select(0, subset.rows), subset.layout) * subset.scale
-    return tokens.index_add(0, subset.rows, residual.to(tokens.dtype))
+    taken: Tensor = _TakeRows.apply(tokens, subset.rows, subset.places)
+    residual = branch(taken, subset.layout)
+    scale = subset.scale
+    if isinstance(scale, Tensor):
+        residual, scale = residual * scale, 1.0
+    added: Tensor = _AddRows.apply(tokens, residual.to(tokens.dtype), subset.rows, subset.places, scale)
+    return added
+
+
+# Both directions copy whole rows: each row is taken at most once, so the sums that PyTorch's own index_add and the
+# backward of index_select prepare for (row by row on a CPU) are not needed.
+
+
+class _TakeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        return tokens.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return _spread(gradients[0], places), None, None
+
+
+class _AddRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, residual: Tensor, rows: Tensor, places: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.scale = scale
+        return torch.add(tokens, _spread(residual, places), alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        (rows,) = ctx.saved_tensors
+        return gradients[0], gradients[0].index_select(0, rows).mul_(ctx.scale), None, None, None
+
+
+def _spread(rows: Tensor, places: Tensor) -> Tensor:
+    """Rows `[S', D]` at their places among `[S, D]`, zeros elsewhere."""
+    return torch.cat([rows, rows.new_zeros(1, rows.shape[1])]).index_select(0, places)

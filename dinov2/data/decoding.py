@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dinov2.errors import DataError, MissingDependency
@@ -103,6 +103,11 @@ def _decode(
         raise DataError(
             f"{_named(path)} is too large to be decoded safely ({error}); "
             f"shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    except UnidentifiedImageError as error:  # its text is the address of our buffer
+        raise DataError(
+            f"{_named(path)} cannot be read as an image ({len(data)} bytes in no format that Pillow knows); "
+            f"replace or delete the file"
         ) from error
     except Exception as error:
         raise DataError(

@@ -246,6 +246,8 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(unfinished)
+        # safetensors makes files that only their owner may read; a result is for whoever may read the folder.
+        unfinished.chmod(0o666 & ~_umask())
         os.replace(unfinished, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # the writers of both formats have errors of their own
         with suppress(OSError):
@@ -311,3 +313,9 @@ def _likely_cause(missing: list[str], unexpected: list[str]) -> str:
 def _last_linear_has_bias(feed_forward: Any) -> bool:
     last = getattr(feed_forward, "w3", getattr(feed_forward, "fc2", None))
     return last is None or last.bias is not None
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

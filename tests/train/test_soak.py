@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="lives en
 
 KILLS = int(os.environ.get("DINOV2_SOAK_KILLS", "25"))
 SETTINGS = (
-    *TINY, "optim.epochs=80", "train.checkpoint_every=8", "train.cache_dataset=false", "student.drop_path_rate=0.3",
+    *TINY, "optim.epochs=80", "train.checkpoint_every=2", "train.cache_dataset=false", "student.drop_path_rate=0.3",
     "ibot.loss_weight=1", "ibot.mask_sample_probability=0.5", "evaluation.eval_period_iterations=40",
 )  # fmt: skip
 KILLS_A_RUN = 8  # about as many come before a run is through

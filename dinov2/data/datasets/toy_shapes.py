@@ -2,7 +2,8 @@
 
 An image is strewn with one glyph. Size, turn, place and colour differ from glyph to glyph, so what all crops of an
 image have in common is the glyph alone; that is what self-supervised training finds. Edges are antialiased by turning
-distance into coverage over one pixel, so that the same image can be drawn at any size.
+distance into coverage over one pixel, so that the same image can be drawn at any size; below 16 pixels strokes are
+thinner than a pixel and come out too heavy.
 """
 
 import math

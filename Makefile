@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 RUN_READY := $(VENV)/.ready-report
 DEV_READY := $(VENV)/.ready-dev
 
-.PHONY: help quickstart setup test test-all soak lint types bench docs clean
+.PHONY: help quickstart setup test test-all test-online soak lint types bench docs clean
 
 help:
 	@echo "make quickstart   train a tiny model on built-in images, evaluate it, write a report (a few minutes)"
 	@echo "make test         quick tests"
 	@echo "make test-all     all tests but the soak tests"
+	@echo "make test-online  tests that load the released files from the network (about 1 GB, kept in the cache)"
 	@echo "make soak         tests that take very long"
 	@echo "make lint types   ruff, mypy"
 	@echo "make bench        measure a training step"
@@ -40,6 +41,9 @@ test: $(DEV_READY)
 
 test-all: $(DEV_READY)
 	$(BIN)/python -m pytest -m "not soak and not network"
+
+test-online: $(DEV_READY)
+	$(BIN)/python -m pytest -m network
 
 soak: $(DEV_READY)
 	$(BIN)/python -m pytest -m soak

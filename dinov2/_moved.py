@@ -92,6 +92,11 @@ MOVED: Mapping[str, Mapping[str, str | Instead]] = {
     "dinov2.data.datasets.extended": {
         "ExtendedVisionDataset": Instead("a data set of your own extends dinov2.data.datasets.base.EncodedDataset"),
     },
+    "dinov2.hub.utils": {
+        "CenterPadding": Instead("dinov2.data.eval_transform.pad_to_multiple(images, patch_size) is a function"),
+        "_DINOV2_BASE_URL": "dinov2.models.releases:BASE_URL",
+        "_make_dinov2_model_name": Instead("dinov2.models.releases.release(name) has name and url of every file"),
+    },
     "dinov2.eval.metrics": {
         "AccuracyAveraging": _FIGURES,
         "ImageNetReaLAccuracy": _FIGURES,
@@ -117,7 +122,7 @@ _DENSE = (
     "depth and segmentation are not in this version; a head of your own can start from the patch features of "
     "model.get_intermediate_layers(images, n, reshape=True)"
 )
-_HUB = "the torch.hub entries are not in this version; dinov2.models builds the architectures and loads weight files"
+_DINOTXT = "the text models of dino.txt are not in this version"
 _LINEAR = "linear classifiers are not in this version; dinov2.eval.knn evaluates frozen features"
 
 GONE: Mapping[str, str] = {
@@ -126,10 +131,11 @@ GONE: Mapping[str, str] = {
     "dinov2.eval.log_regression": _LINEAR,
     "dinov2.eval.segmentation": _DENSE,
     "dinov2.eval.segmentation_m2f": _DENSE,
-    "dinov2.hub": _HUB,
     "dinov2.hub.depth": _DENSE,
-    "dinov2.hub.utils": _HUB,
-    "dinov2.thirdparty": "the text models of dino.txt, whose tokenizer lived there, are not in this version",
+    "dinov2.hub.depthers": _DENSE,
+    "dinov2.hub.dinotxt": _DINOTXT,
+    "dinov2.hub.text": _DINOTXT,
+    "dinov2.thirdparty": _DINOTXT,
     "dinov2.utils.checkpoint": "dinov2.engine.checkpoint.CheckpointStore saves and loads a run",
 }
 """Modules of the release that do not import here, each with what to use; what lies below them is gone with them."""

@@ -1,19 +1,25 @@
-"""Writes the pages of `docs/` that repeat what the code already says: `configuration.md` and `cli.md`.
+"""Writes what repeats the code: `configuration.md`, `cli.md` and `releases.md` of `docs/`, tables in other pages.
 
     python scripts/generate_docs.py            write them
     python scripts/generate_docs.py --check    only say whether they are up to date (exit status 1 if not)
 
-The tables come from `dinov2.configs.describe()` and from the parser of the command line, never from a second list.
+The tables come from `dinov2.configs.describe()`, from the parser of the command line and from the table of releases
+(`dinov2.models.releases`), never from a second list. A hand-written page shows a table of releases between the comments
+`<!-- table: NAME -->` and `<!-- end of table -->`.
 Options are laid out here and not by argparse, whose wording changes between versions of Python.
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+FILLED = ("MODEL_CARD.md", "README.md")
 
 WARNING = "<!-- Written by scripts/generate_docs.py; edit what it reads instead. -->\n\n"
 
@@ -33,6 +39,75 @@ CLI_HEAD = """# Commands
 `dinov2 COMMAND --help` prints what stands here. `python -m dinov2` is the same program. The exit status is 0 after
 success, 1 when the work failed, and 2 for a wrong command line or unusable input.
 """
+
+
+RELEASES_HEAD = """# Released weights
+
+The authors of DINOv2 published {count} weight files: eight backbones, trained on LVD-142M without labels, and heads on
+top of them. This package knows each by name; `dinov2 releases` lists them, `dinov2 releases --check` asks the server
+for every one. They are under the Apache-2.0 licence, and are downloaded when you ask for them, not before.
+
+Keys and shapes of what is built here are verified against the release in the tests. The files themselves are not part
+of those tests: `make test-online`, for which you need a network, loads ViT-S/14 and ViT-B/14 strictly, with and without
+registers, each as backbone and with both ImageNet heads.
+
+No checksums were published and none are given here; downloads are checked for their length, and loaded strictly and
+without running code. Figures are what the authors report; nobody has repeated them with this code.
+"""
+
+RELEASES_TAIL = """
+## Links that are wrong
+
+Four links in the README of the release lead nowhere or to another file. The names above follow the rule of all others,
+which is also what the release's own code asks for:
+
+| file | the README links | which is |
+| --- | --- | --- |
+| `dinov2_vitg14_reg4_linear_head.pth` | `dinov2_vitg14_lreg4_inear_head.pth` | no file: letters are swapped |
+| `dinov2_vitb14_nyu_linear_head.pth` | `dinov2_vitb14_linear_head.pth` | the ImageNet classifier |
+| `dinov2_vitl14_nyu_linear_head.pth` | `dinov2_vitl14_linear_head.pth` | the ImageNet classifier |
+| `dinov2_vitg14_nyu_linear_head.pth` | `dinov2_vitg14_linear_head.pth` | the ImageNet classifier |
+
+Folders never carry the registers' suffix: `dinov2_vits14_reg4_pretrain.pth` lies in `dinov2_vits14`.
+
+## Where downloads go
+
+To the folder in the environment variable `DINOV2_CACHE`, else to `checkpoints` in the folder of `torch.hub`, whose own
+downloads are found there. An interrupted download is continued; a file gets its name only when it is whole. Without a
+network, put a file there under its own name and it is used.
+"""
+
+BACKBONES_TEXT = """
+## Backbones
+
+Top-1 accuracy in %, for frozen features. `dinov2.load(NAME)` loads a model by its name, and so does
+`torch.hub.load(CLONE, NAME, source="local")` with the arguments of the release (`pretrained`, `weights`, and `layers`
+for classifiers). The latter needs torch alone and returns the bare module, in training mode as in the release: call
+`.eval()`.
+
+{table}
+Position embeddings are for 518 x 518 pixels and patches of 14. Models without registers resize them with an offset of
+0.1 and without antialiasing, models with registers by exact size and with antialiasing. All take RGB images normalised
+by ImageNet's mean (0.485, 0.456, 0.406) and deviation (0.229, 0.224, 0.225).
+"""
+
+CLASSIFIERS_TEXT = """
+## Image classification
+
+Linear heads for the 1,000 classes of ImageNet-1k, on the tokens of one block or of four.
+
+{table}
+The release reports linear accuracy in two tables of its README, which disagree for all models with registers (bold).
+Both are kept here:
+
+{results}"""
+
+DENSE_TEXT = """
+## {title}
+
+{unit}; each figure is the link to the file. These models are not in this version.
+
+{table}"""
 
 
 def as_code(text: object) -> str:
@@ -121,19 +196,154 @@ def cli_page() -> str:
     return "".join([WARNING, CLI_HEAD, *sections])
 
 
-PAGES: dict[str, Callable[[], str]] = {"configuration.md": configuration_page, "cli.md": cli_page}
+def table_of(heads: str, rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; `heads` are separated by bars."""
+    columns = heads.count("|") + 1
+    lines = [f"| {heads} |", f"|{' --- |' * columns}", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _label(row: Any) -> str:
+    size = row.backbone.removeprefix("dinov2_vit")[0]
+    return f"ViT-{size if size == 'g' else size.upper()}/14{' with registers' if row.num_register_tokens else ''}"
+
+
+def _link(row: Any, text: str = "file") -> str:
+    return f"[{text}]({row.url})"
+
+
+def _of_kind(kind: str) -> list[Any]:
+    from dinov2.models.releases import RELEASES
+
+    return [row for row in RELEASES if row.kind == kind]
+
+
+def backbones_table() -> str:
+    """Names, sizes, reported ImageNet figures, addresses."""
+    rows = []
+    for row in _of_kind("backbone"):
+        figures = [row.shown(metric) for metric in ("imagenet_knn", "imagenet_linear")]
+        size = [f"{row.parameters:,}", str(row.num_register_tokens)]
+        rows.append((_label(row), f"`{row.name}`", *size, *figures, _link(row), f"`{row.hf_id}`"))
+    heads = "model | name | parameters | registers | ImageNet k-NN | ImageNet linear | weights | on Hugging Face"
+    return table_of(heads, rows)
+
+
+def classifiers_table() -> str:
+    """The ImageNet heads on one and on four layers."""
+    rows = _of_kind("classifier")
+    pairs = zip(rows[::2], rows[1::2], strict=True)
+    lines = ((_label(one), f"`{one.hub_name}`", _link(one), _link(four)) for one, four in pairs)
+    return table_of("backbone | name | 1 layer | 4 layers", lines)
+
+
+def linear_results_table() -> str:
+    """The two figures that the release reports for linear evaluation on ImageNet."""
+    heads = {row.backbone: row for row in _of_kind("classifier") if row.layers == 1}
+    rows = []
+    for row in _of_kind("backbone"):
+        one, other = row.shown("imagenet_linear"), heads[row.name].shown("imagenet_linear")
+        rows.append((_label(row), one, other if one == other else f"**{other}**"))
+    return table_of("model | table of the models | table of the heads to evaluate", rows)
+
+
+def card_results_table() -> str:
+    """What the release's model card reports, by backbone; dense figures are those of the heads on it."""
+    from dinov2.models.releases import release
+
+    rows = []
+    for row in _of_kind("backbone"):
+        metrics = ("imagenet_knn", "imagenet_linear", "imagenet_v2_linear", "inaturalist18_linear", "oxford_hard_map")
+        dense = ["-"] * 3
+        if not row.num_register_tokens:
+            depth, segmentation = release(f"{row.name}_nyu_linear4_head"), release(f"{row.name}_ade20k_ms_head")
+            dense = [depth.shown("nyu_rmse"), depth.shown("sun_rmse"), segmentation.shown("ade20k_miou")]
+        rows.append((_label(row), *(row.shown(metric) for metric in metrics), *dense))
+    return table_of(
+        "model | IN-1k k-NN | IN-1k linear | IN-V2 linear | iNat 2018 linear | Oxford-Hard mAP | NYUd RMSE, linear 4 | "
+        "SUN RGB-D RMSE | ADE20K mIoU, ms",
+        rows,
+    )
+
+
+def depth_table() -> str:
+    """RMSE of the depth heads, each figure the link to its file."""
+    rows = []
+    for backbone in _of_kind("backbone")[:4]:
+        mine = [row for row in _of_kind("depth") if row.backbone == backbone.name]
+        rows.append((_label(backbone), *(_link(row, row.shown(row.accuracy[0].metric)) for row in mine)))
+    return table_of("backbone | NYUd linear | linear 4 | DPT | KITTI linear | linear 4 | DPT", rows)
+
+
+def segmentation_table() -> str:
+    """mIoU of the segmentation heads, each figure the link to its file."""
+    (m2f,) = _of_kind("mask2former")
+    rows = []
+    for backbone in _of_kind("backbone")[:4]:
+        mine = [row for row in _of_kind("segmentation") if row.backbone == backbone.name]
+        cells = [_link(row, row.shown(row.accuracy[0].metric)) for row in mine]
+        whole = _link(m2f, m2f.shown("ade20k_miou")) if m2f.backbone == backbone.name else "-"
+        rows.append((_label(backbone), *cells[:2], whole, *cells[2:]))
+    return table_of("backbone | ADE20K linear | multi-scale | Mask2Former | VOC 2012 linear | multi-scale", rows)
+
+
+def releases_page() -> str:
+    """`docs/releases.md`: every released file, with what is reported of it."""
+    from dinov2.models.releases import RELEASES
+
+    return "".join(
+        [
+            WARNING,
+            RELEASES_HEAD.format(count=len(RELEASES)),
+            BACKBONES_TEXT.format(table=backbones_table()),
+            CLASSIFIERS_TEXT.format(table=classifiers_table(), results=linear_results_table()),
+            DENSE_TEXT.format(title="Depth", unit="RMSE in metres", table=depth_table()),
+            DENSE_TEXT.format(title="Segmentation", unit="mIoU in %", table=segmentation_table()),
+            RELEASES_TAIL,
+        ]
+    )
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "configuration.md": configuration_page,
+    "cli.md": cli_page,
+    "releases.md": releases_page,
+}
+
+TABLES: dict[str, Callable[[], str]] = {
+    "backbones": backbones_table,
+    "classifiers": classifiers_table,
+    "linear-results": linear_results_table,
+    "card-results": card_results_table,
+    "depth": depth_table,
+    "segmentation": segmentation_table,
+}
+
+
+def with_tables(text: str) -> str:
+    """A page with the tables between its marks written anew."""
+    marked = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+    return marked.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}", text)
+
+
+def generated() -> Iterator[tuple[Path, str]]:
+    """Every file that holds something generated, with what it should say."""
+    for name, page in PAGES.items():
+        yield DOCS / name, page()
+    for name in FILLED:
+        path = DOCS.parent / name
+        yield path, with_tables(path.read_text(encoding="utf-8"))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the generated pages of docs/.")
+    parser = argparse.ArgumentParser(description="Write what the documentation generates.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a page is stale")
     check = parser.parse_args().check
     stale = []
-    for name, page in PAGES.items():
-        path, text = DOCS / name, page()
+    for path, text in generated():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
-        stale.append(name)
+        stale.append(path.name)
         if not check:
             path.write_text(text, encoding="utf-8", newline="\n")
     if stale:

@@ -55,6 +55,9 @@ def test_a_config_file_of_the_release_lies_where_its_commands_look(path: str) ->
 
 # What the release's README and its users' scripts import, and that is here under the same name.
 
+BACKBONES = [f"dinov2_vit{size}14{registers}" for registers in ("", "_reg") for size in "sblg"]
+CLASSIFIERS = [f"{name}_lc" for name in BACKBONES]
+
 DOORS = {
     "dinov2.configs": "dinov2_default_config load_and_merge_config load_config",
     "dinov2.data": "DataAugmentationDINO DatasetWithEnumeratedTargets MaskingGenerator SamplerType "
@@ -72,6 +75,8 @@ DOORS = {
     "is_main_process",
     "dinov2.eval.knn": "KnnModule get_args_parser",
     "dinov2.eval.setup": "get_args_parser",
+    "dinov2.hub.backbones": f"Weights {' '.join(BACKBONES)}",
+    "dinov2.hub.classifiers": f"Weights {' '.join(CLASSIFIERS)}",
     "dinov2.layers": "Attention Block DINOHead DropPath LayerScale MemEffAttention Mlp NestedTensorBlock PatchEmbed "
     "SwiGLUFFN SwiGLUFFNFused",
     "dinov2.layers.attention": "Attention MemEffAttention",
@@ -88,6 +93,7 @@ DOORS = {
     "dinov2.run.train.train": "main",
     "dinov2.train": "SSLMetaArch get_args_parser main",
     "dinov2.train.ssl_meta_arch": "SSLMetaArch",
+    "hubconf": f"dependencies {' '.join(BACKBONES + CLASSIFIERS)}",
 }
 
 

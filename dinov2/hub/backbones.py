@@ -1,0 +1,178 @@
+"""The eight released backbones as functions, with the arguments of the public release.
+
+Each returns a `DinoVisionTransformer` as it was constructed, hence in training mode: it has neither dropout nor, unless
+asked for, drop path, so that both modes compute the same, but call `.eval()` all the same. The native image size is
+518; images of any size that is a multiple of 14 work, because position embeddings are resized on the way.
+"""
+
+from enum import Enum
+from typing import Any
+
+import torch
+
+from dinov2.hub.files import WrongArgument, file_behind
+from dinov2.models.releases import Release, release
+from dinov2.models.vision_transformer import ARCHITECTURES, DinoVisionTransformer
+from dinov2.models.weights import backbone_state, load_into, read_file
+
+__all__ = [
+    "Weights",
+    "dinov2_vitb14",
+    "dinov2_vitb14_reg",
+    "dinov2_vitg14",
+    "dinov2_vitg14_reg",
+    "dinov2_vitl14",
+    "dinov2_vitl14_reg",
+    "dinov2_vits14",
+    "dinov2_vits14_reg",
+    "released_backbone",
+]
+
+
+class Weights(Enum):
+    """What the released backbones were trained on."""
+
+    LVD142M = "LVD142M"
+
+
+def released_backbone(
+    name: str, *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
+) -> DinoVisionTransformer:
+    """A backbone by its name in `dinov2.models.releases`, with fresh weights or a file's, loaded strictly.
+
+    Raises `WrongArgument` for `weights` that do not exist and for `kwargs` that the weights do not fit (checked before
+    anything is fetched), `WeightsError` for a file that does not fit, `DinoError` when it cannot be had.
+    """
+    row = release(name)
+    file = file_behind(weights, Weights, row)
+    options = {**_options(row), **kwargs}
+    if not pretrained:
+        return DinoVisionTransformer(**options)
+    if file.is_released and kwargs:
+        _refuse_other_shapes(row, kwargs)
+    path = file.fetch()
+    content = read_file(path)
+    if not file.is_released:
+        _refuse_another_grid(options, backbone_state(content)[0].get("pos_embed"), str(path))
+    model = _unfilled(options)
+    load_into(model, content, source=str(path))
+    return model
+
+
+def dinov2_vits14(
+    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
+) -> DinoVisionTransformer:
+    """ViT-S/14: 384 wide, 12 blocks, 21 M parameters.
+
+    Args:
+        pretrained: load the released weights (False: fresh ones, nothing is fetched).
+        weights: a member of `Weights` or its name, or the path or http address of another weight file.
+        kwargs: options of `dinov2.models.vision_transformer.DinoVisionTransformer`.
+
+    Returns:
+        The model, in training mode; call `.eval()`. Images `[B, 3, H, W]` -> class tokens `[B, 384]`.
+    """
+    return released_backbone("dinov2_vits14", pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vitb14(
+    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
+) -> DinoVisionTransformer:
+    """ViT-B/14: 768 wide, 12 blocks, 86 M parameters. Arguments and result as for `dinov2_vits14`."""
+    return released_backbone("dinov2_vitb14", pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vitl14(
+    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
+) -> DinoVisionTransformer:
+    """ViT-L/14: 1024 wide, 24 blocks, 300 M parameters. Arguments and result as for `dinov2_vits14`."""
+    return released_backbone("dinov2_vitl14", pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vitg14(
+    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
+) -> DinoVisionTransformer:
+    """ViT-g/14 with SwiGLU: 1536 wide, 40 blocks, 1,100 M parameters. Arguments and result as for `dinov2_vits14`."""
+    return released_backbone("dinov2_vitg14", pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vits14_reg(
+    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
+) -> DinoVisionTransformer:
+    """ViT-S/14 with 4 registers. Arguments and result as for `dinov2_vits14`."""
+    return released_backbone("dinov2_vits14_reg", pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vitb14_reg(
+    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
+) -> DinoVisionTransformer:
+    """ViT-B/14 with 4 registers. Arguments and result as for `dinov2_vits14`."""
+    return released_backbone("dinov2_vitb14_reg", pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vitl14_reg(
+    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
+) -> DinoVisionTransformer:
+    """ViT-L/14 with 4 registers. Arguments and result as for `dinov2_vits14`."""
+    return released_backbone("dinov2_vitl14_reg", pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vitg14_reg(
+    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
+) -> DinoVisionTransformer:
+    """ViT-g/14 with SwiGLU and 4 registers. Arguments and result as for `dinov2_vits14`."""
+    return released_backbone("dinov2_vitg14_reg", pretrained=pretrained, weights=weights, **kwargs)
+
+
+def _options(row: Release) -> dict[str, Any]:
+    """Constructor options of a released model. Its LayerScale starts at 1, which only fresh weights show."""
+    return {
+        **ARCHITECTURES[row.arch]._asdict(),
+        "img_size": row.img_size,
+        "patch_size": row.patch_size,
+        "init_values": 1.0,
+        "ffn_layer": row.ffn_layer,
+        "block_chunks": 0,
+        "num_register_tokens": row.num_register_tokens,
+        "interpolate_offset": row.interpolate_offset,
+        "interpolate_antialias": row.interpolate_antialias,
+    }
+
+
+def _unfilled(options: dict[str, Any]) -> DinoVisionTransformer:
+    """A model whose parameters are about to be loaded: starting values of a billion of them take long to draw."""
+    with torch.device("meta"):
+        model = DinoVisionTransformer(**options)
+    if next(model.buffers(), None) is not None:  # of a caller's own layers, and not in the file perhaps
+        return DinoVisionTransformer(**options)
+    return model.to_empty(device=torch.get_default_device())
+
+
+def _refuse_other_shapes(row: Release, kwargs: dict[str, Any]) -> None:
+    """Released weights would not go into a model with these options; better said before they are fetched."""
+    with torch.device("meta"):
+        released = DinoVisionTransformer(**_options(row)).state_dict()
+        # How blocks are grouped changes their keys, which loading understands.
+        asked = DinoVisionTransformer(**{**_options(row), **kwargs, "block_chunks": 0}).state_dict()
+    given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+    for key in (*asked, *released):
+        wanted, has = (list(state[key].shape) if key in state else "absent" for state in (asked, released))
+        if wanted != has:
+            raise WrongArgument(
+                f"the released weights of {row.name} do not fit a model with {given}: {key} would be {wanted} and is "
+                f"{has}; leave {'that' if len(kwargs) == 1 else 'those'} out (images of any size that is a multiple of "
+                f"{row.patch_size} work as it is), or ask for pretrained=False"
+            )
+
+
+def _refuse_another_grid(options: dict[str, Any], position: torch.Tensor | None, source: str) -> None:
+    """Loading would resize the position embeddings of `source` to the model's, unasked."""
+    size, patch = options["img_size"], options["patch_size"]
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    patches = (height // patch) * (width // patch)
+    if position is not None and position.shape[1] != 1 + patches:
+        side = round((position.shape[1] - 1) ** 0.5)
+        raise WrongArgument(
+            f"{source} has position embeddings for {position.shape[1] - 1} patches, and img_size={size!r} makes "
+            f"{patches}; give img_size={side * patch}"
+        )

@@ -1,0 +1,144 @@
+"""The released ImageNet classifiers as functions: a frozen backbone and a linear layer on its tokens.
+
+Each returns a `LinearClassifier` as it was constructed, hence in training mode; call `.eval()`.
+"""
+
+from enum import Enum
+from typing import Any
+
+from torch import Tensor, nn
+
+from dinov2.hub.backbones import released_backbone
+from dinov2.hub.files import WrongArgument, file_behind
+from dinov2.models.linear_head import LinearHead, head_from_state, linear_logits
+from dinov2.models.releases import release
+from dinov2.models.vision_transformer import DinoVisionTransformer
+from dinov2.models.weights import read_file
+
+__all__ = [
+    "LinearClassifier",
+    "Weights",
+    "dinov2_vitb14_lc",
+    "dinov2_vitb14_reg_lc",
+    "dinov2_vitg14_lc",
+    "dinov2_vitg14_reg_lc",
+    "dinov2_vitl14_lc",
+    "dinov2_vitl14_reg_lc",
+    "dinov2_vits14_lc",
+    "dinov2_vits14_reg_lc",
+    "released_classifier",
+]
+
+
+class Weights(Enum):
+    """What the released heads were trained on."""
+
+    IMAGENET1K = "IMAGENET1K"
+
+
+class LinearClassifier(nn.Module):
+    """Normalised images `[B, 3, H, W]` -> logits `[B, 1000]`, in ImageNet's usual order of classes.
+
+    State dicts hold `backbone.*` and `linear_head.*`. `layers` is the number of blocks that the head reads.
+    """
+
+    def __init__(self, backbone: DinoVisionTransformer, linear_head: LinearHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.linear_head = linear_head
+        self.layers = linear_head.layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits; what the head reads is in `dinov2.models.linear_head`."""
+        return linear_logits(self.backbone, self.linear_head, x)
+
+
+def released_classifier(
+    name: str,
+    *,
+    layers: int = 4,
+    pretrained: bool = True,
+    weights: Weights | str = Weights.IMAGENET1K,
+    **kwargs: Any,
+) -> LinearClassifier:
+    """A classifier by the name of its `torch.hub` entry, with fresh weights or those of the release.
+
+    Raises `WrongArgument` for `layers` other than 1 and 4 and as `released_backbone` does; `WeightsError` for a head
+    that does not fit, `DinoError` when a file cannot be had.
+    """
+    if layers not in (1, 4):
+        raise WrongArgument(f"Unsupported number of layers: {layers!r}; {name} reads 1 or 4 layers")
+    backbone_name = name.removesuffix("_lc")
+    file = file_behind(weights, Weights, release(f"{backbone_name}_linear{'4' if layers == 4 else ''}_head"))
+    backbone = released_backbone(backbone_name, pretrained=pretrained, **kwargs)
+    if not pretrained:
+        return LinearClassifier(backbone, LinearHead(backbone.embed_dim, layers=layers))
+    path = file.fetch()
+    head = head_from_state(read_file(path), embed_dim=backbone.embed_dim, layers=layers, source=str(path))
+    return LinearClassifier(backbone, head).train()
+
+
+def dinov2_vits14_lc(
+    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
+) -> LinearClassifier:
+    """ImageNet classifier on ViT-S/14.
+
+    Args:
+        layers: blocks whose class tokens the head reads, 1 or 4.
+        pretrained: load the released backbone and head (False: fresh weights, nothing is fetched).
+        weights: of the head: a member of `Weights` or its name, or the path or http address of another head file.
+        kwargs: options of the backbone.
+
+    Returns:
+        The model, in training mode; call `.eval()`. Images `[B, 3, H, W]` -> logits `[B, 1000]`.
+    """
+    return released_classifier("dinov2_vits14_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vitb14_lc(
+    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
+) -> LinearClassifier:
+    """ImageNet classifier on ViT-B/14. Arguments and result as for `dinov2_vits14_lc`."""
+    return released_classifier("dinov2_vitb14_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vitl14_lc(
+    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
+) -> LinearClassifier:
+    """ImageNet classifier on ViT-L/14. Arguments and result as for `dinov2_vits14_lc`."""
+    return released_classifier("dinov2_vitl14_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vitg14_lc(
+    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
+) -> LinearClassifier:
+    """ImageNet classifier on ViT-g/14. Arguments and result as for `dinov2_vits14_lc`."""
+    return released_classifier("dinov2_vitg14_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vits14_reg_lc(
+    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
+) -> LinearClassifier:
+    """ImageNet classifier on ViT-S/14 with registers. Arguments and result as for `dinov2_vits14_lc`."""
+    return released_classifier("dinov2_vits14_reg_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vitb14_reg_lc(
+    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
+) -> LinearClassifier:
+    """ImageNet classifier on ViT-B/14 with registers. Arguments and result as for `dinov2_vits14_lc`."""
+    return released_classifier("dinov2_vitb14_reg_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vitl14_reg_lc(
+    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
+) -> LinearClassifier:
+    """ImageNet classifier on ViT-L/14 with registers. Arguments and result as for `dinov2_vits14_lc`."""
+    return released_classifier("dinov2_vitl14_reg_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
+
+
+def dinov2_vitg14_reg_lc(
+    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
+) -> LinearClassifier:
+    """ImageNet classifier on ViT-g/14 with registers. Arguments and result as for `dinov2_vits14_lc`."""
+    return released_classifier("dinov2_vitg14_reg_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)

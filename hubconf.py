@@ -1,0 +1,46 @@
+"""What `torch.hub` offers of this repository: `torch.hub.load(<this folder or repository>, "dinov2_vits14")`.
+
+The functions and their arguments are those of the public release.
+"""
+
+from dinov2.hub.backbones import (
+    dinov2_vitb14,
+    dinov2_vitb14_reg,
+    dinov2_vitg14,
+    dinov2_vitg14_reg,
+    dinov2_vitl14,
+    dinov2_vitl14_reg,
+    dinov2_vits14,
+    dinov2_vits14_reg,
+)
+from dinov2.hub.classifiers import (
+    dinov2_vitb14_lc,
+    dinov2_vitb14_reg_lc,
+    dinov2_vitg14_lc,
+    dinov2_vitg14_reg_lc,
+    dinov2_vitl14_lc,
+    dinov2_vitl14_reg_lc,
+    dinov2_vits14_lc,
+    dinov2_vits14_reg_lc,
+)
+
+__all__ = [
+    "dinov2_vitb14",
+    "dinov2_vitb14_lc",
+    "dinov2_vitb14_reg",
+    "dinov2_vitb14_reg_lc",
+    "dinov2_vitg14",
+    "dinov2_vitg14_lc",
+    "dinov2_vitg14_reg",
+    "dinov2_vitg14_reg_lc",
+    "dinov2_vitl14",
+    "dinov2_vitl14_lc",
+    "dinov2_vitl14_reg",
+    "dinov2_vitl14_reg_lc",
+    "dinov2_vits14",
+    "dinov2_vits14_lc",
+    "dinov2_vits14_reg",
+    "dinov2_vits14_reg_lc",
+]
+
+dependencies = ["torch"]

@@ -81,6 +81,8 @@ def _started_bar() -> Any:
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     # On standard error, so that results can be piped on.
-    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+    # Results on the same terminal are printed above the bar; those that are piped on are none of its business.
+    to_terminal = sys.stdout.isatty()
+    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=to_terminal)
     bar.start()
     return bar

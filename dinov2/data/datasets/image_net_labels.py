@@ -1,13 +1,14 @@
 """Where ImageNet's classes and labels come from when there is no metadata: folders, `labels.txt`, lists for flat val.
 
-`labels.txt` is no part of the official archives, so it only supplies readable names here; without it a class is called
-by its wnid.
+`labels.txt` is no part of the official archives, so it only supplies readable names here; without it they come from
+the built-in table of ImageNet-1k, and a class that is not in it is called by its wnid.
 """
 
 import os
 import re
 from collections.abc import Mapping
 
+from dinov2.data.datasets import imagenet_classes
 from dinov2.data.datasets.base import read_bytes
 from dinov2.errors import DataError
 
@@ -32,8 +33,11 @@ def class_folders(root: str) -> list[str]:
 
 
 def class_names_of(root: str, class_ids: list[str]) -> list[str]:
-    """Names by wnid from `root/labels.txt` (`wnid,name`; everything after the first comma is the name)."""
-    names = _labels_txt(root)
+    """Names by wnid from `root/labels.txt` (`wnid,name`; everything after the first comma is the name).
+
+    Without that file they are those of the built-in table; a wnid that has no name stands for itself.
+    """
+    names = _labels_txt(root) or dict(imagenet_classes.IMAGENET_CLASSES)
     return [names.get(class_id, class_id) for class_id in class_ids]
 
 
@@ -53,8 +57,8 @@ def flat_val_labels(root: str, extra: str | None, folders: list[str]) -> tuple[l
     """Classes and the class number by image number, for validation images that lie in no class folders.
 
     One of `FLAT_VAL_LISTS` is looked for in `root`, `root/val` and `extra`. Classes are those of the train folders,
-    else of `labels.txt`, else those that the list names. Raises DataError when there is no list or a line makes no
-    sense.
+    else of `labels.txt`, else all of ImageNet-1k; a list with a wnid of none of these names its own. Raises DataError
+    when there is no list or a line makes no sense.
     """
     places = [folder for folder in (root, os.path.join(root, "val"), extra) if folder]
     lists = [os.path.join(folder, name) for folder in places for name in FLAT_VAL_LISTS]
@@ -78,7 +82,9 @@ def flat_val_labels(root: str, extra: str | None, folders: list[str]) -> tuple[l
             raise DataError(f"{line!r} in {path} is no validation label; write ILSVRC2012_val_00000001.JPEG n01440764")
         labels[int(number.group(1))] = fields[1]
     by_wnid = any(not label.isdecimal() for label in labels.values())
-    classes = folders or sorted(_labels_txt(root)) or (sorted(set(labels.values())) if by_wnid else [])
+    classes = folders or sorted(_labels_txt(root)) or [wnid for wnid, _ in imagenet_classes.IMAGENET_CLASSES]
+    if by_wnid and not folders and not _labels_txt(root) and not set(labels.values()) <= set(classes):
+        classes = sorted(set(labels.values()))
     rank = {class_id: index for index, class_id in enumerate(classes)}
     if not by_wnid:
         rank = {str(index): index for index in range(len(classes))}

@@ -1,67 +1,251 @@
-"""From a run or a weight file to a backbone that is ready to use, with the preprocessing that belongs to it."""
+"""From a name, a file or a run to a model that is ready to use: backbone, preprocessing, head, precision.
+
+    model = dinov2.load("dinov2_vits14_reg")
+    features = model.features("photo.jpg")  # .cls [D], .registers [R, D], .patches [h, w, D]
+
+`load` takes the name of a release, a weight file, a run's folder, a Hugging Face folder or id, a URL, and models of
+other libraries (`dinov2.features.peers`). Weights load strictly; `model.report` says what was done.
+"""
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dinov2.configs import Config
-from dinov2.errors import ConfigError, WeightsError
-from dinov2.eval.setup import EvalTransform
+from dinov2.data.eval_transform import EvalTransform, Fit, pad_to_multiple
+from dinov2.engine.parallel import autocast, choose_device, choose_precision
+from dinov2.errors import ConfigError
+from dinov2.features.cache import state_digest
+from dinov2.features.inputs import as_list, to_model_input
+from dinov2.features.peers import Peer, is_peer, load_peer
+from dinov2.features.tokens import ImageFeatures, Tokens, as_float32_on_cpu, backbone_tokens, packed_tokens
 from dinov2.models import build_model_from_cfg
+from dinov2.models.inference import prepared
+from dinov2.models.linear_head import LinearHead, classifier_input, head_from_state
 from dinov2.models.recognise import recognise
 from dinov2.models.vision_transformer import DinoVisionTransformer
-from dinov2.models.weights import LoadReport, backbone_state, build_from_table, load_into, model_table, read_file
-from dinov2.train.run_folder import RunFolder
+from dinov2.models.weights import LoadReport, build_from_table, load_into, model_table, open_weights, read_file
+from dinov2.sources import Found, find
 
-__all__ = ["Pretrained", "load"]
+__all__ = ["Pretrained", "digest_of_files", "load"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pretrained:
-    """A backbone in eval mode, its transform, and where it comes from."""
+    """A backbone in eval mode with its transform, on a device and in a precision, and where it comes from."""
 
-    backbone: DinoVisionTransformer
+    backbone: nn.Module
     transform: EvalTransform
     table: dict[str, Any]
-    source: Path
+    """The architecture in plain values; for models of other libraries only what is known of it."""
+    name: str
+    source: str
+    """The file or folder that was read, or the name of a model of another library."""
     digest: str
-    """SHA-256 of the weight file."""
-    report: LoadReport
+    """SHA-256 of the weight files (of the weights themselves for models of other libraries)."""
+    report: LoadReport | None
+    head: LinearHead | None = None
+    """The linear classifier on top, where there is one."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    autocast_dtype: torch.dtype | None = None
+    """What products are computed in; None is float32."""
+    _engine: Any = field(default=None, init=False, repr=False)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self.table["patch_size"])
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of a token."""
+        return int(self.table["embed_dim"])
+
+    @property
+    def num_register_tokens(self) -> int:
+        """Registers R."""
+        return int(self.table.get("num_register_tokens", 0))
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of the transformer; raises `ConfigError` for a model that has none."""
+        if not self.table.get("depth"):
+            raise ConfigError(f"{self.name} does not say how many blocks it has")
+        return int(self.table["depth"])
+
+    def to(self, device: str | torch.device) -> "Pretrained":
+        """Moves the model; the precision stays."""
+        self.device = device if isinstance(device, torch.device) else choose_device(device)
+        self.backbone.to(self.device)
+        self._engine = None
+        if self.head is not None:
+            self.head.to(self.device)
+        return self
 
     def untrained(self, *, seed: int = 0) -> nn.Module:
         """A backbone of the same architecture with fresh weights, for comparison."""
+        if not isinstance(self.backbone, DinoVisionTransformer):
+            raise ConfigError(f"{self.name} is a model of another library, of which no untrained twin can be made")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return build_from_table(self.table).eval()
 
+    def encode(self, images: Tensor, *, layers: Sequence[int] = ()) -> Tokens:
+        """Tokens, float32 on the model's device, of normalised images `[B, C, H, W]`; no gradients.
 
-def load(source: str | os.PathLike[str], *, cfg: Config | None = None) -> Pretrained:
-    """Loads a backbone strictly from a run's folder (its newest exported teacher) or from a weight file.
+        `layers` are indices of blocks whose tokens are wanted too, negative ones counted from the end. Sides that are
+        no multiple of the patch are filled up with zeros (`dinov2.data.eval_transform`).
+        """
+        images = pad_to_multiple(images.to(self.device, torch.float32, non_blocking=True), self.patch_size)
+        if isinstance(self.backbone, Peer):
+            with torch.inference_mode(), autocast(self.device, self.autocast_dtype):
+                return self.backbone.tokens(images, layers).map(Tensor.float)
+        with torch.inference_mode():
+            return backbone_tokens(self._prepared(), images, layers)
 
-    The architecture is that of `cfg` when given, else of the file's own table, else worked out from the tensors. Raises
-    `WeightsError` when the file does not hold exactly that backbone.
+    def features(
+        self, images: Any, *, layers: Sequence[int] = (), fit: Fit | None = None, batch_size: int = 32
+    ) -> Any:
+        """`ImageFeatures` of one image, or a list of them for several.
+
+        An image is a path, a PIL image, a uint8 array or tensor of pixels, all of which go through `transform` (with
+        another `fit` when asked for: `crop`, `aspect` or `pad`), or a float tensor `[C, H, W]` that is normalised
+        already. Several are a list or a batch `[B, C, H, W]`; images of different sizes share one packed pass.
+        Raises `DataError` for what is no image.
+        """
+        items, single = as_list(images)
+        transform = self.transform if fit is None else self.transform.with_(fit=fit, patch_size=self.patch_size)
+        found: list[ImageFeatures] = []
+        for start in range(0, len(items), max(batch_size, 1)):
+            inputs = [
+                to_model_input(item, transform, patch_size=self.patch_size, channels=int(self.table.get("in_chans", 3)))
+                for item in items[start : start + max(batch_size, 1)]
+            ]
+            found += self._features_of(inputs, layers)
+        return found[0] if single else found
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits `[B, classes]`, float32, of normalised images `[B, C, H, W]`, by the linear head.
+
+        Raises `ConfigError` when the model has none.
+        """
+        if self.head is None:
+            raise ConfigError(f"{self.name} has no classifier; load one such as dinov2_vits14_lc, or give a head file")
+        # Only what is read is asked for: not every model shows its blocks.
+        earlier = list(range(-self.head.layers, -1))
+        tokens = self.encode(images, layers=earlier)
+        class_tokens = [*(tokens.layers[index].cls for index in earlier), tokens.cls]
+        read = classifier_input(class_tokens, tokens.patches.flatten(1, 2))
+        with torch.inference_mode():
+            logits: Tensor = self.head(read)
+        return logits
+
+    def _prepared(self) -> Any:
+        """The backbone as it computes: itself, or a copy whose weights are kept in the lower precision."""
+        if self.autocast_dtype is None:
+            return self.backbone
+        if self._engine is None:
+            self._engine = prepared(self.backbone, self.autocast_dtype)
+        return self._engine
+
+    def _features_of(self, inputs: list[Tensor], layers: Sequence[int]) -> list[ImageFeatures]:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for position, image in enumerate(inputs):
+            groups.setdefault(tuple(image.shape), []).append(position)
+        batches = [torch.stack([inputs[position] for position in rows]) for rows in groups.values()]
+        if len(batches) > 1 and not layers and isinstance(self.backbone, DinoVisionTransformer):
+            with torch.inference_mode():
+                tokens = packed_tokens(self._prepared(), [batch.to(self.device) for batch in batches])
+        else:
+            tokens = [self.encode(batch, layers=layers) for batch in batches]
+        features: dict[int, ImageFeatures] = {}
+        for rows, part in zip(groups.values(), tokens, strict=True):
+            kept = as_float32_on_cpu(part)
+            height, width = (side * self.patch_size for side in kept.patches.shape[1:3])
+            for row, position in enumerate(rows):
+                features[position] = ImageFeatures.of(kept, row, (height, width))
+        return [features[position] for position in range(len(inputs))]
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    cfg: Config | None = None,
+    layers: int = 4,
+    progress: Any = None,
+) -> Pretrained:
+    """Loads a model strictly, with its preprocessing, ready to use.
+
+    Args:
+        source: a release (`dinov2 releases` lists them), a weight file, a run's folder (its newest exported teacher), a
+            Hugging Face folder or id, a URL, or a model of another library (`timm:NAME`, `hf:ID`, `module:function`).
+        device: `auto` (CUDA, else MPS, else CPU) or a device.
+        precision: `auto` is bfloat16 where the hardware computes it fast, else float32; or `fp32`, `bf16`, `fp16`.
+        cfg: the configuration that the architecture is taken from, instead of the file's own table or its tensors.
+        layers: which head a classifier's name (`dinov2_vits14_lc`) means: on 1 or 4 blocks, as `torch.hub` has it.
+        progress: called with (bytes done, bytes in all) while something is downloaded.
+
+    Raises:
+        WeightsError: there is no such model, or the files do not hold exactly that backbone.
+        ConfigError: the device or precision does not exist, or `cfg` describes no model.
     """
-    if not str(source):
-        raise WeightsError("no model was named; give a weight file or a run's folder")
-    if "://" in str(source):
-        raise WeightsError(f"{source} is a URL; download the file first and give its path")
-    path = Path(source).expanduser()
-    if path.is_dir():
-        path = RunFolder(path).latest_teacher()
-    content = read_file(path)
-    table = content.get("model")
+    where = device if isinstance(device, torch.device) else choose_device(device)
+    dtype = choose_precision(precision, where)
+    if is_peer(str(source)) and not Path(source).exists():
+        model = _load_peer(str(source))
+    else:
+        model = _load_ours(find(source, layers=layers, progress=progress), cfg)
+    model.autocast_dtype = dtype
+    return model.to(where)
+
+
+def _load_peer(source: str) -> Pretrained:
+    peer = load_peer(source)
+    with torch.inference_mode():
+        # What other libraries call their sizes differs; what comes out does not.
+        probe = torch.zeros(1, 3, *[peer.transform.crop_size] * 2)
+        tokens = peer.tokens(probe)
+    table = {
+        "patch_size": peer.patch_size,
+        "in_chans": 3,
+        "embed_dim": tokens.cls.shape[-1],
+        "depth": peer.n_blocks,
+        "num_register_tokens": tokens.registers.shape[1],
+        "img_size": [peer.transform.crop_size] * 2,
+    }
+    return Pretrained(peer, peer.transform, table, source, source, state_digest(peer.state_dict()), None)
+
+
+def _load_ours(found: Found, cfg: Config | None) -> Pretrained:
+    opened = open_weights(found.path)
+    table = opened.table
     if cfg is not None:
         table = _table_from_config(cfg)
-    elif not isinstance(table, dict) or "embed_dim" not in table:
-        table = recognise(backbone_state(content)[0], source=str(path))
+    elif table is None:
+        table = found.table or recognise(opened.state, source=str(found.path))
     backbone = build_from_table(table).eval()
-    report = load_into(backbone, content, source=str(path))
-    return Pretrained(backbone, _transform_for(table), table, path, _sha256(path), report)
+    # The table goes along because the grid of positions may not be square, which its length alone does not tell.
+    report = load_into(backbone, {**opened.state, "model": opened.table}, source=str(found.path))
+    head, head_source = (opened.head, found.path) if found.head is None else (read_file(found.head), found.head)
+    files = [*opened.files, *([found.head] if found.head else [])]
+    return Pretrained(
+        backbone,
+        _transform_for(table),
+        table,
+        found.name,
+        str(found.path),
+        digest_of_files(files),
+        report._replace(dropped=opened.dropped, notes=opened.notes),
+        None if head is None else head_from_state(head, embed_dim=backbone.embed_dim, source=str(head_source)),
+    )
 
 
 def _table_from_config(cfg: Config) -> dict[str, Any]:
@@ -78,12 +262,14 @@ def _transform_for(table: dict[str, Any]) -> EvalTransform:
     normalisation = {key: table[key] for key in ("mean", "std") if table.get(key)}
     # Weights trained at 518 pixels are evaluated at 224, as published; others at the size they were trained at.
     size = 224 if table["img_size"][0] > 224 else table["img_size"][0]
-    return EvalTransform(crop_size=size // table["patch_size"] * table["patch_size"], **normalisation)
+    patch = table["patch_size"]
+    return EvalTransform(crop_size=size // patch * patch, patch_size=patch, **normalisation)
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def digest_of_files(files: Sequence[Path]) -> str:
+    """SHA-256 of a file; of several files that of their digests, in order."""
+    digests = []
+    for path in files:
+        with open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -19,7 +19,7 @@ PARTS = {"layers", "loss", "data"}
 MACHINES = {"models", "engine"}
 FEATURES = {"features"}
 METHODS = {"train", "eval", "dense", "hf"}
-CATALOGUE = {"hub", "report", "pretrained"}
+CATALOGUE = {"hub", "report", "sources", "pretrained"}
 
 # Room (a folder or module at the package's root) -> rooms that it may import, besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # 5 catalogue
     "hub": {"errors", "models", "dense"},
     "report": GROUND | PARTS | MACHINES | FEATURES | METHODS,
-    "pretrained": GROUND | PARTS | MACHINES | FEATURES | METHODS,
+    "sources": {"errors"} | MACHINES | METHODS,
+    "pretrained": GROUND | PARTS | MACHINES | FEATURES | METHODS | {"sources"},
     # 6 tools
     "apps": GROUND | PARTS | MACHINES | FEATURES | METHODS | CATALOGUE,
     "run": GROUND | PARTS | MACHINES | FEATURES | METHODS | CATALOGUE | {"apps"},
@@ -82,6 +83,7 @@ OPTIONAL = {
     "torch.utils.tensorboard": "track",
     "wandb": "track",
     "torchao": "quant",
+    "timm": "timm",
 }
 
 # Rooms that torch.hub users load with torch alone installed -> what they may import inside functions besides.

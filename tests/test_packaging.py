@@ -134,6 +134,12 @@ def test_the_wheel_loads_a_config_and_toy_images(installed: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_the_wheel_knows_the_classes_of_imagenet(installed: Path, tmp_path: Path) -> None:
+    code = "from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES as c; print(len(c), c[1].name)"
+    assert run_installed(installed, tmp_path, "-c", code).stdout.split() == ["1000", "goldfish"]
+
+
+@pytest.mark.slow
 def test_the_console_script_starts_the_command_line(installed: Path, tmp_path: Path) -> None:
     (entry_points,) = installed.glob("dinov2_anywhere-*.dist-info/entry_points.txt")
     assert "dinov2 = dinov2.cli:main" in entry_points.read_text(encoding="utf-8")

@@ -3,9 +3,12 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import dinov2
 from dinov2.configs import load_config, to_yaml
 from dinov2.errors import ConfigError, WeightsError
 from dinov2.models.vision_transformer import DinoVisionTransformer
@@ -29,8 +32,9 @@ def small(**changes) -> DinoVisionTransformer:
 def test_a_run_gives_its_newest_teacher_by_number_and_not_by_name(run):
     assert sorted(path.name for path in (run / "eval").iterdir()) == ["training_11", "training_4", "training_9"]
     loaded = load(run)
-    assert loaded.source == run / "eval" / "training_11" / "teacher_checkpoint.pth"
-    assert loaded.digest == hashlib.sha256(loaded.source.read_bytes()).hexdigest()
+    assert loaded.source == str(run / "eval" / "training_11" / "teacher_checkpoint.pth")
+    assert loaded.name == "run/training_11"
+    assert loaded.digest == hashlib.sha256(Path(loaded.source).read_bytes()).hexdigest()
     assert not loaded.backbone.training
     assert not any(flag for flag in (module.training for module in loaded.backbone.modules()))
 
@@ -38,7 +42,7 @@ def test_a_run_gives_its_newest_teacher_by_number_and_not_by_name(run):
 def test_a_run_in_the_home_folder_is_found(run, monkeypatch):
     monkeypatch.setenv("HOME", str(run.parent))
     monkeypatch.setenv("USERPROFILE", str(run.parent))
-    assert load(f"~/{run.name}").source.parent.parent.parent == run
+    assert Path(load(f"~/{run.name}").source).parents[2] == run
 
 
 def test_the_transform_is_that_of_the_training(tmp_path):
@@ -96,23 +100,6 @@ def test_an_untrained_twin_has_the_same_shape_other_weights_and_draws_nothing_fr
 
 
 @pytest.mark.parametrize(
-    "source, reason",
-    [
-        ("", "no model was named; give a weight file or a run's folder"),
-        ("https://example.org/w.pth", "is a URL; download the file first and give its path"),
-        ("nowhere.pth", "there is no weight file nowhere.pth; check the path"),
-        ("empty", "empty holds no exported teacher"),
-    ],
-)
-def test_what_is_no_model_is_refused(tmp_path, monkeypatch, source, reason):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError) as refusal:
-        load(source)
-    assert reason in str(refusal.value)
-
-
-@pytest.mark.parametrize(
     "overrides, reason",
     [
         (["student.num_register_tokens=4"], "missing register_tokens. The file is of a model without registers"),
@@ -153,3 +140,112 @@ def test_a_configuration_that_describes_no_model_is_refused(run):
     cfg = load_config(str(run / "config.yaml"), ["student.arch=vit_enormous", "student.num_heads=null"])
     with pytest.raises(ConfigError, match="vit_enormous"):
         load(run, cfg=cfg)
+
+
+# Features.
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "w.pth"
+    model = small(num_register_tokens=2, interpolate_offset=0.0, interpolate_antialias=True)
+    teacher = {f"backbone.{key}": value for key, value in model.state_dict().items()}
+    save_teacher(path, teacher, model_table(model, mean=[0.5] * 3, std=[0.25] * 3))
+    return path
+
+
+def picture(width: int, height: int) -> Image.Image:
+    values = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def test_the_package_s_load_is_this_one():
+    assert dinov2.load is load
+
+
+def test_features_of_one_image_are_its_tokens_without_a_batch(file, tmp_path):
+    model = load(file, precision="fp32")
+    picture(50, 40).save(tmp_path / "a.png")
+    features = model.features(tmp_path / "a.png", layers=[0])
+    assert (features.cls.shape, features.registers.shape, features.patches.shape) == ((64,), (2, 64), (4, 4, 64))
+    assert features.size == (32, 32) and features.layers[0].patches.shape == (4, 4, 64)
+    with torch.no_grad():
+        output = model.backbone.forward_features(model.transform(picture(50, 40))[None])
+    assert torch.allclose(features.cls, output["x_norm_clstoken"][0], atol=1e-6)
+    assert torch.allclose(features.patches.flatten(0, 1), output["x_norm_patchtokens"][0], atol=1e-6)
+
+
+def test_different_sizes_in_one_call_equal_one_by_one(file):
+    model = load(file, precision="fp32")
+    pictures = [picture(width, height) for width, height in ((32, 32), (70, 33), (41, 90), (32, 32), (9, 5))]
+    together = model.features(pictures, fit="pad", batch_size=4)
+    for image, features in zip(pictures, together, strict=True):
+        alone = model.features(image, fit="pad")
+        assert features.size == alone.size and features.patches.shape == alone.patches.shape
+        for ours, theirs in zip((features.cls, features.patches), (alone.cls, alone.patches), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+    assert [features.size for features in together] == [(32, 32), (40, 72), (96, 48), (32, 32), (8, 16)]
+
+
+def test_a_batch_of_normalised_tensors_goes_through_as_it_is(file):
+    model = load(file, precision="fp32")
+    x = images(3, 32, 48)
+    features = model.features(x, batch_size=2)
+    with torch.no_grad():
+        assert torch.allclose(torch.stack([f.cls for f in features]), model.backbone(x), atol=1e-5)
+
+
+def test_sides_that_are_no_multiple_of_the_patch_are_filled_up(file):
+    model = load(file, precision="fp32")
+    assert model.encode(images(2, 30, 41)).patches.shape == (2, 4, 6, 64)
+    assert model.features(images(1, 30, 41)[0]).size == (32, 48)
+
+
+def test_features_are_numbers_that_can_be_trained_on(file):
+    features = load(file).features(picture(32, 32))
+    assert not features.cls.is_inference() and features.cls.dtype == torch.float32
+    (features.cls * torch.ones(64, requires_grad=True)).sum().backward()
+
+
+def test_bfloat16_gives_float32_features_near_the_exact_ones(file):
+    exact, fast = (load(file, precision=precision).features(picture(32, 32)) for precision in ("fp32", "bf16"))
+    assert fast.cls.dtype == torch.float32
+    assert not torch.equal(fast.cls, exact.cls)
+    assert torch.nn.functional.cosine_similarity(fast.cls, exact.cls, dim=0) > 0.999
+
+
+def test_an_unknown_device_or_precision_is_refused_before_anything_is_read():
+    for options in ({"device": "tpu"}, {"precision": "fp8"}):
+        with pytest.raises(ConfigError):
+            load("nowhere.pth", **options)
+
+
+def test_a_peer_has_the_same_face(monkeypatch, tmp_path):
+    (tmp_path / "peer_model.py").write_text(
+        "from dinov2.models.vision_transformer import DinoVisionTransformer\n"
+        "def build():\n"
+        "    return DinoVisionTransformer(img_size=28, patch_size=14, embed_dim=64, depth=2, num_heads=2)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = load("peer_model:build", precision="fp32")
+    assert (model.embed_dim, model.patch_size, model.name) == (64, 14, "peer_model:build")
+    assert model.features(picture(300, 300)).cls.shape == (64,)
+    assert len(model.digest) == 64
+    with pytest.raises(ConfigError, match="no classifier"):
+        model.classify(images(1, 28, 28))
+    with pytest.raises(ConfigError, match="of another library"):
+        model.untrained()
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+def test_a_classifier_reads_the_blocks_of_its_head(tmp_path, layers):
+    backbone = small(depth=4)
+    head = {"weight": torch.randn(5, (1 + layers) * 64), "bias": torch.randn(5)}
+    state = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
+    torch.save({**state, **{f"linear_head.{key}": value for key, value in head.items()}}, tmp_path / "lc.pth")
+    model = load(tmp_path / "lc.pth", precision="fp32")
+    x = images(2, 32, 32)
+    with torch.no_grad():
+        blocks = backbone.get_intermediate_layers(x, layers, return_class_token=True)
+        read = torch.cat([*(cls for _, cls in blocks), blocks[-1][0].mean(dim=1)], dim=1)
+        assert torch.allclose(model.classify(x), read @ head["weight"].T + head["bias"], atol=1e-4)

@@ -14,12 +14,12 @@ from dinov2.apps.places import output_folder
 from dinov2.apps.transformed import WithTransform
 from dinov2.configs import load_config
 from dinov2.data.datasets.base import ImageDataset
+from dinov2.data.eval_transform import EvalTransform
 from dinov2.data.loaders import make_dataset
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.baselines import RawPixels
 from dinov2.eval.knn import evaluate_knn, write_knn_results
-from dinov2.eval.setup import EvalTransform
 from dinov2.features.extract import Features, extract_features
 from dinov2.features.results import Result
 from dinov2.pretrained import Pretrained, load
@@ -77,7 +77,7 @@ def knn(
     folder = output_folder(output_dir, task="knn")
     cfg = load_config(config_file, overrides) if config_file or overrides else None
     where = choose_device(device)
-    loaded = load(model, cfg=cfg)
+    loaded = load(model, cfg=cfg, device=where, precision=precision)
     train, val = labelled(train_dataset), labelled(val_dataset)
     say(f"{loaded.source}: {loaded.report}")
     options: dict[str, Any] = {
@@ -187,7 +187,8 @@ def _channels(backbone: Any) -> int:
 def _described(loaded: Pretrained, name: str) -> dict[str, Any]:
     if name == "raw_pixels":
         return {"name": "raw normalised pixels"}
-    architecture = {key: loaded.table[key] for key in ("embed_dim", "depth", "patch_size", "num_register_tokens")}
+    known = ("embed_dim", "depth", "patch_size", "num_register_tokens")
+    architecture = {key: loaded.table[key] for key in known}
     if name == "untrained":
         return {"name": "untrained backbone", **architecture}
-    return {"name": loaded.source.name, "sha256": loaded.digest, **architecture}
+    return {"name": loaded.name, "sha256": loaded.digest, **architecture}

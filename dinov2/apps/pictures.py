@@ -1,8 +1,8 @@
 """Pictures of what a model sees, drawn while it trains: patch features as colours, always of the same images."""
 
 from dinov2.data.datasets.base import ImageDataset
+from dinov2.data.eval_transform import EvalTransform
 from dinov2.errors import DataError
-from dinov2.eval.setup import EvalTransform
 from dinov2.report.pictures import write_pca_strip
 from dinov2.train.setup import Training
 from dinov2.train.train import Evaluate

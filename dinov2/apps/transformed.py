@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dinov2.data.datasets.base import ImageDataset
-from dinov2.eval.setup import EvalTransform
+from dinov2.data.eval_transform import EvalTransform
 
 __all__ = ["WithTransform"]
 

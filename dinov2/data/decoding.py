@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dinov2.errors import DataError, MissingDependency
 
-__all__ = ["IMAGE_EXTENSIONS", "Exif", "decode_rgb", "decode_tensor"]
+__all__ = ["IMAGE_EXTENSIONS", "Exif", "decode_rgb", "decode_tensor", "to_rgb"]
 
 Exif = Literal["ignore", "apply"]
 
@@ -85,6 +85,11 @@ def decode_tensor(
         )
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels  # [H, W, C]
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture of any mode as RGB, by the rules of `decode_rgb`; its EXIF orientation is left alone."""
+    return _to_mode(image, "RGB")
 
 
 def _decode(

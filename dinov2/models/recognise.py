@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dinov2.errors import WeightsError
-from dinov2.models.weights import ratio_for
+from dinov2.models.tables import TABLE_VERSION, ratio_for
 
 __all__ = ["recognise"]
 
@@ -49,10 +49,12 @@ def recognise(state: Mapping[str, Tensor], *, source: str = "the file", **known:
     blocks = {int(match[2]): match[1] for match in found if match}
     if 0 not in blocks:
         raise WeightsError(f"{source} holds no transformer blocks, or not the first one; copy or download it again")
+    if len(blocks) != max(blocks) + 1:
+        raise WeightsError(f"{source} holds {len(blocks)} of {max(blocks) + 1} transformer blocks; copy it again")
     first = blocks[0]
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     return {
-        "version": 1,
+        "version": TABLE_VERSION,
         "img_size": [side * patch, side * patch],
         "patch_size": patch,
         "in_chans": channels,

@@ -1,41 +1,45 @@
-"""Backbone weights in files: read safely, recognised, loaded strictly with a report, written with their architecture.
+"""Backbone weights found in whatever holds them, and loaded strictly with a report.
 
-Files written here carry a `model` table (architecture, position rule, normalisation), so that nobody has to remember
-with which options they were trained. Pickles are read through `weights_only`: a file with code in it is refused.
+`open_weights` reads a file or a folder; `load_into` puts tensors into a model and refuses anything that does not fit.
+Both know the layouts of `dinov2.models.layouts` and what training programs wrap around a backbone.
 """
 
-import json
-import math
 import os
-import pickle
-import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dinov2.errors import DinoError, WeightsError
+from dinov2.errors import WeightsError
 from dinov2.layers.pos_embed import resize_pos_embed
+from dinov2.models import files, tables
+from dinov2.models.folders import facts_beside, read_folder
+from dinov2.models.layouts import flat_key, layout_of, release_order, split_classifier, to_original
+from dinov2.models.refusals import family_of, refusal
 from dinov2.models.vision_transformer import DinoVisionTransformer
 
 __all__ = [
     "LoadReport",
+    "OpenedWeights",
     "backbone_state",
     "build_from_table",
     "load_into",
     "model_table",
+    "open_weights",
     "ratio_for",
     "read_file",
     "save_teacher",
 ]
 
-_TABLE_VERSION = 1
+build_from_table, model_table, ratio_for = tables.build_from_table, tables.model_table, tables.ratio_for
+read_file = files.read_file
+
 _HEADS = ("dino_head.", "ibot_head.", "dino_loss.", "ibot_patch_loss.")
-# A zip archive, or the pickle of torch before 1.6: everything else is a download gone wrong.
-_FILE_STARTS = (b"PK", b"\x80")
+# What wrappers of modules leave in the middle of a name.
+_WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 class LoadReport(NamedTuple):
@@ -44,182 +48,110 @@ class LoadReport(NamedTuple):
     matched: int
     resized: tuple[str, ...]
     dropped: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{self.matched} tensors loaded"]
         if self.resized:
             parts.append(f"resized: {', '.join(self.resized)}")
-        if self.dropped:
-            parts.append(f"{len(self.dropped)} of projection heads left out")
-        return "; ".join(parts)
+        of_heads = sum(key.startswith(_HEADS) for key in self.dropped)
+        if of_heads:
+            parts.append(f"{of_heads} of projection heads left out")
+        if len(self.dropped) > of_heads:
+            parts.append(f"{len(self.dropped) - of_heads} of a classifier left out")
+        return "; ".join([*parts, *self.notes])
 
 
-def model_table(model: DinoVisionTransformer, *, mean: Any = None, std: Any = None) -> dict[str, Any]:
-    """Plain values from which `build_from_table` makes the same architecture again."""
-    block: Any = model.block_list[0]
-    gated = hasattr(block.mlp, "w12")
-    hidden = block.mlp.w12.out_features // 2 if gated else getattr(getattr(block.mlp, "fc1", None), "out_features", 0)
-    feed_forward = "swiglufused" if gated else "mlp" if hidden else "identity"
-    return {
-        "version": _TABLE_VERSION,
-        "img_size": list(model.patch_embed.img_size),
-        "patch_size": model.patch_size,
-        "in_chans": model.patch_embed.in_chans,
-        "embed_dim": model.embed_dim,
-        "depth": model.n_blocks,
-        "num_heads": model.num_heads,
-        "mlp_ratio": ratio_for(hidden * 3 // 2 if gated else hidden, model.embed_dim) if hidden else 4.0,
-        "ffn_layer": feed_forward,
-        "qkv_bias": block.attn.qkv.bias is not None,
-        "proj_bias": block.attn.proj.bias is not None,
-        "ffn_bias": _last_linear_has_bias(block.mlp),
-        "layerscale": hasattr(block.ls1, "gamma"),
-        "num_register_tokens": model.num_register_tokens,
-        "interpolate_offset": model.interpolate_offset,
-        "interpolate_antialias": model.interpolate_antialias,
-        "mean": list(mean) if mean is not None else None,
-        "std": list(std) if std is not None else None,
-    }
+class OpenedWeights(NamedTuple):
+    """A backbone as it was found: tensors as stored, under the release's flat keys."""
+
+    state: dict[str, Tensor]
+    table: dict[str, Any] | None
+    """The `model` table, or None where nothing but the tensors tells the architecture (`dinov2.models.recognise`)."""
+    layout: Literal["original", "hf", "timm", "own", "training"]
+    head: dict[str, Tensor] | None
+    """`{"weight", "bias"}` of the linear classifier that lay beside the backbone."""
+    notes: tuple[str, ...]
+    """A sentence for each tensor that was made up, folded or left out."""
+    files: tuple[Path, ...]
+    """Every file that was read."""
+    dropped: tuple[str, ...] = ()
+    """Keys of projection heads and losses, which no backbone needs."""
 
 
-def ratio_for(hidden: int, width: int) -> float:
-    """The `mlp_ratio` with which a transformer of that width gets exactly `hidden` features."""
-    ratio = hidden / width
-    # The product is cut, not rounded: 61 / 448 * 448 falls just short of 61.
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+class _Found(NamedTuple):
+    state: dict[str, Tensor]
+    layout: Literal["original", "hf", "timm", "training"] | None
+    head: dict[str, Tensor] | None
+    notes: tuple[str, ...]
+    dropped: tuple[str, ...]
 
 
-def build_from_table(table: Mapping[str, Any]) -> DinoVisionTransformer:
-    """A fresh model of the architecture in a `model` table; blocks in a flat list.
+def open_weights(path: str | os.PathLike[str]) -> OpenedWeights:
+    """Reads a weight file, or a folder as Hugging Face and timm write it, in any layout this package knows.
 
-    Raises `WeightsError` for a table of another version, or one that describes no model.
+    Raises `WeightsError`, in one sentence, for what is missing, damaged, unsafe, no DINOv2 backbone, or a folder whose
+    configuration and tensors disagree.
     """
-    if table.get("version") != _TABLE_VERSION:
-        raise WeightsError(
-            f"the model table of this file has version {table.get('version')}, this package reads {_TABLE_VERSION}; "
-            "update the package"
-        )
-    names = "patch_size in_chans embed_dim depth num_heads mlp_ratio ffn_layer qkv_bias proj_bias ffn_bias"
-    names += " num_register_tokens interpolate_offset interpolate_antialias"
+    path = Path(path).expanduser()
     try:
-        return DinoVisionTransformer(
-            img_size=tuple(table["img_size"]),
-            init_values=1.0 if table["layerscale"] else None,
-            block_chunks=0,
-            **{name: table[name] for name in names.split()},
-        )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AssertionError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise WeightsError(
-            f"the model table of this file describes no model ({reason}); copy the file again"
-        ) from error
-
-
-def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content of a `.pth` or `.safetensors` file on the CPU; a safetensors file's `model` table is decoded.
-
-    Raises `WeightsError` for a file that is missing, truncated, no weight file at all, or that holds code.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise WeightsError(f"{path} is a folder; give the weight file in it, such as a teacher_checkpoint.pth")
-    if not path.is_file():
-        raise WeightsError(f"there is no weight file {path}; check the path")
-    try:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except WeightsError:
-        raise
-    except PermissionError as error:
-        raise WeightsError(
-            f"the weight file {path} cannot be read ({error.strerror}); check its permissions"
-        ) from error
-    except Exception as error:  # damaged bytes make the readers raise whatever comes first
-        raise _no_weight_file(path) from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
-    return content
-
-
-def _read_torch(path: Path) -> Any:
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if not start.startswith(_FILE_STARTS):
-        raise _no_weight_file(path)
-    try:
-        with warnings.catch_warnings():
-            # Pickle protocols that torch does not write itself: what matters is said by the error, if there is one.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # The same error stands for a refused class and for damaged bytes; torch names the former. Pickles that torch
-        # did not write use operations that it does not know.
-        if "GLOBAL" not in str(error) and (start == b"PK" or "Unsupported" not in str(error)):
-            raise
-        raise WeightsError(
-            f"{path} holds Python objects besides tensors and was refused, because loading them could run code; "
-            "ask its author for a plain state dict"
-        ) from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt", device="cpu") as file:
-        content: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        table = (file.metadata() or {}).get("model", "")
-    if table.startswith("{"):  # files of others may say something else under that key
-        content["model"] = json.loads(table)
-    return content
-
-
-def _no_weight_file(path: Path) -> WeightsError:
-    return WeightsError(f"{path} is no weight file (or only a part of one); download or copy it again")
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise WeightsError(f"there is no weight file {path}; check the path") from error
+    if is_folder:
+        content, read, facts = read_folder(path)
+    else:
+        content, read = read_file(path), (path,)
+        facts = None if isinstance(content.get("model"), dict) else facts_beside(path)
+    found = _found(content, str(path))
+    if found.layout is None:
+        raise WeightsError(_no_backbone(str(path), found))
+    table = content.get("model")
+    state = release_order({flat_key(key): value for key, value in found.state.items()})
+    layout: Any = found.layout
+    if isinstance(table, dict) and "embed_dim" in table:
+        layout = "own"
+        _must_agree(table, state, str(path))
+    else:
+        table = None if facts is None else facts.table(state, source=str(path))
+    return OpenedWeights(state, table, layout, found.head, found.notes, tuple(read), found.dropped)
 
 
 def backbone_state(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Backbone tensors under bare keys, and the keys of projection heads that were left out.
+    """Backbone tensors under the release's bare keys, and the keys of heads that were left out.
 
-    Takes released files, teacher files (`teacher` or `backbone.` prefixes) and training states (`student.`, `teacher.`,
-    of which the teacher is used), also below `state_dict` or `model`.
+    Takes released files, teacher files (`teacher` or `backbone.` prefixes), training states (`student.`, `teacher.`, of
+    which the teacher is used), classifiers with their backbone, and state dicts of Hugging Face's and timm's models;
+    also below `state_dict` or `model`.
     """
-    state: Mapping[str, Any] = content
-    for wrapper in ("teacher", "state_dict", "model"):
-        below = state.get(wrapper)
-        if isinstance(below, Mapping) and any(isinstance(value, Tensor) for value in below.values()):
-            state = below
-    tensors = {_bare(key): value for key, value in state.items() if isinstance(value, Tensor)}
-    if any(key.startswith("teacher.") for key in tensors):
-        tensors = {key.removeprefix("teacher."): value for key, value in tensors.items() if key.startswith("teacher.")}
-    heads = tuple(key for key in tensors if key.startswith(_HEADS))
-    return {key.removeprefix("backbone."): value for key, value in tensors.items() if key not in heads}, heads
+    found = _found(content, "the file")
+    return found.state, _left_out(found)
 
 
 def load_into(model: DinoVisionTransformer, content: Mapping[str, Any], *, source: str = "the file") -> LoadReport:
-    """Loads backbone weights strictly; only the position grid may differ, and is resized.
+    """Loads backbone weights strictly; only the position grid may differ, and is resized by the model's rule.
 
-    Raises `WeightsError` with the first differences and the likely cause.
+    `content` is what `read_file` or a module's `state_dict` gives, in any layout. Raises `WeightsError` with the first
+    differences and the likely cause. A model on the meta device takes over the tensors instead of copying them.
     """
-    state, heads = backbone_state(content)
-    if not state:
-        raise WeightsError(f"{source} holds no backbone weights")
-    resized: tuple[str, ...] = ()
-    position = state.get("pos_embed")
-    if position is not None and position.shape != model.pos_embed.shape and position.shape[-1] == model.embed_dim:
-        state["pos_embed"] = _resized(position, model, source)
-        resized = (f"pos_embed {position.shape[1] - 1} -> {model.patch_embed.num_patches} patches",)
-    expected = {_flat(key): value for key, value in model.state_dict().items()}
-    given = {_flat(key): value for key, value in state.items()}
-    missing = [key for key in expected if key not in given]
-    unexpected = [key for key in given if key not in expected]
-    shapes = [
-        f"{key} is {list(given[key].shape)}, wanted {list(expected[key].shape)}"
-        for key in expected
-        if key in given and given[key].shape != expected[key].shape
-    ]
-    if missing or unexpected or shapes:
-        raise WeightsError(_refusal(source, missing, unexpected, shapes))
-    model.load_state_dict(state)
-    return LoadReport(len(given), resized, heads)
+    found = _found(content, source)
+    if not found.state:
+        raise WeightsError(
+            _no_backbone(source, found) if found.head else f"{source} holds no backbone weights"
+        )
+    given = {flat_key(key): value for key, value in found.state.items()}
+    table = content.get("model")
+    native = tuple(table["img_size"]) if isinstance(table, dict) and _is_pair(table.get("img_size")) else None
+    resized = _fit_positions(given, model, source, native)
+    expected = {flat_key(key): value for key, value in model.state_dict().items()}
+    if sentence := refusal(source, given, expected):
+        raise WeightsError(sentence)
+    if model.cls_token.is_meta:  # built without memory: takes over the tensors, where a copy would do nothing
+        given = {key: value.to(expected[key].dtype) for key, value in given.items()}
+        model.load_state_dict(given, assign=True)
+    else:
+        model.load_state_dict(given)
+    return LoadReport(len(given), resized, _left_out(found), found.notes)
 
 
 def save_teacher(path: str | os.PathLike[str], teacher: Mapping[str, Tensor], table: Mapping[str, Any]) -> None:
@@ -228,94 +160,99 @@ def save_teacher(path: str | os.PathLike[str], teacher: Mapping[str, Tensor], ta
     Each file is written under another name and renamed, so that no reader finds half of one. Raises `DinoError` when
     the disk is full or refuses.
     """
-    from safetensors.torch import save_file
-
     path = Path(path)
     teacher = {key: value.detach().cpu().contiguous() for key, value in teacher.items()}
     backbone = {key.removeprefix("backbone."): value for key, value in teacher.items() if key.startswith("backbone.")}
-    flat = {_flat(key): value.clone() for key, value in backbone.items()}
-    metadata = {"format": "pt", "model": json.dumps(table)}
-    _write_whole(path, lambda file: torch.save({"teacher": teacher, "model": dict(table)}, file))
-    _write_whole(path.with_name("backbone.safetensors"), lambda file: save_file(flat, file, metadata=metadata))
+    files.write_whole(path, lambda file: torch.save({"teacher": teacher, "model": dict(table)}, file))
+    flat = {flat_key(key): value for key, value in backbone.items()}
+    files.write_tensors(path.with_name("backbone.safetensors"), flat, table)
 
 
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    from safetensors import SafetensorError
+def _found(content: Mapping[str, Any], source: str) -> _Found:
+    """The backbone in a file's content, converted to the release's keys; blocks may still be in chunks."""
+    state: Mapping[str, Any] = content
+    for wrapper in ("teacher", "state_dict", "model"):
+        below = state.get(wrapper)
+        if isinstance(below, Mapping) and any(isinstance(value, Tensor) for value in below.values()):
+            state = below
+    tensors = {_bare(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    of_training = any(key.startswith(("student.", "teacher.")) for key in tensors)
+    of_both = of_training and any(key.startswith("student.") for key in tensors)
+    if any(key.startswith("teacher.") for key in tensors):
+        tensors = {key.removeprefix("teacher."): value for key, value in tensors.items() if key.startswith("teacher.")}
+    heads = tuple(key for key in tensors if key.startswith(_HEADS))
+    tensors, head = split_classifier({key: value for key, value in tensors.items() if key not in heads})
+    tensors = {key.removeprefix("backbone."): value for key, value in tensors.items()}
+    flattened = of_training and "cls_token" in tensors and tensors["cls_token"].ndim == 1
+    if flattened or any("flat_param" in key for key in tensors):
+        raise files.shard_refused(source)
+    layout = layout_of(tensors)
+    table = content.get("model")
+    if layout is None and isinstance(table, dict) and "embed_dim" in table and "cls_token" in tensors:
+        layout = "timm"  # a file of ours says what it is, also without the LayerScale that tells others apart
+    if layout in ("hf", "timm"):
+        tensors, notes = to_original(tensors, layout)
+        return _Found(tensors, layout, head, notes, heads)
+    return _Found(tensors, "training" if of_both and layout else layout, head, (), heads)
 
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(unfinished)
-        # safetensors makes files that only their owner may read; a result is for whoever may read the folder.
-        unfinished.chmod(0o666 & ~_umask())
-        os.replace(unfinished, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # the writers of both formats have errors of their own
-        with suppress(OSError):
-            unfinished.unlink()
-        reason = getattr(error, "strerror", None) or "the disk may be full"
-        raise DinoError(f"{path} could not be written ({reason}); free some space there and start again") from error
+
+def _must_agree(table: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> None:
+    """Refuses a table of another model before anything is built by it: its figures may be absurd."""
+    n_blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    width = state["cls_token"].shape[-1] if "cls_token" in state else None
+    for key, held in (("depth", n_blocks), ("embed_dim", width)):
+        if table.get(key) != held:
+            raise WeightsError(
+                f"the model table and the tensors of {source} disagree: {key} is {table.get(key)} in the one "
+                f"and {held} in the other; copy the file again"
+            )
+
+
+def _left_out(found: _Found) -> tuple[str, ...]:
+    return found.dropped + tuple(f"classifier.{key}" for key in found.head or ())
+
+
+def _no_backbone(source: str, found: _Found) -> str:
+    if found.head is not None or (set(found.state) <= {"weight", "bias"} and found.state):
+        return f"{source} holds a linear head and no backbone; give the backbone, and this file as --head"
+    if family := family_of(found.state):
+        return f"{source} holds no DINOv2 backbone; it looks like {family}"
+    names = ", ".join(list(found.state)[:3])
+    return f"{source} holds no DINOv2 backbone{f' but {names}' if names else ''}; give a file with backbone weights"
 
 
 def _bare(key: str) -> str:
     # Only at the start of a name: a parameter may well be called `...module...` further in.
     while key.startswith(("module.", "_orig_mod.")):
         key = key.partition(".")[2]
-    return key
+    return _WRAPPERS.sub("", key)
 
 
-def _flat(key: str) -> str:
-    parts = key.split(".")
-    if parts[0] == "blocks" and len(parts) > 2 and parts[1].isdigit() and parts[2].isdigit():
-        del parts[1]
-    return ".".join(parts)
+def _is_pair(size: Any) -> bool:
+    return isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size)
 
 
-def _resized(position: Tensor, model: DinoVisionTransformer, source: str) -> Tensor:
-    side = round((position.shape[1] - 1) ** 0.5)
-    if side * side != position.shape[1] - 1:
-        raise WeightsError(f"{source} has a position grid of {position.shape[1] - 1} patches, which is not square")
-    return resize_pos_embed(
-        position,
-        (side, side),
-        model.patch_embed.patches_resolution,
-        offset=model.interpolate_offset,
-        antialias=model.interpolate_antialias,
+def _fit_positions(
+    state: dict[str, Tensor], model: DinoVisionTransformer, source: str, native: tuple[int, ...] | None
+) -> tuple[str, ...]:
+    """Resizes the position grid in `state` to that of the model, where they differ; what was done, for the report."""
+    position = state.get("pos_embed")
+    if position is None or position.ndim != 3 or position.shape[-1] != model.embed_dim or position.shape[1] < 2:
+        return ()
+    patches = position.shape[1] - 1
+    patch = state["patch_embed.proj.weight"].shape[-1] if "patch_embed.proj.weight" in state else model.patch_size
+    grid = (native[0] // patch, native[1] // patch) if native and patch else None
+    if grid is None or grid[0] * grid[1] != patches:
+        if position.shape == model.pos_embed.shape:
+            return ()
+        side = round(patches**0.5)
+        if side * side != patches:
+            raise WeightsError(f"{source} has a position grid of {patches} patches, which is not square")
+        grid = (side, side)
+    target = model.patch_embed.patches_resolution
+    if grid == target:
+        return ()
+    state["pos_embed"] = resize_pos_embed(
+        position, grid, target, offset=model.interpolate_offset, antialias=model.interpolate_antialias
     )
-
-
-def _refusal(source: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
-    differences = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in unexpected] + shapes
-    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-    return f"{source} does not fit this model: {'; '.join(differences[:3])}{more}. {_likely_cause(missing, unexpected)}"
-
-
-def _likely_cause(missing: list[str], unexpected: list[str]) -> str:
-    if unexpected == ["register_tokens"] and not missing:
-        return "The file is of a model with registers: set student.num_register_tokens."
-    if missing == ["register_tokens"] and not unexpected:
-        return "The file is of a model without registers: set student.num_register_tokens=0."
-    if any(".mlp.w12." in key for key in unexpected) or any(".mlp.w12." in key for key in missing):
-        return "One of the two has a SwiGLU feed-forward network: check student.ffn_layer."
-    if set(unexpected) <= {"weight", "bias"} and unexpected:
-        return "The file looks like a linear head, not a backbone."
-    in_blocks = [key for key in unexpected + missing if key.startswith("blocks.")]
-    if any(key.endswith(".norm1.weight") for key in in_blocks):
-        return "The depths differ: check student.arch."
-    if any(key.endswith(".ls1.gamma") for key in in_blocks):
-        return "One of the two has no LayerScale: check student.layerscale."
-    if in_blocks:
-        return "Check student.ffn_layer, qkv_bias, proj_bias and ffn_bias."
-    if missing == ["mask_token"]:
-        return "The file is of a vision transformer that was trained by another method."
-    return "Check student.arch, patch_size and in_chans."
-
-
-def _last_linear_has_bias(feed_forward: Any) -> bool:
-    last = getattr(feed_forward, "w3", getattr(feed_forward, "fc2", None))
-    return last is None or last.bias is not None
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+    return (f"pos_embed {patches} -> {model.patch_embed.num_patches} patches",)

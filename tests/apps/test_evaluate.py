@@ -8,9 +8,9 @@ import torch
 
 from dinov2.apps import evaluate
 from dinov2.apps.evaluate import knn, knn_of_backbone, labelled
+from dinov2.data.eval_transform import EvalTransform
 from dinov2.errors import ConfigError, DataError, WeightsError
 from dinov2.eval.baselines import RawPixels
-from dinov2.eval.setup import EvalTransform
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.models.weights import model_table, save_teacher
 from dinov2.pretrained import load

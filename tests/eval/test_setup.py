@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from dinov2.data.eval_transform import EvalTransform
 from dinov2.errors import ConfigError
-from dinov2.eval.setup import EvalTransform, eval_transform_for
+from dinov2.eval.setup import eval_transform_for
 from tests.golden.recipe import pictures
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "eval_transform.json").read_text())["cases"]

@@ -103,6 +103,8 @@ def altered(**changes: Tensor | None) -> dict[str, Tensor]:
         (altered(pos_embed=torch.zeros(1, 1370, 100)), "100 wide, which heads of 64 channels do not fill"),
         (altered(blocks__0__norm1__weight=None), "no transformer blocks, or not the first one"),
         ({k: v for k, v in released_tensors("vits14").items() if "blocks" not in k}, "no transformer blocks"),
+        (altered(blocks__5__norm1__weight=None), "holds 11 of 12 transformer blocks; copy it again"),
+        (altered(blocks__999999999__norm1__weight=torch.zeros(384)), "holds 13 of 1000000000 transformer blocks"),
     ],
 )
 def test_tensors_that_do_not_tell_an_architecture_are_refused(state, reason):

@@ -1,0 +1,135 @@
+"""The preprocessing that travels with a model: resize, crop or pad, to tensor, normalise.
+
+Three ways to fit an image to the patch grid:
+
+- `crop` (the published evaluations): the shorter side becomes 256/224 of the crop, the rule behind the usual 256 and
+  224, and the centre is cut out; an image that already has exactly the size of the crop stays as it is. Enlarging a
+  32 pixel image to 37 only to crop it again would blur it and cut its border off.
+- `aspect`: nothing is cut off. The shorter side becomes `crop_size`, the longer one follows, and both are rounded to
+  the nearest multiple of the patch, which changes the aspect ratio by less than a patch.
+- `pad`: no pixel is resampled. Zeros (after normalisation: the mean colour) fill up to the next multiple of the patch,
+  half on each side, the odd one at the end.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, functional
+
+from dinov2.data.transforms import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    MaybeToTensor,
+    make_classification_eval_transform,
+    make_normalize_transform,
+)
+from dinov2.errors import ConfigError
+
+__all__ = ["EvalTransform", "Fit", "pad_to_multiple"]
+
+Fit = Literal["crop", "aspect", "pad"]
+"""How an image is brought to a multiple of the patch size."""
+
+_FITS = ("crop", "aspect", "pad")
+
+
+def pad_to_multiple(image: Tensor, patch_size: int) -> Tensor:  # [..., H, W] -> [..., h*p, w*p]
+    """Zeros around an image up to the next multiple of the patch, half on each side, the odd one at the end."""
+    height, width = (-side % patch_size for side in image.shape[-2:])
+    if not height and not width:
+        return image
+    return F.pad(image, (width // 2, width - width // 2, height // 2, height - height // 2))
+
+
+class EvalTransform:
+    """Image (PIL or uint8 tensor [C, H, W]) to a normalised float32 tensor [C, h*p, w*p].
+
+    `resize_size` is the length of the shorter side before a centre crop. 0 stands for the rule: 256/224 of the crop,
+    and no resampling at all of images that have the size of the crop already. `patch_size` only matters to the fits
+    `aspect` and `pad`. Raises `ConfigError` for sizes that are not positive or an unknown fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        crop_size: int = 224,
+        resize_size: int = 0,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        patch_size: int = 14,
+        fit: Fit = "crop",
+    ) -> None:
+        if crop_size < 1 or resize_size < 0 or patch_size < 1:
+            raise ConfigError(
+                f"evaluation images cannot be resized to {resize_size} and cropped to {crop_size} pixels; "
+                "the crop must be positive, and a resize of 0 stands for 256/224 of it"
+            )
+        if fit not in _FITS:
+            raise ConfigError(f"no way to fit images is called {fit!r}; choose one of {', '.join(_FITS)}")
+        self.crop_size, self.resize_size = crop_size, resize_size
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.patch_size, self.fit = patch_size, fit
+        self.keeps_exact_size = resize_size == 0
+        self._resized = make_classification_eval_transform(
+            resize_size=resize_size or round(crop_size * 256 / 224), crop_size=crop_size, mean=mean, std=std
+        )
+        self._to_tensor = MaybeToTensor()
+        self._normalize = make_normalize_transform(mean=mean, std=std)
+
+    def with_(
+        self,
+        *,
+        crop_size: int | None = None,
+        resize_size: int | None = None,
+        fit: Fit | None = None,
+        patch_size: int | None = None,
+    ) -> "EvalTransform":
+        """The same transform with another size or fit; a new `crop_size` alone brings its own resize by the rule."""
+        if resize_size is None:
+            resize_size = self.resize_size if crop_size is None else 0
+        return EvalTransform(
+            crop_size=crop_size or self.crop_size,
+            resize_size=resize_size,
+            mean=self.mean,
+            std=self.std,
+            patch_size=patch_size or self.patch_size,
+            fit=fit or self.fit,
+        )
+
+    def __call__(self, image: Any) -> Tensor:
+        width, height = image.shape[-1:-3:-1] if isinstance(image, Tensor) else image.size
+        if self.fit == "pad":
+            return pad_to_multiple(self._exact(image), self.patch_size)
+        if self.fit == "aspect":
+            scale = self.crop_size / min(height, width)
+            size = [max(1, round(side * scale / self.patch_size)) * self.patch_size for side in (height, width)]
+            if [height, width] != size:
+                image = functional.resize(image, size, interpolation=InterpolationMode.BICUBIC)
+            return self._exact(image)
+        if self.keeps_exact_size and width == height == self.crop_size:
+            return self._exact(image)
+        resized: Tensor = self._resized(image)
+        return resized
+
+    def _exact(self, image: Any) -> Tensor:
+        pixels: Tensor = self._normalize(self._to_tensor(image))
+        return pixels
+
+    def describe(self) -> dict[str, Any]:
+        """The transform as plain values, for result rows and cache keys."""
+        colours = {"mean": list(self.mean), "std": list(self.std)}
+        if self.fit == "pad":
+            return {"resize": "none", "pad_to": self.patch_size, **colours}
+        bicubic = {"interpolation": InterpolationMode.BICUBIC.value, "antialias": True}
+        if self.fit == "aspect":
+            sides = f"shorter {self.crop_size}, both rounded to multiples of {self.patch_size}"
+            return {"resize": sides, **bicubic, **colours}
+        rule = "none for images of the crop size, else 256/224 of it"
+        resize = rule if self.keeps_exact_size else self.resize_size
+        return {"resize": resize, "crop": self.crop_size, **bicubic, **colours}
+
+    def __repr__(self) -> str:
+        fit = "" if self.fit == "crop" else f", fit={self.fit!r}, patch_size={self.patch_size}"
+        return f"EvalTransform(crop_size={self.crop_size}, resize_size={self.resize_size}{fit})"

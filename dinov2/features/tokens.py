@@ -1,0 +1,127 @@
+"""Tokens of images, the same for every kind of model: class token, registers, a grid of patches, layers on request."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dinov2.errors import ConfigError
+from dinov2.models.vision_transformer import DinoVisionTransformer
+
+__all__ = ["ImageFeatures", "Tokens", "as_float32_on_cpu", "backbone_tokens", "packed_tokens", "split_tokens"]
+
+
+class Tokens(NamedTuple):
+    """What a model says about a batch of equally large images, after its final norm."""
+
+    cls: Tensor
+    """[B, D]; for models without a class token the mean over the patches."""
+    registers: Tensor
+    """[B, R, D], R = 0 for models without registers."""
+    patches: Tensor
+    """[B, h, w, D]."""
+    layers: "dict[int, Tokens]"
+    """The same of the blocks that were asked for, under the index that was given."""
+
+    def map(self, function: Any) -> "Tokens":
+        """`function` on every tensor."""
+        layers = {index: tokens.map(function) for index, tokens in self.layers.items()}
+        return Tokens(function(self.cls), function(self.registers), function(self.patches), layers)
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What a model says about one image, float32, on the CPU."""
+
+    cls: Tensor
+    """[D]."""
+    registers: Tensor
+    """[R, D]."""
+    patches: Tensor
+    """[h, w, D]."""
+    size: tuple[int, int]
+    """Height and width in pixels of what the model saw: `(h * patch, w * patch)`."""
+    layers: "dict[int, ImageFeatures]" = field(default_factory=dict)
+    """The same of the blocks that were asked for, under the index that was given."""
+
+    @classmethod
+    def of(cls, tokens: Tokens, row: int, size: tuple[int, int]) -> "ImageFeatures":
+        """Image number `row` of a batch."""
+        layers = {index: ImageFeatures.of(layer, row, size) for index, layer in tokens.layers.items()}
+        # Copies: a view would keep the whole batch in memory for as long as one of its images is kept.
+        own = (part[row].clone() for part in (tokens.cls, tokens.registers, tokens.patches))
+        return cls(*own, size, layers)
+
+
+def backbone_tokens(model: DinoVisionTransformer, images: Tensor, layers: Sequence[int] = ()) -> Tokens:
+    """Tokens of images `[B, C, H, W]`; `layers` are block indices, negative ones count from the end.
+
+    Raises `ConfigError` for a block that the model does not have.
+    """
+    grid = _grid(images, model.patch_size)
+    if not layers:
+        output = model.forward_features(images)
+        return Tokens(
+            output["x_norm_clstoken"],
+            output["x_norm_regtokens"],
+            output["x_norm_patchtokens"].unflatten(1, grid),
+            {},
+        )
+    wanted = _checked(layers, model.n_blocks)
+    last = model.n_blocks - 1
+    # The last block is always computed: it holds the tokens that every caller wants.
+    indices = sorted({*wanted.values(), last})
+    outputs = model.get_intermediate_layers(images, indices, return_class_token=True, return_register_tokens=True)
+    found = {
+        index: Tokens(class_token, registers, patches.unflatten(1, grid), {})
+        for index, (patches, class_token, registers) in zip(indices, outputs, strict=True)
+    }
+    return found[last]._replace(layers={asked: found[index] for asked, index in wanted.items()})
+
+
+def packed_tokens(model: DinoVisionTransformer, images: Sequence[Tensor]) -> list[Tokens]:
+    """Tokens of batches `[B_i, C, H_i, W_i]` of different sizes, from one packed pass."""
+    return [
+        Tokens(
+            output["x_norm_clstoken"],
+            output["x_norm_regtokens"],
+            output["x_norm_patchtokens"].unflatten(1, _grid(batch, model.patch_size)),
+            {},
+        )
+        for batch, output in zip(images, model.forward_features(list(images)), strict=True)
+    ]
+
+
+def split_tokens(sequence: Tensor, grid: tuple[int, int], *, has_cls: bool) -> Tokens:
+    """A sequence `[B, T, D]` whose last `h * w` tokens are patches, cut into its parts.
+
+    Raises `ConfigError` when there are fewer tokens than patches.
+    """
+    n_patches = grid[0] * grid[1]
+    first_patch = sequence.shape[1] - n_patches
+    if first_patch < int(has_cls):
+        raise ConfigError(
+            f"the model gave {sequence.shape[1]} tokens for a grid of {grid[0]} x {grid[1]} patches; "
+            "it is no plain vision transformer and cannot be used here"
+        )
+    patches = sequence[:, first_patch:]
+    cls = sequence[:, 0] if has_cls else patches.mean(dim=1)
+    return Tokens(cls, sequence[:, int(has_cls) : first_patch], patches.unflatten(1, grid), {})
+
+
+def _grid(images: Tensor, patch_size: int) -> tuple[int, int]:
+    return images.shape[-2] // patch_size, images.shape[-1] // patch_size
+
+
+def _checked(layers: Sequence[int], depth: int) -> dict[int, int]:
+    wanted = {index: index + depth if index < 0 else index for index in layers}
+    if wrong := [index for index, block in wanted.items() if not 0 <= block < depth]:
+        raise ConfigError(f"there is no block {wrong[0]}; this model has blocks 0 to {depth - 1}")
+    return wanted
+
+
+def as_float32_on_cpu(tokens: Tokens) -> Tokens:
+    """Tokens for keeping: float32, on the CPU."""
+    return tokens.map(lambda tensor: tensor.to("cpu", torch.float32))

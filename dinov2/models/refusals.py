@@ -1,0 +1,71 @@
+"""Why weights do not fit a model, in words: the first differences and the likely cause."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor
+
+__all__ = ["family_of", "refusal"]
+
+# A part of a key, and whose it is. In this order: the first that is found.
+_FAMILIES = [
+    ("decode_head.", "a depth or segmentation head"),
+    ("visual.", "CLIP"),
+    ("vision_model.", "CLIP or SigLIP"),
+    ("rope_embed", "DINOv3"),
+    ("storage_tokens", "DINOv3"),
+    ("rope_embeddings", "DINOv3"),
+    ("distillation_token", "DeiT"),
+    ("dist_token", "DeiT"),
+    ("encoder.layer.0.layernorm_before", "a ViT, DeiT or DINO in Hugging Face's format"),
+    ("decoder_pos_embed", "MAE"),
+    ("relative_position_bias_table", "BEiT or Swin"),
+    ("layer1.0.conv1.weight", "ResNet"),
+    ("downsample_layers.", "ConvNeXt"),
+    ("stages.0.", "ConvNeXt or another convolutional network"),
+    ("blocks.0.norm1.weight", "a vision transformer that was trained by another method, such as DINO, DeiT or MAE"),
+]
+
+
+def family_of(keys: Iterable[str]) -> str | None:
+    """The kind of model that the keys of a state dict belong to, where it is none of ours and known."""
+    names = list(keys)
+    return next((family for mark, family in _FAMILIES if any(mark in name for name in names)), None)
+
+
+def refusal(source: str, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """One sentence on what differs between two state dicts and why that may be; None when they agree in every shape."""
+    missing = [key for key in expected if key not in given]
+    unexpected = [key for key in given if key not in expected]
+    shapes = [
+        f"{key} is {list(given[key].shape)}, wanted {list(expected[key].shape)}"
+        for key in expected
+        if key in given and given[key].shape != expected[key].shape
+    ]
+    differences = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in unexpected] + shapes
+    if not differences:
+        return None
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    cause = _likely_cause(missing, unexpected)
+    return f"{source} does not fit this model: {'; '.join(differences[:3])}{more}. {cause}"
+
+
+def _likely_cause(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    if unexpected == ["register_tokens"] and not missing:
+        return "The file is of a model with registers: set student.num_register_tokens."
+    if missing == ["register_tokens"] and not unexpected:
+        return "The file is of a model without registers: set student.num_register_tokens=0."
+    if any(".mlp.w12." in key for key in unexpected) or any(".mlp.w12." in key for key in missing):
+        return "One of the two has a SwiGLU feed-forward network: check student.ffn_layer."
+    if set(unexpected) <= {"weight", "bias"} and unexpected:
+        return "The file looks like a linear head, not a backbone."
+    in_blocks = [key for key in [*unexpected, *missing] if key.startswith("blocks.")]
+    if any(key.endswith(".norm1.weight") for key in in_blocks):
+        family = family_of(unexpected) if "cls_token" in missing else None
+        return f"The file looks like {family}." if family else "The depths differ: check student.arch."
+    if missing == ["mask_token"] or ("mask_token" in missing and any(key.endswith(".ls1.gamma") for key in missing)):
+        return "The file is of a vision transformer that was trained by another method."
+    if any(key.endswith(".ls1.gamma") for key in in_blocks):
+        return "One of the two has no LayerScale: check student.layerscale."
+    if in_blocks:
+        return "Check student.ffn_layer, qkv_bias, proj_bias and ffn_bias."
+    return "Check student.arch, patch_size and in_chans."

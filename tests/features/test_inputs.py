@@ -1,0 +1,85 @@
+"""What counts as an image, and what is said about the rest."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinov2.data.eval_transform import EvalTransform
+from dinov2.errors import DataError
+from dinov2.features.inputs import as_list, to_model_input
+
+TRANSFORM = EvalTransform(crop_size=32, patch_size=8)
+
+
+def picture(width: int = 40, height: int = 48) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def ready(image, **options):
+    return to_model_input(image, TRANSFORM, patch_size=8, **options)
+
+
+def test_a_path_a_picture_an_array_and_a_tensor_of_the_same_pixels_are_the_same_input(tmp_path: Path):
+    image = picture(32, 32)
+    image.save(tmp_path / "image.png")
+    array = np.asarray(image)
+    wanted = TRANSFORM(image)
+    for given in (tmp_path / "image.png", str(tmp_path / "image.png"), image, array):
+        assert torch.equal(ready(given), wanted)
+    assert torch.equal(ready(torch.from_numpy(array.copy()).permute(2, 0, 1)), wanted)
+
+
+def test_pixels_go_through_the_transform_whatever_their_size():
+    assert ready(picture(40, 48)).shape == (3, 32, 32)
+    assert ready(np.asarray(picture(100, 20))).shape == (3, 32, 32)
+
+
+def test_a_normalised_tensor_only_gets_zeros_around_it_up_to_the_next_patch():
+    image = torch.randn(3, 30, 41)
+    padded = ready(image)
+    assert padded.shape == (3, 32, 48)
+    assert torch.equal(padded[:, 1:31, 3:44], image)
+    assert float(padded.abs().sum()) == pytest.approx(float(image.abs().sum()))
+    assert ready(torch.randn(3, 16, 24)).shape == (3, 16, 24)
+
+
+def test_grey_becomes_rgb_and_models_of_one_channel_get_one(tmp_path: Path):
+    grey = picture(32, 32).convert("L")
+    assert torch.equal(ready(grey), TRANSFORM(grey.convert("RGB")))
+    assert torch.equal(ready(np.asarray(grey)), TRANSFORM(grey.convert("RGB")))
+    one = EvalTransform(crop_size=32, mean=[0.5], std=[0.5])
+    grey.save(tmp_path / "g.png")
+    assert to_model_input(tmp_path / "g.png", one, patch_size=8, channels=1).shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "image, reason",
+    [
+        ("nowhere.jpg", "the image nowhere.jpg cannot be read"),
+        (torch.randn(4, 32, 32), r"shape \[4, 32, 32\] was given to a model that takes \[3, H, W\]"),
+        (torch.randn(32, 32, 3), "move the channels to the front"),
+        (np.zeros((32, 32, 3), np.float32), "move the channels to the front"),
+        (torch.zeros(3, 32, 32, dtype=torch.int64), "use uint8 for pixels"),
+        (torch.zeros(2, 3, 3, 3, 3), r"of shape \[2, 3, 3, 3, 3\]"),
+        (object(), "of type object"),
+    ],
+)
+def test_what_is_no_image_is_refused(image, reason):
+    with pytest.raises(DataError, match=reason):
+        ready(image)
+
+
+def test_one_image_and_several_are_told_apart():
+    image = picture()
+    assert as_list("a.jpg") == (["a.jpg"], True)
+    assert as_list(image) == ([image], True)
+    assert as_list([image, "b.jpg"]) == ([image, "b.jpg"], False)
+    batch, single = as_list(torch.zeros(2, 3, 8, 8))
+    assert len(batch) == 2 and batch[0].shape == (3, 8, 8) and not single
+    assert as_list(np.zeros((8, 8, 3)))[1]
+    with pytest.raises(DataError, match="a int is no image"):
+        as_list(3)

@@ -1,6 +1,6 @@
 """What the CIFAR-10 preset reaches at a fraction of its length: several seeds, and one change at a time.
 
-    python benchmarks/cifar10_recipe.py --data FOLDER [--share 0.1] [--seeds 0 1 2] [--variants preset no_koleo ibot]
+    python benchmarks/cifar10_recipe.py --data FOLDER [--share 0.1] [--seeds 0 1 2] [--variants preset no_koleo no_ibot]
 
 FOLDER holds `train/<class>/*.jpg` and `test/<class>/*.jpg`. Every run keeps the schedules' shapes: an epoch becomes
 shorter, not the number of epochs. Prints one line a run as it ends; with --json all of them are written at the end.
@@ -25,8 +25,9 @@ VARIANTS: dict[str, list[str]] = {
     "preset": [],
     "no_koleo": ["dino.koleo_loss_weight=0"],
     "koleo_0.1": ["dino.koleo_loss_weight=0.1"],
-    "ibot": ["ibot.loss_weight=0.5", "ibot.mask_sample_probability=0.5"],
-    "no_dino": ["dino.loss_weight=0", "ibot.loss_weight=1", "ibot.mask_sample_probability=0.5"],
+    "no_ibot": ["ibot.loss_weight=0", "ibot.mask_sample_probability=0"],
+    "no_dino": ["dino.loss_weight=0"],
+    "momentum_0.99": ["teacher.momentum_teacher=0.99"],
     "local_0": ["crops.local_crops_number=0"],
     "local_2": ["crops.local_crops_number=2"],
     "full_colour": ["crops.color_jitter_strength=1.0", "crops.grayscale_p=0.2", "crops.solarize_p=0.2"],

@@ -58,6 +58,8 @@ def _likely_cause(missing: Sequence[str], unexpected: Sequence[str]) -> str:
         return "One of the two has a SwiGLU feed-forward network: check student.ffn_layer."
     if set(unexpected) <= {"weight", "bias"} and unexpected:
         return "The file looks like a linear head, not a backbone."
+    if unexpected and not missing and all(key.startswith(("head.", "fc_norm.")) for key in unexpected):
+        return "The file has a classifier of another kind (head.*): take it out first."
     in_blocks = [key for key in [*unexpected, *missing] if key.startswith("blocks.")]
     if any(key.endswith(".norm1.weight") for key in in_blocks):
         family = family_of(unexpected) if "cls_token" in missing else None

@@ -207,5 +207,7 @@ def test_state_dicts_of_other_libraries_load_as_they_are(layout):
         target.norm.weight.zero_()
     load_into(target, from_original(model.state_dict(), layout).state)
     assert torch.equal(target.norm.weight, model.norm.weight)
+    with pytest.raises(WeightsError, match=r"unexpected head.weight. The file has a classifier of another kind"):
+        load_into(target, {**from_original(model.state_dict(), layout).state, "head.weight": torch.zeros(3, 64)})
     with pytest.raises(WeightsError, match=r"unexpected register_tokens. The file is of a model with registers"):
         load_into(target, from_original(tiny(num_register_tokens=1).state_dict(), layout).state)

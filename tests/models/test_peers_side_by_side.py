@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dinov2.models.layouts import from_original
+from dinov2.models.huggingface import config_from_table
+from dinov2.models.layouts import from_original, to_original
 from dinov2.models.linear_head import head_from_state, linear_logits
+from dinov2.models.recognise import recognise
 from dinov2.models.tables import build_from_table, model_table
 from dinov2.models.vision_transformer import DinoVisionTransformer, vit_small
 from dinov2.models.weights import load_into, open_weights
 from tests.golden.recipe import fill, images
+from tests.models.test_layouts import NAMES, released
 from tests.models.tiny_backbones import RULES, all_tokens, huggingface_folder, tiny
 
 transformers = pytest.importorskip("transformers")
@@ -164,6 +167,25 @@ def test_classifiers_give_the_same_logits_in_transformers(tmp_path, registers):
     with torch.no_grad():
         assert_same(linear_logits(model, ours, x), peer(x).logits)
     assert peer.config.id2label[3] == "class 3"
+
+
+def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stock_classes_of_every_released_size_hold_exactly_these_tensors(name):
+    """Built without memory from the configuration that is written, and by timm's own name."""
+    state = released(name)
+    config = config_from_table(recognise(state))
+    family = "Dinov2WithRegisters" if "_reg" in name else "Dinov2"
+    size = {"s": "small", "b": "base", "l": "large", "g": "giant"}[name[3]]
+    with torch.device("meta"):
+        stock = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config").from_dict(config))
+        named = timm.create_model(f"vit_{size}_patch14{'_reg4' if '_reg' in name else ''}_dinov2", pretrained=False)
+    assert shapes(to_original(stock.state_dict(), "hf").state) == shapes(state)
+    assert shapes(from_original(state, "timm").state) == shapes(named.state_dict())
+    assert shapes(to_original(named.state_dict(), "timm").state) == shapes(state)
 
 
 @pytest.mark.slow

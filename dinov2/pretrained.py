@@ -260,6 +260,9 @@ def _table_from_config(cfg: Config) -> dict[str, Any]:
 
 def _transform_for(table: dict[str, Any]) -> EvalTransform:
     normalisation = {key: table[key] for key in ("mean", "std") if table.get(key)}
+    if not normalisation and table["in_chans"] != 3:
+        # Nothing is known of such images; values about -1 to 1 are what models of any kind start from.
+        normalisation = {"mean": [0.5] * table["in_chans"], "std": [0.5] * table["in_chans"]}
     # Weights trained at 518 pixels are evaluated at 224, as published; others at the size they were trained at.
     size = 224 if table["img_size"][0] > 224 else table["img_size"][0]
     patch = table["patch_size"]

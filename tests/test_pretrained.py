@@ -249,3 +249,10 @@ def test_a_classifier_reads_the_blocks_of_its_head(tmp_path, layers):
         blocks = backbone.get_intermediate_layers(x, layers, return_class_token=True)
         read = torch.cat([*(cls for _, cls in blocks), blocks[-1][0].mean(dim=1)], dim=1)
         assert torch.allclose(model.classify(x), read @ head["weight"].T + head["bias"], atol=1e-4)
+
+
+def test_bare_weights_for_other_channels_get_a_normalisation_of_as_many(tmp_path):
+    torch.save(small(in_chans=2).state_dict(), tmp_path / "w.pth")
+    model = load(tmp_path / "w.pth", precision="fp32")
+    assert model.transform.mean == (0.5, 0.5)
+    assert model.features(torch.zeros(2, 40, 40, dtype=torch.uint8)).cls.shape == (64,)

@@ -3,19 +3,52 @@
 One basis is fitted on the patches of several images, so that equal colours mean equal features across pictures. The
 sign of a component is arbitrary; here the entry of largest magnitude is positive, so that the same features always give
 the same colours. Statistics are in float64: patch features share a large mean that float32 sums would blur.
+
+A basis may carry a foreground split: the first component of all patches, cut where it falls into two groups best, and
+the group that touches the borders of the pictures less is the foreground. The colours are then those of the foreground
+alone, where the strongest direction is no longer "object or not" but a part of the object.
 """
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from dinov2.errors import DataError
 
-__all__ = ["PcaBasis", "fit_pca", "load_pca", "match_colours", "save_pca"]
+__all__ = [
+    "ForegroundSplit",
+    "PcaBasis",
+    "fit_foreground_pca",
+    "fit_image_pca",
+    "fit_pca",
+    "load_pca",
+    "match_colours",
+    "save_pca",
+]
+
+# Rows that a basis over images is fitted on; more change no colour that can be seen.
+_FIT_ROWS = 50_000
+_TENSORS = ("mean", "components", "low", "high", "explained")
+
+
+@dataclass(frozen=True)
+class ForegroundSplit:
+    """A plane that parts foreground from background."""
+
+    direction: Tensor
+    """float32 [D], of unit length; points to the foreground."""
+    threshold: float
+    """Foreground lies where features times direction exceed this."""
+
+    def mask(self, features: Tensor) -> Tensor:  # [..., D] -> bool [...]
+        """True on foreground."""
+        return features.float() @ self.direction.to(features.device) > self.threshold
 
 
 @dataclass(frozen=True)
@@ -32,6 +65,16 @@ class PcaBasis:
     """float32 [n]: the projection that becomes colour 1."""
     explained: Tensor
     """float32 [n]: share of the variance along each component."""
+    foreground: ForegroundSplit | None = None
+    """How foreground is told from background, when the colours are those of the foreground."""
+    fitted_on: str = ""
+    """What the basis belongs to, in words: a model, a block."""
+
+    def foreground_mask(self, features: Tensor) -> Tensor:  # [..., D] -> bool [...]
+        """True on foreground; everywhere when the basis has no split."""
+        if self.foreground is None:
+            return torch.ones(features.shape[:-1], dtype=torch.bool, device=features.device)
+        return self.foreground.mask(features)
 
     def project(self, features: Tensor) -> Tensor:  # [..., D] -> [..., n]
         """Coordinates along the components."""
@@ -75,6 +118,34 @@ def fit_pca(features: Tensor, *, n_components: int = 3, clip: float = 0.01) -> P
     )
 
 
+def fit_image_pca(maps: Sequence[Tensor], *, n_components: int = 3) -> PcaBasis:  # each [h, w, D]
+    """One basis on the patches of several images, which may differ in size; large sets are fitted on a part.
+
+    Raises `DataError` like `fit_pca`.
+    """
+    return fit_pca(_at_most(_rows_of(maps), _FIT_ROWS), n_components=n_components)
+
+
+def fit_foreground_pca(maps: Sequence[Tensor], *, n_components: int = 3) -> PcaBasis:  # each [h, w, D]
+    """One basis on the foreground patches of several images, with the split that found them.
+
+    Raises `DataError` like `fit_pca`, and when fewer than two patches are left on either side of the split.
+    """
+    rows = _rows_of(maps)
+    first = fit_pca(_at_most(rows, _FIT_ROWS), n_components=1)
+    direction = first.components[0]
+    along = rows.float() @ direction  # [S]
+    threshold = _best_cut(along)
+    border = torch.cat([_border(*map_.shape[:2]) for map_ in maps])
+    above = along > threshold
+    if not 2 <= int(above.sum()) <= len(rows) - 2:
+        raise DataError("no foreground can be told from the background: the patch features hardly differ")
+    if above[border].float().mean() > above[~border].float().mean():  # a NaN, without inner patches, keeps the sign
+        direction, threshold, above = -direction, -threshold, ~above
+    split = ForegroundSplit(direction, threshold)
+    return replace(fit_pca(_at_most(rows[above], _FIT_ROWS), n_components=n_components), foreground=split)
+
+
 def match_colours(basis: PcaBasis, features: Tensor, reference: Tensor) -> PcaBasis:  # [S, D], [S, n]
     """The basis with order and signs of its components such that `features` look most like `reference`.
 
@@ -89,8 +160,8 @@ def match_colours(basis: PcaBasis, features: Tensor, reference: Tensor) -> PcaBa
     flipped = similarity[rows, torch.arange(n)] < 0
     signs = torch.where(flipped, -1.0, 1.0)
     low, high = basis.low[rows], basis.high[rows]
-    return PcaBasis(
-        mean=basis.mean,
+    return replace(
+        basis,
         components=basis.components[rows] * signs.unsqueeze(1),
         low=torch.where(flipped, -high, low),
         high=torch.where(flipped, -low, high),
@@ -100,16 +171,55 @@ def match_colours(basis: PcaBasis, features: Tensor, reference: Tensor) -> PcaBa
 
 def save_pca(path: Path | str, basis: PcaBasis) -> None:
     """Write the basis as safetensors."""
-    tensors = {name: getattr(basis, name).contiguous() for name in ("mean", "components", "low", "high", "explained")}
-    save_file(tensors, path)
+    tensors = {name: getattr(basis, name).contiguous() for name in _TENSORS}
+    if basis.foreground is not None:
+        tensors["foreground_direction"] = basis.foreground.direction.contiguous()
+        tensors["foreground_threshold"] = torch.tensor([basis.foreground.threshold], dtype=torch.float64)
+    # Not by `save_file`, whose files nobody else may read: colours are made to be shared.
+    Path(path).write_bytes(save(tensors, metadata={"fitted_on": basis.fitted_on}))
 
 
 def load_pca(path: Path | str) -> PcaBasis:
     """Read a basis of `save_pca`. Raises `DataError` when the file is none."""
     try:
-        return PcaBasis(**load_file(path))
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            fitted_on = (file.metadata() or {}).get("fitted_on", "")
+        split = None
+        if "foreground_direction" in tensors:
+            threshold = float(tensors.pop("foreground_threshold"))
+            split = ForegroundSplit(tensors.pop("foreground_direction"), threshold)
+        return PcaBasis(**tensors, foreground=split, fitted_on=fitted_on)
     except Exception as error:  # safetensors has its own error type, and foreign files lack or add names
         raise DataError(f"{path} holds no PCA basis ({error}); write one with save_pca") from error
+
+
+def _rows_of(maps: Sequence[Tensor]) -> Tensor:  # each [h, w, D] -> [S, D]
+    if not maps:
+        raise DataError("principal components need the patches of at least one image")
+    return torch.cat([map_.detach().cpu().flatten(0, 1) for map_ in maps])
+
+
+def _border(height: int, width: int) -> Tensor:  # -> bool [h * w]
+    inside = torch.zeros(height, width, dtype=torch.bool)
+    inside[1:-1, 1:-1] = True
+    return ~inside.flatten()
+
+
+def _best_cut(values: Tensor, *, n_bins: int = 256) -> float:  # [S]
+    """The cut into two groups whose means differ most for their sizes (Otsu 1979)."""
+    low, high = float(values.min()), float(values.max())
+    if high <= low:
+        return low
+    edges = torch.linspace(low, high, n_bins + 1, dtype=torch.float64)
+    counts = torch.histc(values.double(), bins=n_bins, min=low, max=high)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below, sums = counts.cumsum(0), (counts * centres).cumsum(0)
+    above = below[-1] - below
+    gap = sums / below.clamp_min(1) - (sums[-1] - sums) / above.clamp_min(1)
+    between = below * above * gap**2
+    best = (between >= between.max() * (1 - 1e-9)).nonzero().flatten()  # a plateau, where bins are empty
+    return float(edges[1:][best[len(best) // 2]])
 
 
 def _at_most(rows: Tensor, n: int) -> Tensor:

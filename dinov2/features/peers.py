@@ -86,7 +86,8 @@ class _Timm(Peer):
         if output.ndim == 3:
             grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
             return split_tokens(output, grid, has_cls=prefix > 0)
-        tokens = self._read(output, images)
+        channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        tokens = self._read(output.permute(0, 3, 1, 2) if channels_last else output, images)
         return tokens._replace(cls=model.forward_head(output, pre_logits=True))
 
 

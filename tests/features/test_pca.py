@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from dinov2.errors import DataError
-from dinov2.features.pca import fit_pca, load_pca, match_colours, save_pca
+from dinov2.features.pca import fit_foreground_pca, fit_image_pca, fit_pca, load_pca, match_colours, save_pca
 
 
 def cloud(n=400):
@@ -98,3 +100,68 @@ def test_a_later_basis_is_matched_to_an_earlier_one():
     # Signs of the features themselves flip along the third axis, which the matched basis undoes.
     assert_close(matched.project(changed), expected - expected.mean(dim=0), atol=1e-2, rtol=0)
     assert_close(matched.to_rgb(changed), basis.to_rgb(points), atol=2e-2, rtol=0)
+
+
+def scenes(n=3, seed=0):
+    """Maps of an object in the middle whose parts differ, before a plain background that touches the border."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = []
+    for i in range(n):
+        map_ = 0.05 * torch.randn(8, 10 + i, 6, generator=generator)
+        map_[2:6, 3:7, 0] += 5.0  # object
+        map_[2:6, 3:5, 1] += 2.0  # its left part
+        maps.append(map_)
+    return maps
+
+
+def test_one_basis_over_images_is_that_of_all_their_patches():
+    maps = scenes()
+    together = fit_pca(torch.cat([map_.flatten(0, 1) for map_ in maps]))
+    assert_close(fit_image_pca(maps).components, together.components)
+
+
+def test_a_basis_needs_an_image():
+    with pytest.raises(DataError, match="at least one image"):
+        fit_image_pca([])
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_foreground_is_what_does_not_touch_the_border_whatever_the_sign(sign):
+    maps = [sign * map_ for map_ in scenes()]
+    basis = fit_foreground_pca(maps)
+    for map_ in maps:
+        expected = torch.zeros(map_.shape[:2], dtype=torch.bool)
+        expected[2:6, 3:7] = True
+        assert torch.equal(basis.foreground_mask(map_), expected)
+
+
+def test_colours_of_a_foreground_are_spent_on_its_parts():
+    maps = scenes()
+    basis = fit_foreground_pca(maps)
+    assert abs(basis.components[0, 1]) > 0.99  # not the direction from background to object, which is 0
+    assert fit_image_pca(maps).components[0].abs().argmax() == 0
+
+
+def test_without_a_split_everything_is_foreground():
+    assert bool(fit_image_pca(scenes()).foreground_mask(scenes()[0]).all())
+
+
+def test_a_foreground_that_cannot_be_told_is_refused():
+    with pytest.raises(DataError, match="no foreground can be told"):
+        fit_foreground_pca([torch.ones(4, 4, 6)])
+
+
+def test_a_basis_with_its_foreground_and_origin_survives_its_file(tmp_path):
+    maps = scenes()
+    basis = replace(fit_foreground_pca(maps), fitted_on="a model, last block")
+    save_pca(tmp_path / "basis.safetensors", basis)
+    again = load_pca(tmp_path / "basis.safetensors")
+    assert again.fitted_on == "a model, last block"
+    assert torch.equal(again.foreground_mask(maps[0]), basis.foreground_mask(maps[0]))
+    assert torch.equal(again.to_rgb(maps[0]), basis.to_rgb(maps[0]))
+
+
+def test_a_basis_of_half_precision_features_is_nearly_the_same():
+    maps = scenes()
+    halves = fit_image_pca([map_.half() for map_ in maps])
+    assert_close(halves.components, fit_image_pca(maps).components, atol=1e-2, rtol=0)

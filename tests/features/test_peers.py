@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from dinov2.data.eval_transform import EvalTransform
 from dinov2.errors import ConfigError, MissingDependency, WeightsError
-from dinov2.features.peers import is_peer, load_peer
+from dinov2.features.peers import _Timm, is_peer, load_peer
 from dinov2.features.tokens import backbone_tokens
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from tests.golden.recipe import fill, images
@@ -66,6 +67,20 @@ def test_a_convolutional_network_of_timm_has_maps_and_no_registers():
     assert tokens.registers.shape[1] == 0
     with pytest.raises(ConfigError, match="does not show the blocks"):
         peer.tokens(x, layers=[0])
+
+
+@timm_or_skip
+@torch.no_grad()
+def test_maps_with_channels_last_are_turned():
+    import timm
+
+    sizes = {"img_size": 64, "window_size": 2, "depths": (1, 1, 1, 1)}
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **sizes)
+    peer = _Timm(model.eval(), patch_size=32, transform=EvalTransform(crop_size=64))
+    x = images(2, 64, 64)
+    tokens = peer.tokens(x)
+    assert torch.equal(tokens.patches, model.forward_features(x)) and tokens.patches.shape == (2, 2, 2, 768)
+    assert torch.equal(tokens.cls, model(x))
 
 
 @timm_or_skip

@@ -1,0 +1,97 @@
+"""Files, folders and frames of moving pictures as pictures to look at, one after the other.
+
+Unlike for training and evaluation, photographs are turned upright by their EXIF note: a person will look at them.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from dinov2.data.decoding import IMAGE_EXTENSIONS, decode_rgb, to_rgb
+from dinov2.errors import DataError
+
+__all__ = ["Frame", "find_frames", "open_frame"]
+
+_MAY_MOVE = frozenset(".apng .gif .png .tif .tiff .webp".split())
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture in a file; `number` counts from 0 in files of several, and is None in others."""
+
+    path: Path
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name, with the number of the frame if it has one."""
+        return self.path.name if self.number is None else f"{self.path.name} {self.number}"
+
+
+def find_frames(images: Sequence[str | os.PathLike[str]]) -> list[Frame]:
+    """All pictures that `images` name: files, folders with everything below, patterns such as `photos/*.jpg`.
+
+    Those of a folder or pattern come in the order people count, in which `frame_10.png` comes after `frame_9.png`.
+    Files of several frames (GIF, WebP, TIFF) give each of them. Raises `DataError` for a path that does not exist, a
+    pattern without matches, and a folder without images.
+    """
+    if not images:
+        raise DataError("no image was named; give files or a folder")
+    found: list[Frame] = []
+    for entry in images:
+        path = Path(entry).expanduser()
+        if path.is_dir():
+            files = [
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in IMAGE_EXTENSIONS and not file.name.startswith(".") and file.is_file()
+            ]
+            if not files:
+                raise DataError(f"the folder {path} holds no images; give another, or the files themselves")
+            for file in sorted(files, key=lambda file: _as_counted(file.relative_to(path))):
+                found += _frames_of(file)
+        elif path.is_file():
+            found += _frames_of(path)
+        elif matching := sorted(glob.glob(str(path), recursive=True), key=lambda name: _as_counted(Path(name))):
+            for name in matching:
+                found += _frames_of(Path(name))
+        else:
+            raise DataError(f"there is no image {path}; check the path")
+    return found
+
+
+def open_frame(frame: Frame) -> Image.Image:
+    """The picture as RGB, upright. Raises `DataError` when it cannot be read."""
+    if frame.number is None:
+        try:
+            data = frame.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{frame.path} cannot be read ({error.strerror}); check the file") from error
+        return decode_rgb(data, path=str(frame.path), exif="apply")
+    try:
+        with Image.open(frame.path) as file:
+            file.seek(frame.number)
+            return to_rgb(file.copy())
+    except Exception as error:  # Pillow's plugins raise many kinds
+        raise DataError(f"frame {frame.number} of {frame.path} cannot be read ({error}); replace the file") from error
+
+
+def _frames_of(path: Path) -> list[Frame]:
+    if path.suffix.lower() not in _MAY_MOVE:
+        return [Frame(path)]
+    try:
+        with Image.open(path) as file:
+            n_frames = int(getattr(file, "n_frames", 1))
+    except Exception:  # said when it is opened
+        return [Frame(path)]
+    return [Frame(path)] if n_frames == 1 else [Frame(path, number) for number in range(n_frames)]
+
+
+def _as_counted(path: Path) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", path.as_posix().lower())
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -7,12 +7,19 @@ compiles and runs on every device.
 Two rules exist, and which one a model was trained with is part of its weights:
 - *offset* (models without registers): the source position of output i is `(i + 0.5) * M / (target + offset) - 0.5`;
 - *size* (offset 0): `(i + 0.5) * M / target - 0.5`.
+
+While a graph is being recorded (`torch.jit.trace`, `torch.export`, and the ONNX exporter on top of it) nothing branches
+on a size and every size stays a tensor, so that the matrices become part of the graph, which then runs at any size.
 """
 
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from dinov2.layers.recording import is_recording
 
 __all__ = ["cubic_resize_matrix", "resize_pos_embed"]
 
@@ -32,34 +39,38 @@ def resize_pos_embed(
 
     The native grid itself is returned unchanged.
     """
-    if grid == native_grid:
+    offset_here: float | Tensor = offset
+    if is_recording():
+        offset_here = offset * _differs(grid, native_grid, pos_embed.device) if offset else 0.0
+    elif grid == native_grid:
         return pos_embed
     class_pos, patch_pos = pos_embed.float().split([1, pos_embed.shape[1] - 1], dim=1)
-    resize = partial(cubic_resize_matrix, offset=offset, antialias=antialias, device=pos_embed.device)
+    matrix = _kept_matrix if _can_keep(pos_embed) else cubic_resize_matrix
+    resize = partial(matrix, offset=offset_here, antialias=antialias, device=pos_embed.device)
     rows = resize(native_grid[0], grid[0])  # [h, gh]
     columns = resize(native_grid[1], grid[1])  # [w, gw]
-    with torch.autocast(pos_embed.device.type, enabled=False):
-        patch_pos = patch_pos.reshape(*native_grid, -1).permute(2, 0, 1)  # [D, gh, gw]
-        patch_pos = rows @ patch_pos @ columns.T  # [D, h, w]
-    return torch.cat([class_pos, patch_pos.permute(1, 2, 0).flatten(0, 1)[None]], dim=1)
+    with _float32(pos_embed.device.type):
+        resized = rows @ patch_pos.reshape(native_grid[0], -1)  # [h, gw*D]
+        resized = columns @ resized.unflatten(1, (native_grid[1], -1))  # [h, w, D]
+    return torch.cat([class_pos, resized.flatten(0, 1)[None]], dim=1)
 
 
 def cubic_resize_matrix(
     source: int,
     target: int,
     *,
-    offset: float = 0.0,
+    offset: float | Tensor = 0.0,
     antialias: bool = False,
     device: torch.device | None = None,
 ) -> Tensor:
     """The matrix `[target, source]`, float32, that resamples a line of `source` values to `target` values."""
-    # float64: the reference derives its sampling positions from Python floats.
-    float64 = torch.float64 if device is None or device.type != "mps" else torch.float32
+    float64 = _precise(device)
     position = torch.arange(target, device=device, dtype=float64)[:, None] + 0.5  # [target, 1]
-    step = source / (target + offset)
+    # Read off the positions and not `target`: a recorded graph would make the number a constant, or round it.
+    step = source / (position.max() + 0.5 + offset)
     taps = torch.arange(source, device=device, dtype=float64)[None]  # [1, source]
     if antialias:
-        width = max(step, 1.0)
+        width = step.clamp(min=1.0)
         weights = _cubic((taps + 0.5 - position * step) / width, _ANTIALIAS_A)
         weights = weights / weights.sum(dim=1, keepdim=True)
         return weights.float()
@@ -71,6 +82,41 @@ def cubic_resize_matrix(
         index = (below + tap).clamp(0, source - 1)
         weights = weights + _cubic(centre - below - tap, _PLAIN_A) * (index == taps)
     return weights.float()
+
+
+def _float32(device_type: str) -> AbstractContextManager[Any]:
+    """Switches autocast off, where it is on: a recorded graph would get a region of its own even for nothing."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+@lru_cache(maxsize=256)
+def _kept_matrix(source: int, target: int, **rule: Any) -> Tensor:
+    with torch.inference_mode(False):  # the matrix may be wanted for gradients later
+        return cubic_resize_matrix(source, target, **rule)
+
+
+def _can_keep(pos_embed: Tensor) -> bool:
+    """Whether matrices are computed at once and for real, and not recorded, compiled, captured or only pretended."""
+    if is_recording() or torch.compiler.is_compiling() or type(pos_embed) not in (Tensor, nn.Parameter):
+        return False
+    return not pos_embed.is_meta and not (pos_embed.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _precise(device: torch.device | None) -> torch.dtype:
+    # float64: the reference derives its sampling positions from Python floats.
+    return torch.float64 if device is None or device.type != "mps" else torch.float32
+
+
+def _differs(grid: tuple[int, int], native_grid: tuple[int, int], device: torch.device) -> Tensor:
+    """1 where the grid is another than the native one, 0 where it is the same, as a tensor without dimensions.
+
+    The offset rule is no identity at the native grid, which it never resizes: without the offset it is one.
+    """
+    sides = [torch.ones(side, device=device, dtype=_precise(device)).sum() for side in grid]
+    same = [(side == native).to(_precise(device)) for side, native in zip(sides, native_grid, strict=True)]
+    return 1 - same[0] * same[1]
 
 
 def _cubic(distance: Tensor, a: float) -> Tensor:

@@ -31,7 +31,7 @@ from dinov2.models.linear_head import LinearHead, classifier_input, head_from_st
 from dinov2.models.recognise import recognise
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.models.weights import LoadReport, build_from_table, load_into, model_table, open_weights, read_file
-from dinov2.sources import Found, find
+from dinov2.sources import Found, ShowProgress, find
 
 __all__ = ["Pretrained", "digest_of_files", "load"]
 
@@ -180,7 +180,7 @@ def load(
     precision: str = "auto",
     cfg: Config | None = None,
     layers: int = 4,
-    progress: Any = None,
+    progress: ShowProgress | None = None,
 ) -> Pretrained:
     """Loads a model strictly, with its preprocessing, ready to use.
 
@@ -191,7 +191,7 @@ def load(
         precision: `auto` is bfloat16 where the hardware computes it fast, else float32; or `fp32`, `bf16`, `fp16`.
         cfg: the configuration that the architecture is taken from, instead of the file's own table or its tensors.
         layers: which head a classifier's name (`dinov2_vits14_lc`) means: on 1 or 4 blocks, as `torch.hub` has it.
-        progress: called with (bytes done, bytes in all) while something is downloaded.
+        progress: where a download shows how far it is (`dinov2.sources.ShowProgress`).
 
     Raises:
         WeightsError: there is no such model, or the files do not hold exactly that backbone.

@@ -15,9 +15,11 @@ from dinov2.models.download import download
 from dinov2.models.releases import Release, backbone_table, release
 from dinov2.train.run_folder import RunFolder
 
-__all__ = ["Found", "find"]
+__all__ = ["Found", "ShowProgress", "find"]
 
-_Progress = Callable[[int, int], None] | None
+ShowProgress = Callable[[str], Callable[[int, int], None] | None]
+"""Called with what is being done; gives a function of (done, in all), or None where nobody would see it."""
+
 _WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors", ".ckpt"}
 _HUGGING_FACE_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUGGING_FACE_FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
@@ -35,10 +37,11 @@ class Found(NamedTuple):
     """The `model` table of a release, whose files hold none."""
 
 
-def find(source: str | os.PathLike[str], *, layers: int = 4, progress: _Progress = None) -> Found:
+def find(source: str | os.PathLike[str], *, layers: int = 4, progress: ShowProgress | None = None) -> Found:
     """The files behind a model's name, fetched where necessary.
 
     A classifier's name (`dinov2_vits14_lc`) gets the head on `layers` blocks (1 or 4), as `torch.hub` gives it.
+    `progress` is asked for a bar with the first byte that is fetched, and not at all for files that are here already.
     Raises `WeightsError` when there is no such model or it cannot be fetched, `UnknownRelease` with the nearest name.
     """
     text = str(source)
@@ -48,12 +51,12 @@ def find(source: str | os.PathLike[str], *, layers: int = 4, progress: _Progress
     if path.exists():
         return _found_at(path)
     if "://" in text:
-        return Found(text.rpartition("/")[2] or text, download(text, progress=progress))
+        return Found(text.rpartition("/")[2] or text, download(text, progress=_FromFirstByte(progress)))
     if path.suffix in _WEIGHT_SUFFIXES or path.is_absolute() or text.startswith((".", "~")):
         raise WeightsError(f"there is no weight file {text}; check the path")
     if _HUGGING_FACE_ID.fullmatch(text):
         return Found(text, _hugging_face(text))
-    return _release(release(text), text, layers, progress)
+    return _release(release(text), text, layers, _FromFirstByte(progress))
 
 
 def _found_at(path: Path) -> Found:
@@ -66,7 +69,7 @@ def _found_at(path: Path) -> Found:
     return Found(f"{path.absolute().name}/{teacher.parent.name}", teacher)
 
 
-def _release(row: Release, name: str, layers: int, progress: _Progress) -> Found:
+def _release(row: Release, name: str, layers: int, progress: "_FromFirstByte") -> Found:
     if row.kind not in ("backbone", "classifier"):
         raise WeightsError(f"{row.name} is a {row.kind} head, which does not load as a model; give a backbone")
     if row.hub_name == name and row.kind == "classifier" and row.layers != layers:
@@ -77,6 +80,20 @@ def _release(row: Release, name: str, layers: int, progress: _Progress) -> Found
     if row is backbone:
         return Found(name, path, table=table)
     return Found(name, path, download(row.url, sha256=row.sha256, progress=progress), table)
+
+
+class _FromFirstByte:
+    """Progress of a download whose bar appears when there is something to show."""
+
+    def __init__(self, progress: ShowProgress | None) -> None:
+        self._progress = progress
+        self._show: Callable[[int, int], None] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._show, self._progress = self._progress("downloading (bytes)"), None
+        if self._show is not None:
+            self._show(done, total)
 
 
 def _hugging_face(identifier: str) -> Path:

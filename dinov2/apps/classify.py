@@ -26,10 +26,10 @@ from dinov2.models.linear_head import LinearHead, head_from_state
 from dinov2.models.releases import RELEASES
 from dinov2.models.weights import read_file
 from dinov2.pretrained import Pretrained, digest_of_files, load
+from dinov2.sources import ShowProgress
 
 __all__ = ["classify", "find_images"]
 
-_ShowProgress = Callable[[str], Callable[[int, int], None] | None]
 
 
 def classify(
@@ -44,7 +44,7 @@ def classify(
     device: str = "auto",
     precision: str = "auto",
     each: Callable[[Prediction], None] = lambda prediction: None,
-    progress: _ShowProgress = lambda label: None,
+    progress: ShowProgress = lambda label: None,
 ) -> Classification:
     """Classifies images, folders of images and glob patterns, in this order; `each` gets a prediction once it is known.
 
@@ -152,15 +152,15 @@ def _with_head(
     head: str | os.PathLike[str] | None,
     device: str,
     precision: str,
-    progress: _ShowProgress,
+    progress: ShowProgress,
 ) -> Pretrained:
     """The model with the classifier that was asked for; a head file is read before a backbone is fetched."""
     name = str(source)
     content = None if head is None else read_file(Path(head).expanduser())
-    if not Path(source).expanduser().exists():
-        if head is None and any(row.name == name for row in RELEASES if row.kind == "backbone"):
-            raise WeightsError(f"{name} is a backbone without a classifier; write {name}_lc, or give --head FILE")
-    loaded = load(source, device=device, precision=precision, layers=layers or 4, progress=_Downloading(progress))
+    backbones = {row.name for row in RELEASES if row.kind == "backbone"}
+    if head is None and name in backbones and not Path(source).expanduser().exists():
+        raise WeightsError(f"{name} is a backbone without a classifier; write {name}_lc, or give --head FILE")
+    loaded = load(source, device=device, precision=precision, layers=layers or 4, progress=progress)
     if content is not None:
         loaded.head = head_from_state(content, embed_dim=loaded.embed_dim, layers=layers, source=str(head))
         loaded.head.to(loaded.device)
@@ -176,20 +176,6 @@ def _with_head(
             f"the head reads {loaded.head.layers} layers, but {loaded.name} has {depth}; give a 1-layer head"
         )
     return loaded
-
-
-class _Downloading:
-    """A progress bar that appears with the first byte: nothing is shown of files that are here already."""
-
-    def __init__(self, progress: _ShowProgress) -> None:
-        self._progress, self._started = progress, False
-        self._show: Callable[[int, int], None] | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        if not self._started:
-            self._started, self._show = True, self._progress("downloading (bytes)")
-        if self._show is not None:
-            self._show(done, total)
 
 
 def _predictions(

@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from dinov2.models.linear_head import LinearHead, head_from_state
 from dinov2.models.recognise import recognise
 from dinov2.models.weights import OpenedWeights, open_weights
 from dinov2.pretrained import digest_of_files
-from dinov2.sources import find
+from dinov2.sources import ShowProgress, find
 
 __all__ = ["Conversion", "convert"]
 
@@ -64,12 +64,12 @@ def convert(
     in_chans: int | None = None,
     ask_library: bool = True,
     force: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ShowProgress | None = None,
 ) -> Conversion:
     """Writes the model `source` (anything `dinov2.sources.find` finds) at `out` in another layout.
 
     `head` adds a linear classifier; `labels` is a file with a class name a line. `img_size`, `patch_size` and
-    `in_chans` adapt the backbone first (`dinov2.models.adapting`). `progress` is told of bytes that are fetched.
+    `in_chans` adapt the backbone first (`dinov2.models.adapting`). `progress` shows how far a download is.
 
     Raises `WeightsError` when the source is no such model or a tensor could not be carried over, `ConfigError` when
     `out` is taken by something else, `DinoError` when the disk is full or the result differs.

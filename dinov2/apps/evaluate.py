@@ -23,11 +23,11 @@ from dinov2.eval.knn import evaluate_knn, write_knn_results
 from dinov2.features.extract import Features, extract_features
 from dinov2.features.results import Result
 from dinov2.pretrained import Pretrained, load
+from dinov2.sources import ShowProgress
 
 __all__ = ["KnnReport", "knn", "knn_of_backbone", "labelled"]
 
 _Say = Callable[[str], None]
-_ShowProgress = Callable[[str], Callable[[int, int], None] | None]
 
 
 @dataclass
@@ -63,7 +63,7 @@ def knn(
     device: str = "auto",
     precision: str = "auto",
     say: _Say = lambda text: None,
-    progress: _ShowProgress = lambda label: None,
+    progress: ShowProgress = lambda label: None,
 ) -> KnnReport:
     """Evaluates a run (its newest teacher) or a weight file and writes `results_eval_knn.json`.
 
@@ -77,7 +77,7 @@ def knn(
     folder = output_folder(output_dir, task="knn")
     cfg = load_config(config_file, overrides) if config_file or overrides else None
     where = choose_device(device)
-    loaded = load(model, cfg=cfg, device=where, precision=precision)
+    loaded = load(model, cfg=cfg, device=where, precision=precision, progress=progress)
     train, val = labelled(train_dataset), labelled(val_dataset)
     say(f"{loaded.source}: {loaded.report}")
     options: dict[str, Any] = {
@@ -118,7 +118,7 @@ def knn_of_backbone(
     channels: int | None = None,
     provenance: Mapping[str, Any] | None = None,
     label: str = "model",
-    progress: _ShowProgress = lambda label: None,
+    progress: ShowProgress = lambda label: None,
     **vote: Any,
 ) -> tuple[list[Result], list[tuple[str, str]]]:
     """k-NN rows of any callable `[B, C, H, W] -> [B, D]`, and the images that could not be read.

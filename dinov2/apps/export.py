@@ -28,6 +28,7 @@ from dinov2.models.linear_head import LinearHead, head_from_state
 from dinov2.models.releases import release
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import Pretrained, load
+from dinov2.sources import ShowProgress
 
 __all__ = ["ExportReport", "export", "export_backbone"]
 
@@ -61,6 +62,7 @@ def export(
     head: str | os.PathLike[str] | None = None,
     json_file: str | os.PathLike[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
+    progress: ShowProgress | None = None,
     **options: Any,
 ) -> ExportReport:
     """Loads a model and writes it as `export_backbone` does with the other options; the summary goes to `json_file`.
@@ -74,7 +76,7 @@ def export(
     if kind == "onnx":
         require_onnx()
     output_folder(path if path.is_dir() else path.parent, task="export")
-    loaded = load(model, device="cpu", precision="fp32")
+    loaded = load(model, device="cpu", precision="fp32", progress=progress)
     if not isinstance(loaded.backbone, DinoVisionTransformer):
         raise ConfigError(f"{loaded.name} is a model of another library; export it with that library")
     if path.is_dir():

@@ -1,7 +1,7 @@
 """What a model sees in images: maps of its patches as pictures, and one page to click on."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dinov2.pretrained import Pretrained, load
 from dinov2.report.viz_data import PageImage, PageMatches, PageModel
 from dinov2.report.viz_files import found_matches, write_pictures
 from dinov2.report.viz_page import MOST_IMAGES, WrittenPage, write_viz_page
+from dinov2.sources import ShowProgress
 
 __all__ = ["MAPS", "MOST_FRAMES", "VizReport", "viz"]
 
@@ -29,7 +30,6 @@ MAPS = ("pca", "attention", "similarity", "norm", "matches")
 MOST_FRAMES = 512
 """Images at once: their features are kept in memory, and their basis is common."""
 
-_ShowProgress = Callable[[str], Callable[[int, int], None] | None]
 
 
 @dataclass
@@ -69,7 +69,7 @@ def viz(
     norm_threshold: float | None = None,
     device: str = "auto",
     precision: str = "auto",
-    progress: _ShowProgress = lambda label: None,
+    progress: ShowProgress = lambda label: None,
 ) -> VizReport:
     """Draws what a model (and perhaps another one beside it) sees in images, into the folder `output`.
 
@@ -97,8 +97,7 @@ def viz(
     colours = None if basis is None else Path(basis).expanduser()
     kept = load_pca(colours) if colours is not None and colours.exists() else None
     sources = [source for source in (model, compare) if source is not None]
-    fetched = _downloads(progress)
-    loaded = [load(source, device=device, precision=precision, progress=fetched) for source in sources]
+    loaded = [load(source, device=device, precision=precision, progress=progress) for source in sources]
     report = VizReport(folder)
     maps = _possible_maps(maps, loaded, len(frames), asked=bool(what), notes=report.notes)
     for one in loaded:
@@ -161,19 +160,6 @@ def _possible_maps(
             raise ConfigError("matches need two images, one was given; give another or leave matches out of --what")
         maps = [name for name in maps if name != "matches"]
     return maps
-
-
-def _downloads(progress: _ShowProgress) -> Callable[[int, int], None]:
-    """A progress bar that appears with the first byte: nothing is shown of files that are here already."""
-    bars: list[Callable[[int, int], None] | None] = []
-
-    def show(done: int, total: int) -> None:
-        if not bars:
-            bars.append(progress("downloading (bytes)"))
-        if bars[0] is not None:
-            bars[0](done, total)
-
-    return show
 
 
 def _write_page(

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from dinov2.cli.common import ExtractionProgress, add_command, positive, say
+from dinov2.cli.common import ExtractionProgress, add_command, add_compute_options, positive, say
 
 if TYPE_CHECKING:
     from dinov2.apps.predictions import Prediction
@@ -45,14 +45,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes shown of an image (default: 5)")
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON; - writes it instead of the text")
     parser.add_argument("--csv", metavar="FILE", help="write a row for each class shown; - writes them instead of text")
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images a pass (default: 32)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps (default: auto)")
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=["auto", "fp32", "bf16", "fp16"],
-        help="number format of the model (default: auto)",
-    )
+    add_compute_options(parser, batch_size=32)
 
 
 def _run(arguments: argparse.Namespace) -> int:

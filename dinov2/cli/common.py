@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ExtractionProgress", "add_command", "positive", "say"]
+__all__ = ["ExtractionProgress", "add_command", "add_compute_options", "positive", "say"]
 
 
 def add_command(
@@ -27,6 +27,25 @@ def add_command(
     )
     parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def add_compute_options(parser: argparse.ArgumentParser, *, batch_size: int | None = None) -> None:
+    """How a model computes: `--device`, `--precision`, and `--batch-size` with the given default."""
+    if batch_size is not None:
+        parser.add_argument(
+            "--batch-size",
+            type=positive,
+            default=batch_size,
+            metavar="N",
+            help=f"images per forward pass (default: {batch_size})",
+        )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps (default: auto)")
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        help="number format of the model (default: auto)",
+    )
 
 
 def positive(text: str) -> int:

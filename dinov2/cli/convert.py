@@ -1,8 +1,6 @@
 """`dinov2 convert`."""
 
 import argparse
-import sys
-from collections.abc import Callable
 
 from dinov2.cli.common import ExtractionProgress, add_command, positive, say
 
@@ -64,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
             in_chans=arguments.in_chans,
             ask_library=not arguments.skip_library,
             force=arguments.force,
-            progress=_when_needed(progress),
+            progress=progress,
         )
     text = json.dumps(result.as_json(), indent=2)
     if arguments.json == "-":
@@ -78,18 +76,3 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         Path(arguments.json).expanduser().write_text(text + "\n", encoding="utf-8")
     return 0
-
-
-def _when_needed(progress: ExtractionProgress) -> Callable[[int, int], None] | None:
-    """A bar that only appears when something is fetched."""
-    if not sys.stderr.isatty():
-        return None
-    show: list[Callable[[int, int], None] | None] = []
-
-    def report(done: int, total: int) -> None:
-        if not show:
-            show.append(progress("bytes fetched"))
-        if show[0] is not None:
-            show[0](done, total)
-
-    return report

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dinov2.cli.common import ExtractionProgress, add_command, positive, say
+from dinov2.cli.common import ExtractionProgress, add_command, add_compute_options, positive, say
 
 __all__ = ["add_to"]
 
@@ -62,17 +62,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="images per class to vote, -1 for all",
     )
     parser.add_argument("--n-tries", type=positive, default=1, metavar="N", help="draws for each few-shot number")
-    parser.add_argument(
-        "--batch-size", type=positive, default=256, metavar="N", help="images per forward pass (default: 256)"
-    )
     parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps (default: auto)")
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=["auto", "fp32", "bf16", "fp16"],
-        help="number format of the model (default: auto)",
-    )
+    add_compute_options(parser, batch_size=256)
 
 
 def _knn(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from dinov2.cli.common import add_command, positive, say
+from dinov2.cli.common import ExtractionProgress, add_command, positive, say
 
 if TYPE_CHECKING:
     from dinov2.apps.export import ExportReport
@@ -63,19 +63,21 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def _run(arguments: argparse.Namespace) -> int:
     from dinov2.apps.export import export
 
-    report = export(
-        arguments.model,
-        output=arguments.output,
-        format=arguments.format,
-        head=arguments.head,
-        outputs=arguments.outputs,
-        int8=arguments.int8,
-        opset=arguments.opset,
-        check_sizes=arguments.check_sizes,
-        tolerance=arguments.tolerance,
-        json_file=arguments.json,
-        say=say,
-    )
+    with ExtractionProgress() as progress:
+        report = export(
+            arguments.model,
+            output=arguments.output,
+            format=arguments.format,
+            head=arguments.head,
+            outputs=arguments.outputs,
+            int8=arguments.int8,
+            opset=arguments.opset,
+            check_sizes=arguments.check_sizes,
+            tolerance=arguments.tolerance,
+            json_file=arguments.json,
+            say=say,
+            progress=progress,
+        )
     for line in _lines(report):
         say(line)
     return 0

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dinov2.cli.common import ExtractionProgress, add_command, positive, say
+from dinov2.cli.common import ExtractionProgress, add_command, add_compute_options, positive, say
 
 __all__ = ["add_to"]
 
@@ -81,13 +81,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         metavar="N",
         help="norm above which a patch counts as high (default: twice the median of all patches)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps (default: auto)")
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=["auto", "fp32", "bf16", "fp16"],
-        help="number format of the model (default: auto)",
-    )
+    add_compute_options(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:

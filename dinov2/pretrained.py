@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,7 @@ class Pretrained:
         if self.autocast_dtype is None:
             return self.backbone
         if self._engine is None:
-            self._engine = prepared(self.backbone, self.autocast_dtype)
+            self._engine = prepared(cast(DinoVisionTransformer, self.backbone), self.autocast_dtype)
         return self._engine
 
     def _features_of(self, inputs: list[Tensor], layers: Sequence[int]) -> list[ImageFeatures]:

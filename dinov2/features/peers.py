@@ -143,7 +143,7 @@ def load_peer(source: str) -> Peer:
 def _load_timm(name: str) -> Peer:
     try:
         import timm
-        from timm.data import resolve_model_data_config
+        import timm.data
     except ImportError as error:
         raise MissingDependency("timm>=1.0", f"the model timm:{name}") from error
     name, _, option = name.partition("?")
@@ -152,14 +152,15 @@ def _load_timm(name: str) -> Peer:
     options: dict[str, Any] = {"pretrained": not option, "num_classes": 0}
     try:
         try:
-            model = timm.create_model(name, dynamic_img_size=True, **options)
+            model: Any = timm.create_model(name, dynamic_img_size=True, **options)
         except TypeError:  # not a transformer with a position grid
             model = timm.create_model(name, **options)
     except Exception as error:  # an unknown name, no network, a broken download: each library layer has its own
         raise WeightsError(
             f"timm has no model {name!r} to give ({_first_line(error)}); check the name and the network"
         ) from error
-    data = resolve_model_data_config(model)
+    libraries: Any = timm  # its functions have no types
+    data = libraries.data.resolve_model_data_config(model)
     crop = int(data["input_size"][-1])
     embed = getattr(model, "patch_embed", None)
     sizes: Any = getattr(embed, "patch_size", None)
@@ -179,11 +180,11 @@ def _load_timm(name: str) -> Peer:
 
 def _load_hf(identifier: str) -> Peer:
     try:
-        from transformers import AutoImageProcessor, AutoModel
+        import transformers
     except ImportError as error:
         raise MissingDependency("transformers>=4.56", f"the model hf:{identifier}") from error
     try:
-        model = AutoModel.from_pretrained(identifier)
+        model = transformers.AutoModel.from_pretrained(identifier)
     except Exception as error:  # an unknown id, no network, a file that is not whole
         raise WeightsError(
             f"transformers cannot load {identifier!r} ({_first_line(error)}); check the id or folder and the network"
@@ -191,7 +192,8 @@ def _load_hf(identifier: str) -> Peer:
     config = model.config
     patch = int(getattr(config, "patch_size", 1) or 1)
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(identifier)
+        automatic: Any = transformers.AutoImageProcessor
+        processor = automatic.from_pretrained(identifier)
     except Exception:  # without a preprocessor file the size of the configuration and our usual values have to do
         size = int(getattr(config, "image_size", 224))
         transform = EvalTransform(crop_size=min(size, 224) // patch * patch or patch, patch_size=patch)

@@ -51,8 +51,8 @@ class ImageFeatures:
         """Image number `row` of a batch."""
         layers = {index: ImageFeatures.of(layer, row, size) for index, layer in tokens.layers.items()}
         # Copies: a view would keep the whole batch in memory for as long as one of its images is kept.
-        own = (part[row].clone() for part in (tokens.cls, tokens.registers, tokens.patches))
-        return cls(*own, size, layers)
+        class_token, registers, patches = (part[row].clone() for part in tokens[:3])
+        return cls(class_token, registers, patches, size, layers)
 
 
 def backbone_tokens(model: DinoVisionTransformer, images: Tensor, layers: Sequence[int] = ()) -> Tokens:

@@ -6,6 +6,7 @@ names; what is wrong with a string is said with the nearest thing that would be 
 """
 
 import difflib
+import glob
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,7 @@ from dinov2 import distributed
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.datasets.cifar import Cifar10
 from dinov2.data.datasets.folder import Folder
+from dinov2.data.datasets.globbed import globbed
 from dinov2.data.datasets.image_net import ImageNet
 from dinov2.data.datasets.image_net_22k import ImageNet22k
 from dinov2.data.datasets.listing import ListFile
@@ -66,6 +68,7 @@ _TRAIN_VAL = {"TRAIN": "TRAIN", "VAL": "VAL", "TEST": "VAL"}  # CIFAR's test bat
 DATASETS = (
     DatasetKind("folder", Folder, ("root",), 1, "folder:PATH, or just PATH"),
     DatasetKind("list", ListFile, ("file",), 1, "list:FILE with a .txt or .csv file of image paths"),
+    DatasetKind("glob", globbed, ("pattern",), 1, "glob:PATTERN, or just a pattern such as 'photos/**/*.jpg'"),
     DatasetKind(
         "ImageNet",
         ImageNet,
@@ -94,6 +97,8 @@ def parse_dataset_str(dataset_str: str) -> DatasetSpec:
         return _parse_path(os.path.expanduser(dataset_str))
     name, colon, rest = dataset_str.partition(":")
     kinds = {kind.name.lower(): kind for kind in DATASETS}
+    if name.lower() not in kinds and glob.has_magic(dataset_str):
+        return DatasetSpec(kinds["glob"], {"pattern": dataset_str})
     if name.lower() not in kinds:
         if not name or os.sep in name or "/" in name or name.startswith((".", "~")) or (colon and len(name) == 1):
             raise DataError(
@@ -274,6 +279,8 @@ def _value(kind: DatasetKind, key: str, text: str, dataset_str: str) -> Any:
         if key != "extra" and not os.path.exists(path):  # extra is made by dump_extra
             raise DataError(f"{key} of {dataset_str!r} does not exist: there is no {path}")
         return path
+    if key == "pattern":
+        return text
     text = unquote(text)
     if key in _NUMBER_KEYS:
         if not text.isdecimal():

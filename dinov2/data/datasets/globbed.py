@@ -1,0 +1,87 @@
+"""Image files by name: a pattern such as `photos/**/*.jpg`, or paths one by one."""
+
+import glob
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dinov2.data.datasets.base import FileDataset, digest
+from dinov2.data.datasets.scanning import PathTable
+from dinov2.data.decoding import IMAGE_EXTENSIONS, Exif
+from dinov2.errors import DataError
+
+__all__ = ["ImageFiles", "globbed"]
+
+
+class ImageFiles(FileDataset):
+    """The given files, in the order given, without labels; EXIF orientation is applied.
+
+    Paths are relative to `root`, which is the current folder unless another one is named. Raises DataError when there
+    is none, or when one of them does not exist.
+    """
+
+    exif: ClassVar[Exif] = "apply"
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        root: str | os.PathLike[str] = ".",
+        transform: Callable[[Any], Any] | None = None,
+        target_transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__(transform=transform, target_transform=target_transform)
+        if not paths:
+            raise DataError("no image was named; give at least one file")
+        self.root = os.path.abspath(root)
+        self._paths = PathTable(paths)
+        sizes = [_size(self.path_of(index)) for index in range(len(paths))]
+        if None in sizes:
+            raise DataError(f"there is no image file {paths[sizes.index(None)]}; check the path")
+        self._sizes = np.array(sizes, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path_of(self, index: int) -> str:
+        return os.path.join(self.root, self._paths[index])
+
+    def get_target(self, index: int) -> int | None:
+        return None
+
+    def get_targets(self) -> np.ndarray | None:
+        return None
+
+    def fingerprint(self) -> str:
+        return digest("files", *self._paths.arrays, self._sizes)
+
+
+def globbed(
+    pattern: str,
+    *,
+    transform: Callable[[Any], Any] | None = None,
+    target_transform: Callable[[Any], Any] | None = None,
+) -> ImageFiles:
+    """The image files that match a pattern of the shell, `**` for any depth, in the order of their paths.
+
+    What matches and has no extension of an image is passed over. Raises DataError when nothing is left.
+    """
+    pattern = os.path.expanduser(pattern)
+    found = [
+        path
+        for path in glob.iglob(pattern, recursive=True)
+        if os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS and os.path.isfile(path)
+    ]
+    if not found:
+        raise DataError(f"no image matches {pattern}; put quotes around the pattern, and write ** for any depth")
+    found.sort(key=lambda path: path.replace(os.sep, "\0"))  # by components, as the images of a folder
+    return ImageFiles(found, transform=transform, target_transform=target_transform)
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size if os.path.isfile(path) else None
+    except OSError:
+        return None

@@ -1,0 +1,107 @@
+"""Reading back what `dinov2 embed` wrote, whatever its format and whether it is one file or a folder of parts."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinov2.errors import DataError
+from dinov2.features.store.parts import MANIFEST, manifest_of
+from dinov2.features.store.reading import StoredTable
+from dinov2.features.store.writing import format_of
+
+__all__ = ["StoredFeatures", "StoredPatches", "open_features"]
+
+
+class StoredFeatures:
+    """Features of the readable images of a data set, in its order; columns are read when asked for.
+
+    `columns` are `index` (position in the source), `path`, `height`, `width`, `label` (-1: none) where there is one,
+    `cls` and what else was asked of `dinov2 embed`. `manifest` says what they were made of; it is empty for a table
+    that has lost it.
+    """
+
+    def __init__(
+        self, path: Path, tables: Sequence[StoredTable], rows: Sequence[int], manifest: dict[str, Any]
+    ) -> None:
+        self.path, self.manifest = path, manifest
+        self._tables, self._rows = list(tables), list(rows)
+
+    def __len__(self) -> int:
+        return sum(self._rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self._tables[0])
+
+    def read(self, column: str) -> np.ndarray:
+        """A whole column: `[S]` or `[S, ...]`. Raises DataError when there is none of that name."""
+        pieces = list(self.pieces(column))
+        if len(pieces) == 1:
+            return pieces[0]
+        if pieces[0].dtype.kind == "U":
+            return np.concatenate(pieces)
+        whole = np.empty((len(self), *pieces[0].shape[1:]), pieces[0].dtype)
+        np.concatenate(pieces, out=whole)
+        return whole
+
+    def pieces(self, column: str) -> Iterator[np.ndarray]:
+        """The same column part by part."""
+        return (table[column] for table in self._tables)
+
+    def patches(self, name: str = "patches") -> "StoredPatches":
+        """Patch features, mapped into memory. Raises DataError when they were not written."""
+        entry = self.manifest.get("patches", {}).get(name)
+        if entry is None:
+            known = ", ".join(self.manifest.get("patches", {})) or "none were written"
+            raise DataError(f"{self.path} has no patch features called {name!r} ({known}); embed with --patches")
+        home = self.path if self.path.is_dir() else self.path.parent
+        return StoredPatches([np.load(home / file, mmap_mode="r", allow_pickle=False) for file in entry["files"]])
+
+
+class StoredPatches:
+    """Patch features float16 `[S, h, w, D]` over one or several mapped files; `patches[row]` reads that row alone."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._arrays = arrays
+        self._ends = np.cumsum([len(array) for array in arrays])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(S, h, w, D)`."""
+        return (int(self._ends[-1]), *self._arrays[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} was asked of patch features of {len(self)} images")
+        part = int(np.searchsorted(self._ends, row, side="right"))
+        return self._arrays[part][row - (int(self._ends[part - 1]) if part else 0)]
+
+
+def open_features(path: str | os.PathLike[str]) -> StoredFeatures:
+    """What `dinov2 embed` wrote to `path`. Raises DataError when that is nothing of the kind, or not finished."""
+    path = Path(path).expanduser()
+    manifest = manifest_of(path)
+    if not path.exists() or (manifest is not None and manifest.get("state") != "complete"):
+        unfinished = path if path.is_dir() else path.with_name(f"{path.name}.parts")
+        if unfinished.exists():
+            raise DataError(f"the features in {unfinished} are not finished; repeat the command that began them")
+        raise DataError(f"there are no features {path}; check the path, or write them with `dinov2 embed`")
+    if path.is_dir():
+        if manifest is None:
+            raise DataError(f"the folder {path} has no {MANIFEST}; give what `dinov2 embed` wrote")
+        entries = manifest["tables"]
+        tables = [StoredTable(path / entry["file"]) for entry in entries]
+        return StoredFeatures(path, tables, [int(entry["rows"]) for entry in entries], manifest)
+    if format_of(path) is None:
+        raise DataError(f"{path} holds no features; expected a .parquet, .npz, .npy or .safetensors file, or a folder")
+    table = StoredTable(path)
+    if "cls" not in table:
+        raise DataError(f"{path} has no column cls; its columns are {', '.join(table)}")
+    return StoredFeatures(path, [table], [len(table["index"] if "index" in table else table["cls"])], manifest or {})

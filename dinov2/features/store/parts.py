@@ -1,0 +1,248 @@
+"""Features on their way to the disk: numbered parts, each whole or absent, and what they were made of.
+
+While a command runs there is a folder `OUT.parts` with `_manifest.json` (the request: images, weights, transform,
+options) and for each finished part its files and, written last, a record of them. A part without a record, or whose
+files are not as recorded, is made again. At the end the parts become `OUT`: one file when they are small, with its
+manifest `OUT.json`, else the folder itself. `OUT` never exists unfinished.
+
+Names of everything but the tables begin with an underscore, so that programs which read a folder of parquet files
+pass it over. Several processes may write different parts of one folder.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinov2.errors import DataError, DinoError
+from dinov2.features.results import write_json
+from dinov2.features.store.whole_files import FileFacts, npy_header
+from dinov2.features.store.writing import TableFormat, write_table
+
+__all__ = ["MANIFEST", "PartRecord", "PartsFolder", "PatchFile", "differences", "manifest_of", "room_on_disk"]
+
+MANIFEST = "_manifest.json"
+"""The manifest's name inside a folder of parts; beside a single file `OUT` it is `OUT.json`."""
+
+
+_STOPPED = "_stopped"
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """A finished part: its rows, the images that could not be read, its files."""
+
+    number: int
+    rows: int
+    unreadable: tuple[tuple[str, str], ...]
+    """(path, reason) of the images left out."""
+    files: dict[str, FileFacts]
+    """By path relative to the folder; no table when no image was readable."""
+    patches: dict[str, tuple[int, ...]]
+    """Shape `[h, w, D]` of each kind of patch features."""
+
+
+class PartsFolder:
+    """The folder `OUT.parts` beside `output`."""
+
+    def __init__(self, output: Path, table_format: TableFormat) -> None:
+        self.output, self.format = output, table_format
+        self.path = output.with_name(f"{output.name}.parts")
+
+    def table(self, number: int) -> Path:
+        """Where the table of a part lies."""
+        return self.path / f"part-{number:05}.{self.format}"
+
+    def patch_file(self, name: str, number: int) -> Path:
+        """Where patch features of a part lie."""
+        return self.path / f"_{name}" / f"part-{number:05}.npy"
+
+    def start(self, request: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Make the folder, or go on with it. Raises DataError naming what differs from what it was begun with."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for torn in self.path.rglob(".*.tmp"):  # a kill left them
+            torn.unlink()
+        (self.path / _STOPPED).unlink(missing_ok=True)
+        kept = manifest_of(self.path)
+        if kept is not None:
+            if changed := differences(kept["request"], request):
+                raise DataError(
+                    f"{self.path} was begun with other settings: {'; '.join(changed[:4])}; repeat the settings of "
+                    "then, choose another output, or start anew with --overwrite"
+                )
+        elif any(self.path.glob("*part-*")):
+            raise DataError(f"the unfinished features in {self.path} have lost their manifest; use --overwrite")
+        write_json(self.path / MANIFEST, {"schema": 1, "state": "unfinished", "request": request, **about})
+
+    def finished(self) -> dict[int, PartRecord]:
+        """The parts that are whole, by number. Files that are missing or not as recorded cost their part its record."""
+        records = {}
+        for file in sorted(self.path.glob("_part-*.json")):
+            record = _record(file)
+            if record is not None and all(_as_recorded(self.path / name, fact) for name, fact in record.files.items()):
+                records[record.number] = record
+            else:
+                file.unlink()
+        return records
+
+    def has(self, number: int) -> bool:
+        """Whether a part has its record, unchecked: for waiting until another process has written it."""
+        return self._record_file(number).exists()
+
+    def stop(self) -> None:
+        """Leave word for the other processes that one of them was told to end."""
+        (self.path / _STOPPED).touch()
+
+    def stopped(self) -> bool:
+        """Whether a process was told to end."""
+        return (self.path / _STOPPED).exists()
+
+    def write(
+        self,
+        number: int,
+        columns: Mapping[str, np.ndarray] | None,
+        *,
+        unreadable: Sequence[tuple[str, str]] = (),
+        patches: Mapping[str, "PatchFile"] | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> PartRecord:
+        """Write a part: its table (None when it has no row), then its record."""
+        facts = {} if columns is None else write_table(self.table(number), [columns], self.format, notes=notes)
+        shapes = {}
+        for name, file in (patches or {}).items():
+            facts[f"_{name}/{file.path.name}"] = file.finish()
+            shapes[name] = file.shape
+        rows = 0 if columns is None else len(next(iter(columns.values())))
+        record = PartRecord(number, rows, tuple(unreadable), facts, shapes)
+        write_json(
+            self._record_file(number),
+            {
+                "number": number,
+                "rows": rows,
+                "unreadable": record.unreadable,
+                "files": {name: fact._asdict() for name, fact in facts.items()},
+                "patches": shapes,
+            },
+        )
+        return record
+
+    def _record_file(self, number: int) -> Path:
+        return self.path / f"_part-{number:05}.json"
+
+
+class PatchFile:
+    """Half-precision patch features of a part, written batch by batch to a .npy file.
+
+    float16 holds 11 bits; what is beyond its range (65,504) becomes the largest number that it has.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.path, self.shape = path, shape
+        self.rows = 0
+        path.parent.mkdir(exist_ok=True)
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._file = open(self._temporary, "wb")  # noqa: SIM115  closed by finish or discard
+        self._file.write(npy_header(np.dtype(np.float16), (0, *shape)))
+
+    def append(self, patches: np.ndarray) -> None:
+        """Add rows [B, h, w, D]. Raises DataError when their grid is another one."""
+        if patches.shape[1:] != self.shape:
+            raise DataError(
+                f"patch features need images of one size, but a grid of {patches.shape[1]} x {patches.shape[2]} "
+                f"patches follows one of {self.shape[0]} x {self.shape[1]}; use --fit crop, or leave --patches out"
+            )
+        limit = float(np.finfo(np.float16).max)
+        self._file.write(memoryview(np.clip(patches, -limit, limit).astype(np.float16).reshape(-1).view(np.uint8)))
+        self.rows += len(patches)
+
+    def finish(self) -> FileFacts:
+        """Give the file its name. Its digest is left out: reading it again would cost as much as writing it."""
+        self._file.seek(0)
+        self._file.write(npy_header(np.dtype(np.float16), (self.rows, *self.shape)))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._temporary, self.path)
+        return FileFacts(self.path.stat().st_size, "")
+
+    def discard(self) -> None:
+        """Forget what was written so far."""
+        with suppress(OSError):  # what it still holds may not fit on the disk
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def manifest_of(path: Path) -> dict[str, Any] | None:
+    """The manifest of a folder of parts or of a single file; None when there is none, or it cannot be read."""
+    file = path / MANIFEST if path.is_dir() else path.with_name(f"{path.name}.json")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "request" in manifest else None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two requests, in words: `model.sha256 (1f3a... before, 77c0... now)`."""
+    old, new = _flat(json.loads(json.dumps(before))), _flat(json.loads(json.dumps(now)))  # tuples are lists on disk
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f"{key} ({_short(old.get(key))} before, {_short(new.get(key))} now)" for key in keys]
+
+
+@contextmanager
+def room_on_disk(output: Path) -> Iterator[None]:
+    """A full disk inside the block becomes a sentence. Raises DinoError for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            raise
+        raise DinoError(
+            f"no space is left on the disk of {output}; finished parts are kept: free some space and give the same "
+            "command again"
+        ) from error
+
+
+def _record(file: Path) -> PartRecord | None:
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return PartRecord(
+            int(kept["number"]),
+            int(kept["rows"]),
+            tuple((path, reason) for path, reason in kept["unreadable"]),
+            {name: FileFacts(**facts) for name, facts in kept["files"].items()},
+            {name: tuple(shape) for name, shape in kept["patches"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _as_recorded(file: Path, facts: FileFacts) -> bool:
+    try:
+        if file.stat().st_size != facts.bytes:
+            return False
+        if not facts.sha256:
+            return True
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == facts.sha256
+    except OSError:
+        return False
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."

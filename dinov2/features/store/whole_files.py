@@ -1,0 +1,81 @@
+"""Files that are whole under their own name: written under a temporary one, synced, renamed."""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+__all__ = ["FileFacts", "Sink", "npy_header", "written_file"]
+
+
+class FileFacts(NamedTuple):
+    """What is remembered of a file, to find out later whether it is still the same."""
+
+    bytes: int
+    sha256: str
+
+
+class Sink:
+    """A file that is being written, with the digest of what went in. It cannot seek, so nothing is written twice."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._digest, self._bytes, self.closed = file, hashlib.sha256(), 0, False
+
+    def write(self, data: Any) -> int:
+        """Append bytes, or an array as it lies in memory."""
+        view = memoryview(data).cast("B") if not isinstance(data, bytes) else data
+        self._file.write(view)
+        self._digest.update(view)
+        self._bytes += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._bytes
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
+        self._file.flush()
+
+    def seekable(self) -> bool:
+        """Never."""
+        return False
+
+    def close(self) -> None:
+        """What whoever writes believes; the file is closed by `written_file`."""
+        self.closed = True
+
+    @property
+    def facts(self) -> FileFacts:
+        """Size and digest of what was written."""
+        return FileFacts(self._bytes, self._digest.hexdigest())
+
+
+@contextmanager
+def written_file(path: Path) -> Iterator[Sink]:
+    """A sink for the bytes of `path`, which gets its name when the block ends well and they are on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            sink = Sink(file)
+            yield sink
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """The head of a .npy file; its length does not depend on the number of rows."""
+    head = io.BytesIO()
+    description = npy_format.dtype_to_descr(dtype)
+    npy_format.write_array_header_1_0(head, {"descr": description, "fortran_order": False, "shape": shape})
+    return head.getvalue()

@@ -1,0 +1,141 @@
+"""One HTML page of nearest images and near-duplicates, complete in itself: pictures are inlined, nothing is fetched.
+
+File names and class names are not ours, so every text is escaped on its way into the page.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from string import Template
+
+from PIL import Image
+
+from dinov2.report.theme import STYLE
+
+__all__ = ["THUMBNAIL_SIDE", "Shot", "ShotRow", "neighbour_page", "thumbnail"]
+
+THUMBNAIL_SIDE = 176
+"""Longer side of a thumbnail in pixels: sharp on a screen of twice the density."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture with its caption."""
+
+    jpeg: bytes | None
+    """None where the image is gone."""
+    name: str
+    note: str = ""
+    """Below the name: similarity, class."""
+    title: str = ""
+    """The whole path, shown when pointed at."""
+    kind: str = ""
+    """`query`, `right`, `wrong` or nothing."""
+
+
+@dataclass(frozen=True)
+class ShotRow:
+    """Pictures that belong together: a query before its neighbours, or a group of near-duplicates."""
+
+    shots: tuple[Shot, ...]
+    remark: str = ""
+    """Of what is not shown."""
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A small JPEG of an RGB image."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
+
+
+def neighbour_page(
+    title: str,
+    *,
+    facts: Sequence[tuple[str, str]],
+    neighbours: Sequence[ShotRow] = (),
+    duplicates: Sequence[ShotRow] | None = None,
+    duplicates_lead: str = "",
+    written: str = "",
+) -> str:
+    """The page as text. `duplicates` is None where nobody looked for them; `facts` are (name, value) for its head."""
+    sections = []
+    if neighbours:
+        lead = "On the left the query, then the images whose features are most similar, with their cosine similarity."
+        if any(shot.kind in ("right", "wrong") for row in neighbours for shot in row.shots):
+            lead += " Green is the same class, red another."
+        sections.append(_section("neighbours", "Nearest images", lead, neighbours))
+    if duplicates is not None:
+        sections.append(_section("duplicates", "Near-duplicates", duplicates_lead, duplicates))
+    chips = "".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in facts)
+    return _FRAME.substitute(
+        title=escape(title), chips=chips, sections="\n".join(sections), style=STYLE + _STYLE, written=escape(written)
+    )
+
+
+def _section(anchor: str, heading: str, lead: str, rows: Sequence[ShotRow]) -> str:
+    body = "".join(
+        f'<div class="card shots">{"".join(map(_figure, row.shots))}'
+        f"{f'<p class=note>{escape(row.remark)}</p>' if row.remark else ''}</div>"
+        for row in rows
+    )
+    return f'<section id="{anchor}"><h2>{heading}</h2><p class="lead">{escape(lead)}</p>{body}</section>'
+
+
+def _figure(shot: Shot) -> str:
+    if shot.jpeg is None:
+        picture = '<div class="gone">not found</div>'
+    else:
+        data = base64.b64encode(shot.jpeg).decode("ascii")
+        picture = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(shot.name)}" loading="lazy">'
+    note = f"<b>{escape(shot.note)}</b>" if shot.note else ""
+    return (
+        f'<figure class="{shot.kind}" title="{escape(shot.title or shot.name)}">{picture}'
+        f"<figcaption>{note}<span>{escape(shot.name)}</span></figcaption></figure>"
+    )
+
+
+_STYLE = """
+section:first-child h2 { margin-top: 1rem; }
+.shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr)); gap: .7rem .6rem;
+  align-items: start; margin-bottom: 1rem; }
+.shots img, .shots .gone { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 8px;
+  border: 3px solid transparent; background: var(--grid); }
+.shots .gone { display: grid; place-items: center; color: var(--muted); font-size: .75rem; }
+.shots .query img, .shots .query .gone { border-color: var(--c1); }
+.shots .right img { border-color: var(--good); }
+.shots .wrong img { border-color: var(--bad); }
+.shots figcaption { display: flex; flex-direction: column; margin-top: .25rem; font-size: .75rem; line-height: 1.3; }
+.shots figcaption b { font-weight: 600; font-variant-numeric: tabular-nums; }
+.shots figcaption span { color: var(--muted); overflow-wrap: anywhere; display: -webkit-box; -webkit-line-clamp: 2;
+  -webkit-box-orient: vertical; overflow: hidden; }
+.shots .note { grid-column: 1 / -1; margin: 0; }
+"""
+
+_FRAME = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="dinov2-anywhere">
+<link rel="icon" href="data:,">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<header class="top"><div>
+<p class="eyebrow">Neighbours in feature space</p>
+<h1>$title</h1>
+<ul class="chips">$chips</ul>
+</div></header>
+<main>
+$sections
+</main>
+<footer>$written This file is complete in itself.</footer>
+</body>
+</html>
+""")

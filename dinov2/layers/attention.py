@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2.layers.linear import onednn_is_faster, project
 from dinov2.layers.packing import Layout, unpack
+from dinov2.layers.recording import is_recording
 
 __all__ = ["Attention", "MemEffAttention", "attend", "attend_packed"]
 
@@ -12,18 +14,44 @@ __all__ = ["Attention", "MemEffAttention", "attend", "attend_packed"]
 # short sequences (benchmarks/train_step.py shows both).
 _SHORT = 64
 
+# Most scores that are held at once in inference, over the heads of as many images as fit: 128 MiB in bfloat16.
+_SCORES = 2**26
+
 
 def attend(qkv: Tensor, num_heads: int, dropout: float = 0.0) -> Tensor:
     """Joint projections `[B, T, 3*D]` (queries, keys, values; heads inside each) -> attended values `[B, T, D]`."""
     batch, length, width = qkv.shape
     heads = qkv.reshape(batch, length, 3, num_heads, width // (3 * num_heads)).permute(2, 0, 3, 1, 4)
-    query, key, value = heads.unbind(0)  # [B, heads, T, D/heads] each
-    if qkv.device.type == "cpu" and qkv.requires_grad and length <= _SHORT and dropout == 0.0:
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        attended = scores.softmax(dim=-1).to(value.dtype) @ value
+    if _multiplies_explicitly(qkv, num_heads, dropout):
+        attended = _explicit_attention(heads)
     else:
+        query, key, value = heads.unbind(0)  # [B, heads, T, D/heads] each
         attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    return attended.transpose(1, 2).reshape(batch, length, -1)
+    return attended.transpose(1, 2).reshape(batch, length, width // 3)
+
+
+def _multiplies_explicitly(qkv: Tensor, num_heads: int, dropout: float) -> bool:
+    length = qkv.shape[1]
+    if qkv.device.type != "cpu" or dropout > 0.0 or is_recording():
+        return False
+    if qkv.requires_grad:
+        return length <= _SHORT
+    # The fused kernel multiplies bfloat16 at a fraction of the processor's speed where there is no AMX.
+    return qkv.dtype == torch.bfloat16 and num_heads * length**2 <= _SCORES and onednn_is_faster()
+
+
+def _explicit_attention(heads: Tensor) -> Tensor:  # [3, B, heads, T, D/heads] -> [B, heads, T, D/heads]
+    if heads.requires_grad:
+        query, key, value = heads.unbind(0)
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        return scores.softmax(dim=-1).to(value.dtype) @ value
+    _, batch, num_heads, length, _ = heads.shape
+    at_once = max(_SCORES // max(num_heads * length**2, 1), 1)
+    if batch > at_once:
+        return torch.cat([_explicit_attention(part) for part in heads.split(at_once, dim=1)])
+    query, key, value = heads.contiguous().flatten(1, 2).unbind(0)  # [B*heads, T, D/heads] each
+    scores = torch.bmm(query * query.shape[-1] ** -0.5, key.transpose(1, 2))
+    return torch.bmm(scores.softmax(dim=-1), value).unflatten(0, (batch, num_heads))
 
 
 def attend_packed(qkv: Tensor, layout: Layout, num_heads: int, dropout: float = 0.0) -> Tensor:
@@ -57,12 +85,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
         """`[B, T, D]` -> `[B, T, D]`; with a layout, packed rows `[S, D]` -> `[S, D]`."""
         dropout = self.attn_drop.p if self.training else 0.0
-        qkv = self.qkv(x)
+        qkv = project(self.qkv, x)
         if layout is None:
             attended = attend(qkv, self.num_heads, dropout)
         else:
             attended = attend_packed(qkv, layout, self.num_heads, dropout)
-        return self.proj_drop(self.proj(attended))
+        return self.proj_drop(project(self.proj, attended))
 
 
 class MemEffAttention(Attention):

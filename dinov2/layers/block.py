@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dinov2.layers.attention import Attention
 from dinov2.layers.drop_path import DropPath, residual_on_subset
-from dinov2.layers.layer_scale import LayerScale
+from dinov2.layers.layer_scale import LayerScale, add_scaled
 from dinov2.layers.mlp import Mlp
 from dinov2.layers.packing import Layout, pack, unpack
 
@@ -67,6 +67,9 @@ class Block(nn.Module):
         if self.training and rate > _SUBSET_FROM and not self.drop_path_per_sample:
             batch, length, _ = x.shape
             return self.forward_packed(x.flatten(0, 1), ((batch, length),)).unflatten(0, (batch, length))
+        if not self.training:
+            x = add_scaled(x, self.attn(self.norm1(x)), self.ls1)
+            return add_scaled(x, self.mlp(self.norm2(x)), self.ls2)
         attended: Tensor = x + self.drop_path1(self._attention(x))
         output: Tensor = attended + self.drop_path2(self._feed_forward(attended))
         return output
@@ -75,8 +78,8 @@ class Block(nn.Module):
         """Packed rows `[S, D]` -> `[S, D]`; in training every rate above 0 drops a subset of each group."""
         rate = self.sample_drop_ratio if self.training else 0.0
         if rate == 0.0:
-            tokens = tokens + self._attention(tokens, layout)
-            return tokens + self._feed_forward(tokens)
+            tokens = add_scaled(tokens, self.attn(self.norm1(tokens), layout), self.ls1)
+            return add_scaled(tokens, self.mlp(self.norm2(tokens)), self.ls2)
         if self.drop_path_per_sample:
             tokens = tokens + _drop_packed(self._attention(tokens, layout), layout, self.drop_path1)
             return tokens + _drop_packed(self._feed_forward(tokens), layout, self.drop_path2)

@@ -3,7 +3,19 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LayerScale"]
+from dinov2.layers.recording import is_recording
+
+__all__ = ["LayerScale", "add_scaled"]
+
+
+def add_scaled(tokens: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
+    """`tokens + scale(branch)` for tensors `[..., D]`, in one pass over them when no gradients are wanted."""
+    if type(scale) is LayerScale and not (torch.is_grad_enabled() or is_recording()):
+        hooked = scale._forward_hooks or scale._forward_pre_hooks
+        if not hooked and tokens.dtype == scale.gamma.dtype:
+            return torch.addcmul(tokens, branch, scale.gamma)
+    scaled: Tensor = tokens + scale(branch)
+    return scaled
 
 
 class LayerScale(nn.Module):

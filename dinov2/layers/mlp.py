@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2.layers.linear import is_plain, linear, linear_gelu
+
 __all__ = ["Mlp", "mlp"]
 
 
@@ -17,7 +19,9 @@ def mlp(
     activation: Callable[[Tensor], Tensor] = F.gelu,
 ) -> Tensor:  # [..., D']
     """Linear, activation (exact GELU unless told otherwise), linear."""
-    return F.linear(activation(F.linear(x, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
+    if activation is F.gelu:
+        return linear(linear_gelu(x, fc1_weight, fc1_bias), fc2_weight, fc2_bias)
+    return linear(activation(linear(x, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
 
 
 class Mlp(nn.Module):
@@ -42,4 +46,8 @@ class Mlp(nn.Module):
         """`[..., in_features]` -> `[..., out_features]`."""
         if self.training and self.drop.p > 0:
             return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
-        return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.act)
+        if not (is_plain(self.fc1) and is_plain(self.fc2)):
+            return self.fc2(self.act(self.fc1(x)))
+        exact_gelu = type(self.act) is nn.GELU and self.act.approximate == "none" and not self.act._forward_hooks
+        activation = F.gelu if exact_gelu else self.act
+        return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, activation)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2.layers.linear import is_plain, linear
+
 __all__ = ["SwiGLUFFN", "SwiGLUFFNFused", "swiglu", "swiglu_hidden_features"]
 
 
@@ -25,8 +27,8 @@ def swiglu(
     w3_bias: Tensor | None,
 ) -> Tensor:  # [..., D']
     """`w3(silu(gate) * value)`."""
-    gate, value = F.linear(x, w12_weight, w12_bias).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * value, w3_weight, w3_bias)
+    gate, value = linear(x, w12_weight, w12_bias).chunk(2, dim=-1)
+    return linear(F.silu(gate) * value, w3_weight, w3_bias)
 
 
 class SwiGLUFFN(nn.Module):
@@ -48,7 +50,10 @@ class SwiGLUFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` -> `[..., out_features]`."""
-        return swiglu(x, self.w12.weight, self.w12.bias, self.w3.weight, self.w3.bias)
+        if is_plain(self.w12) and is_plain(self.w3):
+            return swiglu(x, self.w12.weight, self.w12.bias, self.w3.weight, self.w3.bias)
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
 
 
 class SwiGLUFFNFused(SwiGLUFFN):

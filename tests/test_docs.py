@@ -113,6 +113,9 @@ def fault_of(command: str) -> str | None:
             return None if (REPOSITORY / name).exists() else f"there is no {name}"
         case ("python" | "python3"), ["-m", ("venv" | "pytest" | "ruff" | "mypy" | "sphinx"), *_]:
             return None
+        case ("python" | "python3"), ["-c", code]:
+            done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+            return done.stderr if done.returncode else None
         case ("python" | "python3"), [script, *_] if script.endswith(".py"):
             return None if (REPOSITORY / script).exists() else f"there is no file {script}"
         case ("git" | "cd" | "pre-commit" | ".ci/run"), _:

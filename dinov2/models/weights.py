@@ -201,7 +201,7 @@ def _must_agree(table: Mapping[str, Any], state: Mapping[str, Tensor], source: s
     n_blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     width = state["cls_token"].shape[-1] if "cls_token" in state else None
     for key, held in (("depth", n_blocks), ("embed_dim", width)):
-        if table.get(key) != held:
+        if table.get(key, held) != held:  # what a table lacks or means otherwise is said by who builds from it
             raise WeightsError(
                 f"the model table and the tensors of {source} disagree: {key} is {table.get(key)} in the one "
                 f"and {held} in the other; copy the file again"

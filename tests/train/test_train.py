@@ -64,10 +64,10 @@ def test_the_exported_teacher_is_the_releases_layout_and_loads_strictly(tmp_path
     file = torch.load(run / "eval" / "training_11" / "teacher_checkpoint.pth", weights_only=True)
     assert {key.split(".")[0] for key in file["teacher"]} == {"backbone", "dino_head"}
     loaded = load(run)
-    assert loaded.source == run / "eval" / "training_11" / "teacher_checkpoint.pth"
+    assert loaded.source == str(run / "eval" / "training_11" / "teacher_checkpoint.pth")
     assert loaded.backbone.n_blocks == 2 and loaded.transform.crop_size == 32
     assert torch.equal(loaded.backbone.pos_embed, file["teacher"]["backbone.pos_embed"])
-    beside = load(loaded.source.with_name("backbone.safetensors"))
+    beside = load(Path(loaded.source).with_name("backbone.safetensors"))
     assert torch.equal(beside.backbone.norm.weight, loaded.backbone.norm.weight)
 
 

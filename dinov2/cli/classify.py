@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from dinov2.cli.common import ExtractionProgress, add_command, add_compute_options, positive, say
+from dinov2.cli.common import ExtractionProgress, add_command, add_compute_options, check_file_place, positive, say
 
 if TYPE_CHECKING:
     from dinov2.apps.predictions import Prediction
@@ -54,8 +54,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.json == arguments.csv == "-":
         arguments.parser.error("only one of --json and --csv can be written to -")
-    _check_place(arguments.json)
-    _check_place(arguments.csv)
+    check_file_place(arguments.json, task="classify")
+    check_file_place(arguments.csv, task="classify")
     text = "-" not in (arguments.json, arguments.csv)
     with ExtractionProgress() as progress, _CsvOutput(arguments.csv) as add_row:
 
@@ -82,19 +82,6 @@ def _run(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"dinov2: {failed} of {total} images could not be classified", file=sys.stderr)
     return 1 if failed == total else 0
-
-
-def _check_place(file: str | None) -> None:
-    """Raises `ConfigError` before any work when a result cannot be written to `file`."""
-    from dinov2.apps.places import output_folder
-    from dinov2.errors import ConfigError
-
-    if file is None or file == "-":
-        return
-    path = Path(file).expanduser()
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder; give the name of a file in it")
-    output_folder(path.parent, task="classify")
 
 
 class _CsvOutput:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ExtractionProgress", "add_command", "add_compute_options", "positive", "say"]
+__all__ = ["ExtractionProgress", "add_command", "add_compute_options", "check_file_place", "positive", "say"]
 
 
 def add_command(
@@ -46,6 +46,21 @@ def add_compute_options(parser: argparse.ArgumentParser, *, batch_size: int | No
         choices=["auto", "fp32", "bf16", "fp16"],
         help="number format of the model (default: auto)",
     )
+
+
+def check_file_place(file: str | None, *, task: str) -> None:
+    """Raises `ConfigError` before any work when a result cannot be written to `file`; None and `-` are no files."""
+    from pathlib import Path
+
+    from dinov2.apps.places import output_folder
+    from dinov2.errors import ConfigError
+
+    if file is None or file == "-":
+        return
+    path = Path(file).expanduser()
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; give the name of a file in it")
+    output_folder(path.parent, task=task)
 
 
 def positive(text: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinov2.cli.common import ExtractionProgress, add_command, say
+from dinov2.cli.common import ExtractionProgress, add_command, check_file_place, say
 
 if TYPE_CHECKING:
     from dinov2.apps.releases import Answer
@@ -38,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dinov2.features.results import write_json
 
     rows, answers = list_releases(arguments.kind), None
-    _check_place(arguments.json)
+    check_file_place(arguments.json, task="releases")
     if arguments.check:
         with ExtractionProgress() as progress:
             answers = check_releases(rows, progress=progress("files"))
@@ -50,19 +50,6 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             write_json(Path(arguments.json).expanduser(), as_documents(rows, answers))
     return 1 if any(answer.fault for answer in answers or ()) else 0
-
-
-def _check_place(file: str | None) -> None:
-    """Raises `ConfigError` before any work when the table cannot be written to `file`."""
-    from dinov2.apps.places import output_folder
-    from dinov2.errors import ConfigError
-
-    if file is None or file == "-":
-        return
-    path = Path(file).expanduser()
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder; give the name of a file in it")
-    output_folder(path.parent, task="releases")
 
 
 def _listed(rows: "tuple[Release, ...]") -> list[str]:

@@ -8,7 +8,7 @@ from dinov2.layers.linear import onednn_is_faster, project
 from dinov2.layers.packing import Layout, unpack
 from dinov2.layers.recording import is_recording
 
-__all__ = ["Attention", "MemEffAttention", "attend", "attend_packed"]
+__all__ = ["Attention", "MemEffAttention", "attend", "attend_heads", "attend_packed", "attention_weights"]
 
 # On a CPU, up to this many tokens two batched products and a softmax beat the fused kernel, whose backward is slow on
 # short sequences (benchmarks/train_step.py shows both).
@@ -22,34 +22,56 @@ def attend(qkv: Tensor, num_heads: int, dropout: float = 0.0) -> Tensor:
     """Joint projections `[B, T, 3*D]` (queries, keys, values; heads inside each) -> attended values `[B, T, D]`."""
     batch, length, width = qkv.shape
     heads = qkv.reshape(batch, length, 3, num_heads, width // (3 * num_heads)).permute(2, 0, 3, 1, 4)
-    if _multiplies_explicitly(qkv, num_heads, dropout):
-        attended = _explicit_attention(heads)
-    else:
-        query, key, value = heads.unbind(0)  # [B, heads, T, D/heads] each
-        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    attended = attend_heads(*heads.unbind(0), dropout=dropout)
     return attended.transpose(1, 2).reshape(batch, length, width // 3)
 
 
-def _multiplies_explicitly(qkv: Tensor, num_heads: int, dropout: float) -> bool:
-    length = qkv.shape[1]
-    if qkv.device.type != "cpu" or dropout > 0.0 or is_recording():
+def attend_heads(
+    query: Tensor,  # [B, heads, T, d]
+    key: Tensor,  # [B, heads, T, d]
+    value: Tensor,  # [B, heads, T, d]
+    *,
+    mask: Tensor | None = None,  # broadcasts to [B, heads, T, T]: False is left out, or numbers added to the scores
+    dropout: float = 0.0,
+) -> Tensor:  # [B, heads, T, d]
+    """Scaled dot-product attention by the kernel that is fastest where it runs; scores are scaled by `d ** -0.5`."""
+    if mask is None and _multiplies_explicitly(query, dropout):
+        return _explicit_attention(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+def attention_weights(
+    query: Tensor,  # [B, heads, T, d]
+    key: Tensor,  # [B, heads, T, d]
+    *,
+    mask: Tensor | None = None,  # as for `attend_heads`
+) -> Tensor:  # [B, heads, T, T]
+    """What `attend_heads` weighs the values with, for whoever wants to see or change it; rows sum to 1."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(dim=-1)
+
+
+def _multiplies_explicitly(query: Tensor, dropout: float) -> bool:
+    _, num_heads, length, _ = query.shape
+    if query.device.type != "cpu" or dropout > 0.0 or is_recording():
         return False
-    if qkv.requires_grad:
+    if query.requires_grad:
         return length <= _SHORT
     # The fused kernel multiplies bfloat16 at a fraction of the processor's speed where there is no AMX.
-    return qkv.dtype == torch.bfloat16 and num_heads * length**2 <= _SCORES and onednn_is_faster()
+    return query.dtype == torch.bfloat16 and num_heads * length**2 <= _SCORES and onednn_is_faster()
 
 
-def _explicit_attention(heads: Tensor) -> Tensor:  # [3, B, heads, T, D/heads] -> [B, heads, T, D/heads]
-    if heads.requires_grad:
-        query, key, value = heads.unbind(0)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        return scores.softmax(dim=-1).to(value.dtype) @ value
-    _, batch, num_heads, length, _ = heads.shape
+def _explicit_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # all [B, heads, T, d]
+    if query.requires_grad:
+        return attention_weights(query, key).to(value.dtype) @ value
+    batch, num_heads, length, _ = query.shape
     at_once = max(_SCORES // max(num_heads * length**2, 1), 1)
     if batch > at_once:
-        return torch.cat([_explicit_attention(part) for part in heads.split(at_once, dim=1)])
-    query, key, value = heads.contiguous().flatten(1, 2).unbind(0)  # [B*heads, T, D/heads] each
+        parts = zip(query.split(at_once), key.split(at_once), value.split(at_once), strict=True)
+        return torch.cat([_explicit_attention(*part) for part in parts])
+    query, key, value = (heads.contiguous().flatten(0, 1) for heads in (query, key, value))  # [B*heads, T, d] each
     scores = torch.bmm(query * query.shape[-1] ** -0.5, key.transpose(1, 2))
     return torch.bmm(scores.softmax(dim=-1), value).unflatten(0, (batch, num_heads))
 

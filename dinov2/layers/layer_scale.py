@@ -5,7 +5,14 @@ from torch import Tensor, nn
 
 from dinov2.layers.recording import is_recording
 
-__all__ = ["LayerScale", "add_scaled"]
+__all__ = ["LayerScale", "add_scaled", "add_times"]
+
+
+def add_times(tokens: Tensor, branch: Tensor, factors: Tensor) -> Tensor:
+    """`tokens + branch * factors` for `[..., D]`, `[..., D]` and `[D]`, in one pass when no gradients are wanted."""
+    if not (torch.is_grad_enabled() or is_recording()) and tokens.dtype == branch.dtype == factors.dtype:
+        return torch.addcmul(tokens, branch, factors)
+    return tokens + branch * factors
 
 
 def add_scaled(tokens: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:

@@ -11,16 +11,16 @@ __all__ = ["PatchEmbed", "patch_tokens"]
 
 
 def patch_tokens(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`[B, C, H, W]` and a kernel `[D, C, p, p]` -> `[B, h*w, D]`, patches row by row.
+    """`[B, C, H, W]` and a kernel `[D, C, p, p']` -> `[B, h*w, D]`, patches row by row.
 
     One matrix product over unfolded patches instead of a convolution with stride p: the same sums, and faster on CPUs,
     where the convolution's backward would spend its time in layout changes.
     """
-    size = weight.shape[-1]
+    rows, columns = weight.shape[-2:]
     batch, channels, height, width = images.shape
-    grid = (height // size, width // size)
-    patches = images.reshape(batch, channels, grid[0], size, grid[1], size)
-    patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid[0] * grid[1], channels * size * size)
+    grid = (height // rows, width // columns)
+    patches = images.reshape(batch, channels, grid[0], rows, grid[1], columns)
+    patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid[0] * grid[1], channels * rows * columns)
     return linear(patches, weight.flatten(1), bias)
 
 

@@ -1,0 +1,161 @@
+"""`Dinov2Backbone` and `Dinov2WithRegistersBackbone`: feature maps of chosen stages for detectors and dense heads."""
+
+import enum
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers.modeling_outputs import BackboneOutput
+
+from dinov2.hf.arguments import UNSET, merged, refuse_unknown
+from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
+from dinov2.hf.embeddings import Dinov2Embeddings, Dinov2WithRegistersEmbeddings
+from dinov2.hf.encoder import Dinov2Encoder, Dinov2WithRegistersEncoder
+from dinov2.hf.pretrained import Dinov2PreTrainedModel, Dinov2WithRegistersPreTrainedModel
+from dinov2.hf.trunk import Trunk
+
+try:
+    from transformers.backbone_utils import BackboneMixin
+except ImportError:  # transformers 4
+    from transformers.utils.backbone_utils import BackboneMixin
+
+__all__ = ["Dinov2Backbone", "Dinov2WithRegistersBackbone"]
+
+_KNOWN = ("attention_mask", "head_mask", "output_attentions", "output_hidden_states", "return_dict")
+
+
+class _Backbone(Trunk):
+    """Images -> feature maps of the stages in `out_features`; blocks behind the last of them are not run."""
+
+    has_attentions = True
+    use_timm_backbone = False
+    _signatures: ClassVar[Sequence[Sequence[str]]] = (
+        ("attention_mask",),
+        ("output_hidden_states",),
+        ("output_hidden_states", "output_attentions", "return_dict"),
+    )
+
+    def forward(
+        self: Any,
+        pixel_values: Tensor,
+        *values: Any,
+        attention_mask: Any = UNSET,
+        head_mask: Any = UNSET,
+        output_attentions: Any = UNSET,
+        output_hidden_states: Any = UNSET,
+        return_dict: Any = UNSET,
+        **kwargs: Any,
+    ) -> Any:
+        """Feature maps of images `[B, C, H, W]`, in the order of the stages.
+
+        Each is `[B, D, h, w]`, or with `reshape_hidden_states=False` all tokens `[B, T, D]` (class token, registers,
+        patches; without the registers when `config.drop_register_tokens` is set, as heads for models without registers
+        expect); after the final norm when `apply_layernorm` is set. The other arguments are those of the model.
+        """
+        if kwargs:
+            refuse_unknown(kwargs, _KNOWN, what=type(self).__name__)
+        given = {
+            "attention_mask": attention_mask,
+            "head_mask": head_mask,
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+            "return_dict": return_dict,
+        }
+        pixel_values = self.required(pixel_values)
+        if values:
+            told = merged(values, given, self._signatures, self.fits(pixel_values), what=type(self).__name__)
+        else:
+            told = {name: value for name, value in given.items() if value is not UNSET}
+        as_dict = self.wants_dict(told.pop("return_dict", None))
+        wanted = self.wanted_of(told)
+        places = self._places()
+        complete = wanted["output_hidden_states"] is not False or wanted["output_attentions"]
+        maps: list[Tensor] = []
+
+        def collect(stage: int, tokens: Tensor) -> None:
+            if stage in places:
+                maps.append(self._feature_map(tokens, pixel_values))
+
+        encoded = self.encoder.run(
+            self.embeddings(pixel_values),
+            **wanted,
+            depth=None if complete else max(places, default=0),
+            collect=collect,
+        )
+        output = BackboneOutput(
+            feature_maps=tuple(maps), hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
+        return output if as_dict else output.to_tuple()
+
+    def forward_with_filtered_kwargs(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward` with the keywords that it knows; models around a backbone pass on whatever they were given."""
+        return self(*args, **{name: value for name, value in kwargs.items() if name in _KNOWN})  # type: ignore[operator]
+
+    @property
+    def stage_names(self: Any) -> list[str]:
+        """`stem`, `stage1`, ..., of the config."""
+        names: list[str] = self.config.stage_names
+        return names
+
+    @property
+    def num_features(self: Any) -> list[int]:
+        """The width of every stage."""
+        return [self.config.hidden_size] * (self.config.num_hidden_layers + 1)
+
+    @property
+    def backbone_type(self) -> enum.Enum | str:
+        """That this is a backbone of transformers and not one of timm."""
+        return _transformers_type()
+
+    def _places(self: Any) -> list[int]:
+        self.config.verify_out_features_out_indices()
+        n_blocks = len(self.encoder.layer)
+        places = [self.stage_names.index(name) for name in self.config.out_features]
+        if places and places[-1] > n_blocks:
+            raise ValueError(
+                f"out_features asks for {self.config.out_features[-1]}, but this backbone has {n_blocks} blocks; build "
+                "it again from the changed config"
+            )
+        return places
+
+    def _feature_map(self: Any, tokens: Tensor, pixel_values: Tensor) -> Tensor:
+        if self.config.apply_layernorm:
+            tokens = self.layernorm(tokens)
+        n_registers = self.embeddings.num_register_tokens
+        if not self.config.reshape_hidden_states:
+            if n_registers and getattr(self.config, "drop_register_tokens", False):
+                return tokens[:, [0, *range(1 + n_registers, tokens.shape[1])]]
+            return tokens
+        rows, columns = self.embeddings.patch_embeddings.patch_size
+        grid = (pixel_values.shape[-2] // rows, pixel_values.shape[-1] // columns)
+        return tokens[:, 1 + n_registers :].unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+
+
+def _transformers_type() -> enum.Enum | str:
+    try:
+        from transformers.backbone_utils import BackboneType
+    except ImportError:  # transformers 4
+        from transformers.utils.backbone_utils import BackboneType
+    kind: enum.Enum = BackboneType.TRANSFORMERS
+    return kind
+
+
+# The mixin comes last: its constructor and its hooks, which differ between versions, are not needed.
+
+
+class Dinov2Backbone(_Backbone, Dinov2PreTrainedModel, BackboneMixin):  # type: ignore[misc, no-any-unimported]
+    """Feature maps of a DINOv2 model, for detectors and dense heads."""
+
+    config_class = Dinov2Config
+    _embeddings_class = Dinov2Embeddings
+    _encoder_class = Dinov2Encoder
+
+
+class Dinov2WithRegistersBackbone(  # type: ignore[misc, no-any-unimported]
+    _Backbone, Dinov2WithRegistersPreTrainedModel, BackboneMixin
+):
+    """Feature maps of a DINOv2 model with registers, for detectors and dense heads."""
+
+    config_class = Dinov2WithRegistersConfig
+    _embeddings_class = Dinov2WithRegistersEmbeddings
+    _encoder_class = Dinov2WithRegistersEncoder

@@ -1,0 +1,302 @@
+"""The parts of transformers' DINOv2 models under their names; the mathematics is that of `dinov2.layers`.
+
+Modules hold parameters under the keys that every version of transformers writes to disk (query, key, value;
+weights_in, weights_out; lambda1), so that checkpoints need no conversion. State dicts with the names that versions
+from 5.18 on use in memory (q_proj, gate_proj, ...) load as well. Every matrix that a quantiser or an adapter may want
+to replace is a plain `nn.Linear`; one that was replaced or hooked into is called as it is.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dinov2.errors import ConfigError
+from dinov2.hf.attention import AttentionCall, attend_as_told
+from dinov2.layers.drop_path import drop_path
+from dinov2.layers.layer_scale import add_times
+from dinov2.layers.linear import is_plain, project
+from dinov2.layers.mlp import mlp
+from dinov2.layers.swiglu_ffn import swiglu, swiglu_hidden_features
+
+__all__ = [
+    "Dinov2Attention",
+    "Dinov2DropPath",
+    "Dinov2Layer",
+    "Dinov2LayerScale",
+    "Dinov2MLP",
+    "Dinov2SelfAttention",
+    "Dinov2SelfOutput",
+    "Dinov2SwiGLUFFN",
+    "Dinov2WithRegistersAttention",
+    "Dinov2WithRegistersDropPath",
+    "Dinov2WithRegistersLayer",
+    "Dinov2WithRegistersLayerScale",
+    "Dinov2WithRegistersMLP",
+    "Dinov2WithRegistersSelfAttention",
+    "Dinov2WithRegistersSelfOutput",
+    "Dinov2WithRegistersSwiGLUFFN",
+    "rename_gates",
+    "rename_projections",
+]
+
+
+class Dinov2SelfAttention(nn.Module):
+    """Query, key and value projections; `[B, T, D]` -> attended values `[B, T, heads * d]` and weights or None."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.num_attention_heads = config.num_attention_heads
+        self.attention_head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        if self.attention_head_size < 1:
+            raise ConfigError(
+                f"{config.num_attention_heads} attention heads do not fit into a hidden_size of {config.hidden_size}; "
+                "choose fewer heads"
+            )
+        self.all_head_size = self.num_attention_heads * self.attention_head_size
+        self.dropout_prob = config.attention_probs_dropout_prob
+        self.query, self.key, self.value = (
+            nn.Linear(config.hidden_size, self.all_head_size, bias=config.qkv_bias) for _ in range(3)
+        )
+
+    def forward(
+        self, hidden_states: Tensor, head_mask: Tensor | None = None, call: AttentionCall | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[B, T, D]` (packed rows `[S, D]` with a layout in `call`) -> values of the same shape, weights or None."""
+        call = call or AttentionCall()
+        queries, keys, values = (project(layer, hidden_states) for layer in (self.query, self.key, self.value))
+        return attend_as_told(self, queries, keys, values, head_mask, call)
+
+
+class Dinov2SelfOutput(nn.Module):
+    """The output projection of attention, with dropout `hidden_dropout_prob` in training."""
+
+    def __init__(self, config: Any, all_head_size: int | None = None) -> None:
+        super().__init__()
+        self.dense = nn.Linear(all_head_size or config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor | None = None) -> Tensor:
+        """`[..., heads * d]` -> `[..., D]`; `input_tensor` is accepted and not needed."""
+        projected: Tensor = self.dropout(project(self.dense, hidden_states))
+        return projected
+
+
+class Dinov2Attention(nn.Module):
+    """Self-attention with its output projection; heads can be pruned."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.attention = Dinov2SelfAttention(config)
+        self.output = Dinov2SelfOutput(config, self.attention.all_head_size)
+        self.pruned_heads: set[int] = set()
+
+    def forward(
+        self, hidden_states: Tensor, head_mask: Tensor | None = None, call: AttentionCall | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[B, T, D]` -> `[B, T, D]`, and weights `[B, heads, T, T]` or None."""
+        attended, weights = self.attention(hidden_states, head_mask, call)
+        return self.output(attended, hidden_states), weights
+
+    def prune_heads(self, heads: Sequence[int]) -> None:
+        """Takes heads out for good, by their numbers in the whole model; those gone already do not matter."""
+        inner = self.attention
+        n_whole = inner.num_attention_heads + len(self.pruned_heads)
+        beyond = [head for head in heads if not 0 <= head < n_whole]
+        if beyond:
+            raise ValueError(f"there are no heads {beyond}: this layer has heads 0 to {n_whole - 1}")
+        present = [head for head in range(n_whole) if head not in self.pruned_heads]
+        kept = [place for place, head in enumerate(present) if head not in set(heads)]
+        if len(kept) == len(present):
+            return
+        if not kept:
+            raise ValueError("all heads of a layer were to be pruned; leave at least one, or mask them with head_mask")
+        size = inner.attention_head_size
+        rows = torch.cat([torch.arange(place * size, (place + 1) * size) for place in kept])
+        inner.query, inner.key, inner.value = (
+            _rows_of(layer, rows, dim=0) for layer in (inner.query, inner.key, inner.value)
+        )
+        self.output.dense = _rows_of(self.output.dense, rows, dim=1)
+        inner.num_attention_heads = len(kept)
+        inner.all_head_size = len(kept) * size
+        self.pruned_heads |= set(heads)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        rename_projections(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Dinov2LayerScale(nn.Module):
+    """One learned factor a channel, `lambda1` `[D]`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.lambda1 = nn.Parameter(config.layerscale_value * torch.ones(config.hidden_size))
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., D]`."""
+        return hidden_state * self.lambda1
+
+
+class Dinov2DropPath(nn.Module):
+    """Stochastic depth per sample, in training."""
+
+    def __init__(self, drop_prob: float | None = None) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob or 0.0
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`[B, ...]` -> `[B, ...]`."""
+        return drop_path(hidden_states, self.drop_prob, self.training)
+
+    def extra_repr(self) -> str:
+        """The rate, for `print(model)`."""
+        return f"p={self.drop_prob}"
+
+
+class Dinov2MLP(nn.Module):
+    """Linear, activation, linear; `[..., D]` -> `[..., D]`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        inner = int(config.hidden_size * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.hidden_size, inner)
+        self.activation = ACT2FN[config.hidden_act] if isinstance(config.hidden_act, str) else config.hidden_act
+        self.fc2 = nn.Linear(inner, config.hidden_size)
+        self._is_exact_gelu = config.hidden_act == "gelu"
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., D]`."""
+        if not (is_plain(self.fc1) and is_plain(self.fc2)):
+            output: Tensor = self.fc2(self.activation(self.fc1(hidden_state)))
+            return output
+        activation = F.gelu if self._is_exact_gelu else self.activation
+        return mlp(hidden_state, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, activation)
+
+
+class Dinov2SwiGLUFFN(nn.Module):
+    """The gated network of the giant model: `weights_out(silu(gate) * value)`, gate and value in `weights_in`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        inner = swiglu_hidden_features(int(config.hidden_size * config.mlp_ratio))
+        self.weights_in = nn.Linear(config.hidden_size, 2 * inner)
+        self.weights_out = nn.Linear(inner, config.hidden_size)
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., D]`."""
+        if not (is_plain(self.weights_in) and is_plain(self.weights_out)):
+            gate, value = self.weights_in(hidden_state).chunk(2, dim=-1)
+            output: Tensor = self.weights_out(F.silu(gate) * value)
+            return output
+        first, last = self.weights_in, self.weights_out
+        return swiglu(hidden_state, first.weight, first.bias, last.weight, last.bias)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        rename_gates(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Dinov2Layer(GradientCheckpointingLayer):  # type: ignore[misc, no-any-unimported]
+    """A block: `x + scale1(attention(norm1(x)))`, then `x + scale2(mlp(norm2(x)))`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = Dinov2Attention(config)
+        self.layer_scale1 = Dinov2LayerScale(config)
+        self.drop_path = Dinov2DropPath(config.drop_path_rate) if config.drop_path_rate > 0.0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Dinov2SwiGLUFFN(config) if config.use_swiglu_ffn else Dinov2MLP(config)
+        self.layer_scale2 = Dinov2LayerScale(config)
+
+    def forward(
+        self, hidden_states: Tensor, head_mask: Tensor | None = None, call: AttentionCall | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[B, T, D]` -> `[B, T, D]`, and attention weights `[B, heads, T, T]` when `call` asks for them."""
+        attended, weights = self.attention(self.norm1(hidden_states), head_mask, call)
+        hidden_states = self._add(hidden_states, attended, self.layer_scale1)
+        return self._add(hidden_states, self.mlp(self.norm2(hidden_states)), self.layer_scale2), weights
+
+    def _add(self, tokens: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
+        drops = self.training and isinstance(self.drop_path, Dinov2DropPath)
+        if drops or not isinstance(scale, Dinov2LayerScale) or scale._forward_hooks or scale._forward_pre_hooks:
+            return self.drop_path(scale(branch)) + tokens
+        return add_times(tokens, branch, scale.lambda1)
+
+
+class Dinov2WithRegistersSelfAttention(Dinov2SelfAttention):
+    """The same for models with registers."""
+
+
+class Dinov2WithRegistersSelfOutput(Dinov2SelfOutput):
+    """The same for models with registers."""
+
+
+class Dinov2WithRegistersAttention(Dinov2Attention):
+    """The same for models with registers."""
+
+
+class Dinov2WithRegistersLayerScale(Dinov2LayerScale):
+    """The same for models with registers."""
+
+
+class Dinov2WithRegistersDropPath(Dinov2DropPath):
+    """The same for models with registers."""
+
+
+class Dinov2WithRegistersMLP(Dinov2MLP):
+    """The same for models with registers."""
+
+
+class Dinov2WithRegistersSwiGLUFFN(Dinov2SwiGLUFFN):
+    """The same for models with registers."""
+
+
+class Dinov2WithRegistersLayer(Dinov2Layer):
+    """The same for models with registers."""
+
+
+_PROJECTIONS = {
+    "q_proj": "attention.query",
+    "k_proj": "attention.key",
+    "v_proj": "attention.value",
+    "o_proj": "output.dense",
+}
+
+
+def rename_projections(state_dict: dict[str, Any], prefix: str) -> None:
+    """Rewrites `q_proj`, `k_proj`, `v_proj` and `o_proj` below `prefix` to the names on disk, in place."""
+    for new, on_disk in _PROJECTIONS.items():
+        for kind in ("weight", "bias"):
+            if (tensor := state_dict.pop(f"{prefix}{new}.{kind}", None)) is not None:
+                state_dict[f"{prefix}{on_disk}.{kind}"] = tensor
+
+
+def rename_gates(state_dict: dict[str, Any], prefix: str) -> None:
+    """Rewrites `gate_proj`, `up_proj` and `down_proj` below `prefix` to `weights_in` and `weights_out`, in place."""
+    for kind in ("weight", "bias"):
+        gate, up, down = (
+            state_dict.pop(f"{prefix}{name}.{kind}", None) for name in ("gate_proj", "up_proj", "down_proj")
+        )
+        if gate is not None and up is not None:
+            state_dict[f"{prefix}weights_in.{kind}"] = torch.cat([gate, up])
+        if down is not None:
+            state_dict[f"{prefix}weights_out.{kind}"] = down
+
+
+def _rows_of(layer: nn.Linear, rows: Tensor, *, dim: int) -> nn.Linear:
+    """The same linear layer with these rows (dim 0) or columns (dim 1) of its weight only."""
+    rows = rows.to(layer.weight.device)
+    weight = layer.weight.detach().index_select(dim, rows)
+    kept = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
+    kept.weight = nn.Parameter(weight.clone(), requires_grad=layer.weight.requires_grad)
+    if layer.bias is not None:
+        bias = layer.bias.detach()
+        kept.bias = nn.Parameter((bias.index_select(0, rows) if dim == 0 else bias).clone())
+    return kept

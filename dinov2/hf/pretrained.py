@@ -1,0 +1,128 @@
+"""What all DINOv2 models have of `PreTrainedModel`: loading defaults, starting values, pruned heads, common answers."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dinov2.hf.arguments import UNSET
+from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
+from dinov2.hf.embeddings import Dinov2Embeddings
+from dinov2.hf.layers import Dinov2LayerScale
+
+try:
+    from transformers import initialization as init
+except ImportError:  # transformers 4
+    from torch.nn import init
+
+__all__ = ["Dinov2PreTrainedModel", "Dinov2WithRegistersPreTrainedModel"]
+
+
+class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc, no-any-unimported]
+    """Base of the models without registers, and of models that users build on them."""
+
+    config_class = Dinov2Config
+    base_model_prefix = "dinov2"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["Dinov2Embeddings", "Dinov2Layer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flash_attn_2 = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the type of the weights is the checkpoint's unless `dtype` says otherwise."""
+        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
+            kwargs["dtype"] = "auto"  # version 4 would take float32
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch embedding."""
+        embeddings: nn.Module = self._with_embeddings().embeddings.patch_embeddings
+        return embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the patch embedding."""
+        self._with_embeddings().embeddings.patch_embeddings = value
+
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+        """Takes attention heads out for good: layer -> heads, counted in the whole model.
+
+        They are noted in `config.pruned_heads`, so that a saved model loads again.
+        """
+        model = self._with_embeddings()
+        noted = {int(layer): set(heads) for layer, heads in (getattr(self.config, "pruned_heads", None) or {}).items()}
+        for layer, heads in heads_to_prune.items():
+            if not 0 <= int(layer) < len(model.encoder.layer):
+                raise ValueError(f"there is no layer {layer}: the model has layers 0 to {len(model.encoder.layer) - 1}")
+            model.encoder.layer[int(layer)].attention.prune_heads(list(heads))
+            noted[int(layer)] = noted.get(int(layer), set()) | set(heads)
+        self.config.pruned_heads = {layer: sorted(heads) for layer, heads in noted.items() if heads}
+
+    def prune_as_configured(self) -> None:
+        """Prunes what the config notes; constructors call it, before weights are loaded."""
+        pruned = getattr(self.config, "pruned_heads", None)
+        if pruned:
+            self.prune_heads(pruned)
+
+    def required(self, pixel_values: Any) -> Tensor:
+        """The images, or `ValueError` when there are none."""
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values, the images [B, C, H, W]; an image processor makes them")
+        if not isinstance(pixel_values, Tensor):
+            raise TypeError(f"pixel_values is a {type(pixel_values).__name__}; give a tensor [B, C, H, W]")
+        return pixel_values
+
+    def wants_dict(self, asked: bool | None) -> bool:
+        """Whether a call returns an output object: as asked, else as configured."""
+        if asked is not None:
+            return bool(asked)
+        as_configured = getattr(self.config, "return_dict", True)
+        return bool(as_configured or as_configured is None) and not getattr(self.config, "torchscript", False)
+
+    def wanted_of(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of `Dinov2Encoder.run` for what a call was told; None and nothing mean the config's value."""
+        wanted = dict(told)
+        for flag in ("output_attentions", "output_hidden_states"):
+            value = wanted.get(flag, UNSET)
+            if value is UNSET or value is None:
+                wanted[flag] = bool(getattr(self.config, flag, False))
+        return wanted
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        spread = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.trunc_normal_(module.weight, mean=0.0, std=spread)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, Dinov2Embeddings):
+            init.trunc_normal_(module.position_embeddings, mean=0.0, std=spread)
+            init.trunc_normal_(module.cls_token, mean=0.0, std=spread)
+            for token in (module.mask_token, getattr(module, "register_tokens", None)):
+                if token is not None:
+                    init.zeros_(token)
+        elif isinstance(module, Dinov2LayerScale):
+            init.constant_(module.lambda1, self.config.layerscale_value)
+
+    def _with_embeddings(self) -> Any:
+        """The module that holds embeddings and encoder: this one, or the backbone inside a model with a head."""
+        return self if hasattr(self, "embeddings") else self.base_model
+
+
+class Dinov2WithRegistersPreTrainedModel(Dinov2PreTrainedModel):
+    """Base of the models with registers, and of models that users build on them."""
+
+    config_class = Dinov2WithRegistersConfig
+    base_model_prefix = "dinov2_with_registers"
+    _no_split_modules: ClassVar[list[str]] = ["Dinov2WithRegistersEmbeddings", "Dinov2WithRegistersLayer"]

@@ -4,8 +4,9 @@
 
 Patches of 14, a position grid of 518 pixels, images of 224; `mixed` is eight single images of different sizes, which go
 through our model in one packed pass and through the others one by one. Peers run as their libraries build them, float32
-and eager (`--peers-in-bf16` adds them in bfloat16). Calls alternate; a ratio is the median over the rounds of the
-peer's seconds divided by ours, with its quartiles. Without a library its columns are missing.
+and eager (`--peers-in-bf16` adds them in bfloat16). `hf` is the same model as `dinov2.hf.Dinov2Model`, and `stage` its
+backbone beside theirs when only the stage in the middle is wanted. Calls alternate; a ratio is the median over the
+rounds of the peer's seconds divided by ours, with its quartiles. Without a library its columns are missing.
 """
 
 import argparse
@@ -43,7 +44,7 @@ MODELS = {"nano": vit_nano, "small": vit_small, "base": vit_base, "large": vit_l
 SIDE = 224
 MIXED = [(224, 224), (224, 280), (280, 224), (168, 224), (196, 196), (252, 252), (224, 336), (140, 210)]
 PEERS = ("transformers", "timm")
-FORMS = ("eager", "compiled", "bf16")
+FORMS = ("eager", "compiled", "bf16", "hf", "stage")
 
 
 def build(name: str, device: torch.device) -> DinoVisionTransformer:
@@ -53,8 +54,13 @@ def build(name: str, device: torch.device) -> DinoVisionTransformer:
     return model.to(device).eval()
 
 
-def in_transformers(model: DinoVisionTransformer) -> nn.Module:
-    """The same weights in `Dinov2Model`, by way of a folder as users have them."""
+def in_transformers(
+    model: DinoVisionTransformer, family: Any = None, kind: str = "Model", **settings: Any
+) -> nn.Module:
+    """The same weights in `Dinov2Model` (or another `kind`), by way of a folder as users have them.
+
+    `family` is the module that holds the classes, transformers or `dinov2.hf`.
+    """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -62,7 +68,7 @@ def in_transformers(model: DinoVisionTransformer) -> nn.Module:
         state = {key: value.cpu().contiguous() for key, value in from_original(model.state_dict(), "hf").state.items()}
         write_tensors(Path(folder, "model.safetensors"), state)
         Path(folder, "config.json").write_text(json.dumps(config_from_table(model_table(model))))
-        peer: nn.Module = transformers.Dinov2Model.from_pretrained(folder)
+        peer: nn.Module = getattr(family or transformers, f"Dinov2{kind}").from_pretrained(folder, **settings)
     return peer.to(model.cls_token.device).eval()
 
 
@@ -118,6 +124,7 @@ def variants(model: DinoVisionTransformer, options: argparse.Namespace, batch: i
         runs["timm"] = one_by_one(tokens_of(peer))
         if options.peers_in_bf16:
             runs["timm bf16"] = one_by_one(in_bf16(peer))
+    runs.update(hugging_face_variants(model, options, batch))
     compiles = "compiled" in options.forms and batch != "mixed" and int(batch) <= options.compile_up_to
     if "eager" in options.forms:
         runs["ours"] = model.forward_features
@@ -130,8 +137,34 @@ def variants(model: DinoVisionTransformer, options: argparse.Namespace, batch: i
     return runs
 
 
+def hugging_face_variants(
+    model: DinoVisionTransformer, options: argparse.Namespace, batch: int | str
+) -> dict[str, Run]:
+    """Our classes for transformers, and backbones of theirs and ours that give the stage in the middle."""
+    if "transformers" not in options.peers:
+        return {}
+    import dinov2.hf as ours
+
+    runs: dict[str, Run] = {}
+    if "hf" in options.forms:
+        peer = in_transformers(model, ours)
+        runs["hf"] = peer
+        if options.peers_in_bf16 and batch != "mixed":
+            runs["hf bf16"] = in_bf16(peer)
+        if "compiled" in options.forms and batch != "mixed" and int(batch) <= options.compile_up_to:
+            graph = torch.compile(peer, fullgraph=True, dynamic=False)
+            runs["hf compiled"] = lambda images: graph(images)
+    if "stage" in options.forms and batch != "mixed":
+        for name, family in (("transformers stage", None), ("hf stage", ours)):
+            backbone = in_transformers(model, family, "Backbone", out_indices=[model.n_blocks // 2])
+            runs[name] = backbone
+    return runs
+
+
 def class_tokens(output: Any) -> Tensor:
     """Class tokens `[B, D]` in whatever form a variant gives its tokens."""
+    if hasattr(output, "feature_maps"):
+        return output.feature_maps[0].flatten(2).mean(dim=2).float()
     if isinstance(output, dict) and "x_norm_clstoken" in output:
         output = output["x_norm_clstoken"][:, None]
     return getattr(output, "last_hidden_state", output)[:, 0].float()
@@ -149,8 +182,11 @@ def compare(model: DinoVisionTransformer, batch: int | str, options: argparse.Na
     # The peers resize positions by rules of their own, so that only one size is compared; bfloat16 is no equality.
     differences = {} if batch == "mixed" else {
         name: (class_tokens(output) - class_tokens(model.forward_features(images))).abs().max().item()
-        for name, output in outputs.items()
+        for name, output in outputs.items() if not name.endswith("stage")
     }  # fmt: skip
+    if "hf stage" in outputs:
+        mine, stock = (class_tokens(outputs[name]) for name in ("hf stage", "transformers stage"))
+        differences["hf stage"] = (mine - stock).abs().max().item()
     del outputs
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(options.rounds):
@@ -161,8 +197,8 @@ def compare(model: DinoVisionTransformer, batch: int | str, options: argparse.Na
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    peers = [name for name in PEERS if name in runs]
-    better = min(peers, key=medians.__getitem__, default=None)
+    better = min((name for name in PEERS if name in runs), key=medians.__getitem__, default=None)
+    peers = [name for name in runs if name.split()[0] in PEERS]
     return {
         "batch": batch,
         "images": sum(n for n, _, _ in shapes),

@@ -11,8 +11,7 @@ from dinov2.hf.arguments import UNSET, merged, refuse_unknown
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
 from dinov2.hf.embeddings import Dinov2Embeddings, Dinov2WithRegistersEmbeddings
 from dinov2.hf.encoder import Dinov2Encoder, Dinov2WithRegistersEncoder
-from dinov2.hf.pretrained import Dinov2PreTrainedModel, Dinov2WithRegistersPreTrainedModel
-from dinov2.hf.trunk import Trunk
+from dinov2.hf.pretrained import Dinov2PreTrainedModel, Dinov2WithRegistersPreTrainedModel, Trunk
 
 try:
     from transformers.backbone_utils import BackboneMixin

@@ -16,8 +16,7 @@ from dinov2.hf.classification import classification_loss, warn_about_fresh_head
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
 from dinov2.hf.embeddings import Dinov2Embeddings, Dinov2WithRegistersEmbeddings
 from dinov2.hf.encoder import Dinov2Encoder, Dinov2WithRegistersEncoder, Encoded, passes
-from dinov2.hf.pretrained import Dinov2PreTrainedModel, Dinov2WithRegistersPreTrainedModel
-from dinov2.hf.trunk import Trunk
+from dinov2.hf.pretrained import Dinov2PreTrainedModel, Dinov2WithRegistersPreTrainedModel, Trunk
 
 __all__ = [
     "Dinov2ForImageClassification",

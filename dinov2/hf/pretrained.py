@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dinov2.hf.arguments import UNSET
+from dinov2.hf.arguments import UNSET, fitting
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
 from dinov2.hf.embeddings import Dinov2Embeddings
 from dinov2.hf.layers import Dinov2LayerScale
@@ -17,7 +17,7 @@ try:
 except ImportError:  # transformers 4
     from torch.nn import init
 
-__all__ = ["Dinov2PreTrainedModel", "Dinov2WithRegistersPreTrainedModel"]
+__all__ = ["Dinov2PreTrainedModel", "Dinov2WithRegistersPreTrainedModel", "Trunk"]
 
 
 class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc, no-any-unimported]
@@ -126,3 +126,31 @@ class Dinov2WithRegistersPreTrainedModel(Dinov2PreTrainedModel):
     config_class = Dinov2WithRegistersConfig
     base_model_prefix = "dinov2_with_registers"
     _no_split_modules: ClassVar[list[str]] = ["Dinov2WithRegistersEmbeddings", "Dinov2WithRegistersLayer"]
+
+
+class Trunk:
+    """A mix-in in front of a `PreTrainedModel`: builds `embeddings`, `encoder` and `layernorm` from a config."""
+
+    _embeddings_class: ClassVar[type[nn.Module]]
+    _encoder_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self.embeddings = self._embeddings_class(config)
+        self.encoder = self._encoder_class(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.prune_as_configured()  # type: ignore[attr-defined]
+        self.post_init()  # type: ignore[attr-defined]
+
+    def fits(self: Any, pixel_values: Any, labels: int = 0) -> Mapping[str, Any]:
+        """What positional values may look like for these images."""
+        images = self.required(pixel_values)
+        rows, columns = self.embeddings.patch_embeddings.patch_size
+        patches = (images.shape[-2] // rows) * (images.shape[-1] // columns)
+        return fitting(
+            batch=images.shape[0],
+            tokens=1 + self.embeddings.num_register_tokens + patches,
+            heads=self.config.num_attention_heads,
+            layers=self.config.num_hidden_layers,
+            labels=labels,
+        )

@@ -10,7 +10,7 @@ import glob
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -25,7 +25,17 @@ from dinov2.data.datasets.folder import Folder
 from dinov2.data.datasets.globbed import globbed
 from dinov2.data.datasets.image_net import ImageNet
 from dinov2.data.datasets.image_net_22k import ImageNet22k
+from dinov2.data.datasets.imagenet_variants import (
+    ImageNetA,
+    ImageNetC,
+    ImageNetR,
+    ImageNetReaL,
+    ImageNetSketch,
+    ImageNetV2,
+)
+from dinov2.data.datasets.imagenet_variants.corrupted import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from dinov2.data.datasets.listing import ListFile
+from dinov2.data.datasets.subset import Subset, rows_by_name
 from dinov2.data.datasets.toy import Toy
 from dinov2.errors import ConfigError, DataError
 
@@ -52,8 +62,8 @@ class DatasetKind:
     """Accepted keys; the first `required` of them have no default."""
     required: int
     example: str
-    splits: Mapping[str, Any] | None = None
-    """Accepted values of `split` and what `build` gets for them."""
+    choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By key with few values: the accepted ones, in any case, and what `build` gets for them."""
 
 
 class DatasetSpec(NamedTuple):
@@ -63,7 +73,8 @@ class DatasetSpec(NamedTuple):
     arguments: dict[str, Any]
 
 
-_TRAIN_VAL = {"TRAIN": "TRAIN", "VAL": "VAL", "TEST": "VAL"}  # CIFAR's test batch is everybody's validation set
+# CIFAR's test batch is everybody's validation set.
+_CIFAR_SPLITS = {"TRAIN": "TRAIN", "VAL": "VAL", "TEST": "VAL"}
 
 DATASETS = (
     DatasetKind("folder", Folder, ("root",), 1, "folder:PATH, or just PATH"),
@@ -72,18 +83,41 @@ DATASETS = (
     DatasetKind(
         "ImageNet",
         ImageNet,
-        ("split", "root", "extra"),
+        ("split", "root", "extra", "subset"),
         2,
         "ImageNet:split=TRAIN:root=PATH:extra=PATH",
-        {split.name: split for split in ImageNet.Split},
+        {"split": {split.name: split for split in ImageNet.Split}},
     ),
     DatasetKind("ImageNet22k", ImageNet22k, ("root", "extra"), 1, "ImageNet22k:root=PATH:extra=PATH"),
-    DatasetKind("cifar10", Cifar10, ("root", "split"), 1, "cifar10:root=PATH:split=TRAIN", _TRAIN_VAL),
-    DatasetKind("toy", Toy, ("split", "size", "n"), 0, "toy:split=TRAIN", {"TRAIN": "TRAIN", "VAL": "VAL"}),
+    DatasetKind("ImageNetA", ImageNetA, ("root",), 1, "ImageNetA:root=PATH"),
+    DatasetKind("ImageNetR", ImageNetR, ("root",), 1, "ImageNetR:root=PATH"),
+    DatasetKind("ImageNetSketch", ImageNetSketch, ("root",), 1, "ImageNetSketch:root=PATH"),
+    DatasetKind(
+        "ImageNetV2",
+        ImageNetV2,
+        ("root", "variant"),
+        1,
+        "ImageNetV2:root=PATH:variant=matched-frequency",
+        {"variant": {name: name for name in ImageNetV2.variants}},
+    ),
+    DatasetKind(
+        "ImageNetC",
+        ImageNetC,
+        ("root", "corruption", "severity"),
+        1,
+        "ImageNetC:root=PATH:corruption=fog:severity=3",
+        {
+            "corruption": {"all": None} | {name: name for name in (*CORRUPTIONS, *EXTRA_CORRUPTIONS)},
+            "severity": {"all": None} | {str(level): level for level in SEVERITIES},
+        },
+    ),
+    DatasetKind("ImageNetReaL", ImageNetReaL, ("root", "labels", "extra"), 1, "ImageNetReaL:root=PATH:labels=FILE"),
+    DatasetKind("cifar10", Cifar10, ("root", "split"), 1, "cifar10:root=PATH:split=TRAIN", {"split": _CIFAR_SPLITS}),
+    DatasetKind("toy", Toy, ("split", "size", "n"), 0, "toy:split=TRAIN", {"split": {"TRAIN": "TRAIN", "VAL": "VAL"}}),
 )
 """Every data set that a string can name."""
 
-_PATH_KEYS = {"root", "extra", "file"}
+_PATH_KEYS = {"root", "extra", "file", "labels", "subset"}
 _NUMBER_KEYS = {"size", "n"}
 _LIST_EXTENSIONS = (".txt", ".csv")
 
@@ -129,7 +163,11 @@ def make_dataset(
     Raises DataError for a string that cannot be understood and for data that are missing or empty.
     """
     kind, arguments = parse_dataset_str(dataset_str)
+    subset = arguments.pop("subset", None)  # a choice among the images, so no data set needs to know of it
     dataset = kind.build(**arguments, transform=transform, target_transform=target_transform)
+    if subset is not None:
+        rows = rows_by_name(dataset, subset)
+        dataset = Subset(dataset, rows, transform=transform, target_transform=target_transform)
     logger.debug("data set %s: %s images", dataset_str, f"{len(dataset):,}")
     return dataset
 
@@ -245,7 +283,8 @@ def _parse_path(path: str) -> DatasetSpec:
 
 def _parse_arguments(kind: DatasetKind, rest: str, dataset_str: str) -> dict[str, Any]:
     key, equals, _ = rest.partition("=")
-    if len(kind.keys) == 1 and rest and not (equals and key == kind.keys[0] and not os.path.exists(rest)):
+    known_key = equals and any(key in other.keys for other in DATASETS)
+    if len(kind.keys) == 1 and rest and (os.path.exists(rest) or not known_key):
         return {kind.keys[0]: _value(kind, kind.keys[0], rest, dataset_str)}  # folder:PATH, list:FILE
     arguments: dict[str, Any] = {}
     tokens = rest.split(":") if rest else []
@@ -286,13 +325,13 @@ def _value(kind: DatasetKind, key: str, text: str, dataset_str: str) -> Any:
         if not text.isdecimal():
             raise DataError(f"{key} in {dataset_str!r} is {text!r}; write a whole number")
         return int(text)
-    assert kind.splits is not None
-    if text.upper() not in kind.splits:
+    by_lower = {name.lower(): value for name, value in kind.choices[key].items()}
+    if text.lower() not in by_lower:
         raise DataError(
-            f"the split {text!r} in {dataset_str!r} is unknown to {kind.name}{_nearest(text.upper(), kind.splits)}; "
-            f"known are {', '.join(kind.splits)}"
+            f"the {key} {text!r} in {dataset_str!r} is unknown to {kind.name}{_nearest(text, kind.choices[key])}; "
+            f"known are {', '.join(kind.choices[key])}"
         )
-    return kind.splits[text.upper()]
+    return by_lower[text.lower()]
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -9,7 +9,16 @@ from dinov2.data.datasets.decoded import DecodedCache
 from dinov2.data.datasets.folder import Folder
 from dinov2.data.datasets.image_net import ImageNet
 from dinov2.data.datasets.image_net_22k import ImageNet22k
+from dinov2.data.datasets.imagenet_variants import (
+    ImageNetA,
+    ImageNetC,
+    ImageNetR,
+    ImageNetReaL,
+    ImageNetSketch,
+    ImageNetV2,
+)
 from dinov2.data.datasets.listing import ListFile
+from dinov2.data.datasets.subset import Subset
 from dinov2.data.datasets.toy import Toy
 
 __all__ = [
@@ -21,7 +30,14 @@ __all__ = [
     "ImageDataset",
     "ImageNet",
     "ImageNet22k",
+    "ImageNetA",
+    "ImageNetC",
+    "ImageNetR",
+    "ImageNetReaL",
+    "ImageNetSketch",
+    "ImageNetV2",
     "ListFile",
     "PixelDataset",
+    "Subset",
     "Toy",
 ]

@@ -24,6 +24,7 @@ from dinov2.data.datasets.base import FileDataset, digest
 from dinov2.data.datasets.image_net_labels import class_folders, class_names_of, flat_val_labels
 from dinov2.data.datasets.scanning import scan_folder
 from dinov2.errors import DataError
+from dinov2.whole_files import replacing
 
 __all__ = ["ImageNet"]
 
@@ -272,7 +273,5 @@ def _load(path: str) -> np.ndarray:
 
 def _save(path: str, array: np.ndarray) -> None:
     # Renamed into place, because another process may have the old file mapped.
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
         np.save(file, array)
-    os.replace(temporary, path)

@@ -1,13 +1,10 @@
-"""Classification metrics as functions of scores and targets, and their uncertainty.
+"""Accuracies as functions of scores and targets, over all classes of the scores or over a part of them.
 
-All accuracies are fractions in [0, 1]. Ties are broken by the lower class number, and a score that is not finite never
-counts as a hit. The public release leaves ties to the sorting routine and its averages over classes to a library whose
-meaning changed with its version, so `mean_per_class_accuracy` names the two readings.
+All are fractions in [0, 1]. Ties are broken by the lower class number, and a score that is not finite never counts as a
+hit. The public release leaves ties to the sorting routine and its averages over classes to a library whose meaning
+changed with its version, so `mean_per_class_accuracy` names the two readings.
 """
 
-import math
-import statistics
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,24 +13,17 @@ from torch import Tensor
 from dinov2.errors import DataError
 
 __all__ = [
-    "bootstrap_interval",
-    "mean_interval",
     "mean_per_class_accuracy",
     "per_class_accuracy",
+    "per_class_means",
     "real_accuracy",
+    "renumber_labels",
+    "restrict_probabilities",
+    "restrict_scores",
     "target_ranks",
     "top_k_accuracy",
     "top_k_hits",
-    "wilson_interval",
 ]
-
-_Z_95 = 1.959963984540054
-
-# 97.5 % points of Student's t for 1, 2, ... 20 degrees of freedom.
-_T_95 = (
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-)
 
 
 def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:  # [S, C], int64 [S] -> int64 [S]
@@ -61,9 +51,17 @@ def top_k_accuracy(scores: Tensor, targets: Tensor, *, k: int = 1) -> float:
 
 def per_class_accuracy(scores: Tensor, targets: Tensor, *, k: int = 1) -> Tensor:  # -> float64 [C]
     """Recall of each class: the share of its samples that are hit; NaN for a class without samples."""
-    n_classes = scores.shape[1]
-    hits = torch.bincount(targets, weights=top_k_hits(scores, targets, k=k).double(), minlength=n_classes)
-    return hits / torch.bincount(targets, minlength=n_classes)
+    return per_class_means(top_k_hits(scores, targets, k=k), targets, n_classes=scores.shape[1])
+
+
+def per_class_means(values: Tensor, targets: Tensor, *, n_classes: int) -> Tensor:  # [S], int64 [S] -> float64 [C]
+    """Mean of a value over the samples of each class; NaN for a class without samples.
+
+    Samples with a negative target belong to none of the classes and are in no mean.
+    """
+    values, targets = values[targets >= 0].double(), targets[targets >= 0]
+    sums = torch.bincount(targets, weights=values, minlength=n_classes)
+    return sums / torch.bincount(targets, minlength=n_classes)
 
 
 def mean_per_class_accuracy(
@@ -102,59 +100,49 @@ def real_accuracy(scores: Tensor, label_sets: Tensor, *, k: int = 1) -> float:
     return hit_images.double().mean().item()
 
 
-def wilson_interval(n_hits: int, n: int, *, z: float = _Z_95) -> tuple[float, float]:
-    """Interval for a share of n independent samples (Wilson 1927), 95 % by default; it stays inside [0, 1]."""
-    if n <= 0:
-        raise DataError("an interval needs at least one sample, got none")
-    share = n_hits / n
-    middle = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+def restrict_scores(scores: Tensor, class_mapping: Tensor) -> Tensor:  # [S, C], int64 [C_test] -> [S, C_test]
+    """Scores among the classes of a test set alone: `class_mapping[j]` is the class of the scores that is its class j.
 
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean of a few repetitions, by Student's t. Raises `DataError` for fewer than two."""
-    if len(values) < 2:
-        raise DataError(f"the spread of repetitions needs at least two of them, got {len(values)}")
-    freedom = len(values) - 1
-    t = _T_95[freedom - 1] if freedom <= len(_T_95) else _Z_95 + (_Z_95**3 + _Z_95) / (4 * freedom)
-    half = t * statistics.stdev(values) / math.sqrt(len(values))
-    middle = statistics.fmean(values)
-    return middle - half, middle + half
-
-
-def bootstrap_interval(
-    per_sample: Tensor,  # [S], for example hits
-    *,
-    n_resamples: int = 10_000,
-    level: float = 0.95,
-    groups: Tensor | None = None,  # int64 [S]
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile interval of the mean over resampled samples.
-
-    With `groups` (class numbers) every group is resampled on its own and the mean is that of the group means, which is
-    the interval of `mean_per_class_accuracy`.
+    This is how ImageNet-A and R, which have 200 of the 1,000 classes, are scored. Raises DataError when the
+    mapping does not fit.
     """
-    if per_sample.numel() == 0:
-        raise DataError("an interval needs at least one sample, got none")
-    values = per_sample.double().cpu()
-    parts = [values] if groups is None else [values[groups.cpu() == group] for group in groups.unique().cpu()]
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.stack([_resampled_means(part, n_resamples, generator) for part in parts]).mean(dim=0)
-    tail = (1 - level) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high
+    n_classes = scores.shape[1]
+    if class_mapping.ndim != 1 or not len(class_mapping) or class_mapping.is_floating_point():
+        raise DataError(
+            f"a class mapping is a list of class numbers, got {class_mapping.dtype} {list(class_mapping.shape)}"
+        )
+    lowest, highest = int(class_mapping.min()), int(class_mapping.max())
+    if lowest < 0 or highest >= n_classes:
+        raise DataError(
+            f"the class mapping runs from {lowest} to {highest}, but there are {n_classes} classes of scores; "
+            "is the classifier one of another data set?"
+        )
+    if len(class_mapping.unique()) != len(class_mapping):
+        raise DataError("the class mapping names a class twice, so its two classes could not be told apart")
+    return scores[:, class_mapping.to(scores.device)]
 
 
-def _resampled_means(values: Tensor, n_resamples: int, generator: torch.Generator) -> Tensor:  # [S] -> [n_resamples]
-    at_once = max(1, 4_000_000 // len(values))  # bounds the index matrix to 32 MB
-    means = []
-    for start in range(0, n_resamples, at_once):
-        shape = (min(at_once, n_resamples - start), len(values))
-        means.append(values[torch.randint(len(values), shape, generator=generator)].mean(dim=1))
-    return torch.cat(means)
+def restrict_probabilities(probabilities: Tensor, class_mapping: Tensor) -> Tensor:  # [S, C], [C_test] -> [S, C_test]
+    """`restrict_scores`, and every row divided by its sum; a row without any probability there stays zero.
+
+    Of a softmax it is the softmax of the restricted logits.
+    """
+    own = restrict_scores(probabilities, class_mapping)
+    sums = own.sum(dim=1, keepdim=True)
+    return torch.where(sums > 0, own / sums, 0.0)
+
+
+def renumber_labels(labels: Tensor, numbers: Tensor) -> Tensor:  # int64 any shape, int64 [C_old] -> the same shape
+    """Labels in another numbering: `numbers[c]` is the new number of class c, or -1 for a class that is not there.
+
+    Negative labels (padding, no label) stay -1. Brings ReaL's label sets to the classes of a classifier.
+    """
+    if labels.numel() and int(labels.max()) >= len(numbers):
+        raise DataError(
+            f"there is a label {int(labels.max())}, but the new numbering has {len(numbers)} classes; "
+            "give the numbering of all classes"
+        )
+    return torch.where(labels >= 0, numbers.to(labels.device)[labels.clamp_min(0)], -1)
 
 
 def _check(scores: Tensor, targets: Tensor) -> None:

@@ -3,7 +3,8 @@
 - `sdpa` (the default): `dinov2.layers.attention.attend_heads`, which takes PyTorch's fused attention or, where it
   measured faster, explicit products.
 - `eager`, and every implementation as soon as weights are asked for or heads are masked: explicit weights.
-- any other name (`flex_attention`, `flash_attention_2`, ...): what transformers has registered under it.
+- any other name (`flex_attention`, `flash_attention_2`, ...): what transformers has registered under it; flex attention
+  that needs gradients on a CPU, which it has not, becomes `sdpa`.
 """
 
 from typing import Any, NamedTuple
@@ -11,10 +12,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from dinov2.hf.quiet import quiet_import
 from dinov2.layers.attention import attend_heads, attention_weights
 from dinov2.layers.packing import Layout, unpack
+
+with quiet_import():
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 __all__ = ["AttentionCall", "attend_as_told", "prepared_mask"]
 
@@ -68,6 +72,8 @@ def _attend(
     query, key, value = (_heads(rows, size) for rows in (queries, keys, values))  # [B, heads, T, d] each
     dropout = module.dropout_prob if module.training else 0.0
     chosen = module.config._attn_implementation
+    if chosen == "flex_attention" and query.device.type == "cpu" and query.requires_grad:
+        chosen = "sdpa"  # flex attention has no backward on a CPU
     weights = None
     if chosen == "eager" or call.want_weights or head_mask is not None:
         weights = attention_weights(query, key, mask=call.mask)

@@ -16,7 +16,7 @@ from dinov2.hf.models import (
     Dinov2WithRegistersForImageClassification,
     Dinov2WithRegistersModel,
 )
-from dinov2.hf.processing import BitImageProcessor, BitImageProcessorFast, BitImageProcessorPil
+from dinov2.hf.processing import BitImageProcessor, BitImageProcessorFast, BitImageProcessorPil, default_image_processor
 
 __all__ = [
     "CONFIGS",
@@ -44,7 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
 """Name of an auto class -> model type -> model class."""
 
 _PROCESSORS = {
-    "BitImageProcessor": BitImageProcessor,
+    "BitImageProcessor": default_image_processor(),
     "BitImageProcessorFast": BitImageProcessorFast,
     "BitImageProcessorPil": BitImageProcessorPil,
 }
@@ -149,7 +149,7 @@ class AutoImageProcessor:
             if config.model_type not in CONFIGS:
                 raise
             settings = {name: value for name, value in kwargs.items() if name not in where}
-            return BitImageProcessor(**{**_RELEASED_PREPROCESSING, **settings})
+            return default_image_processor()(**{**_RELEASED_PREPROCESSING, **settings})
         ours = _PROCESSORS.get(str(plain.get("image_processor_type") or plain.get("feature_extractor_type")))
         if ours is None:
             return transformers.AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)

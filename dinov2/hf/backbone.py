@@ -84,6 +84,8 @@ class _Backbone(Trunk):
         output = BackboneOutput(
             feature_maps=tuple(maps), hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
+        if not maps:
+            output.feature_maps = ()  # the constructor takes an empty tuple for None
         return output if as_dict else output.to_tuple()
 
     def forward_with_filtered_kwargs(self, *args: Any, **kwargs: Any) -> Any:
@@ -95,6 +97,26 @@ class _Backbone(Trunk):
         """`stem`, `stage1`, ..., of the config."""
         names: list[str] = self.config.stage_names
         return names
+
+    @property
+    def out_features(self: Any) -> list[str]:
+        """Names of the stages that are given out; setting them sets the indices too."""
+        names: list[str] = self.config.out_features
+        return names
+
+    @out_features.setter
+    def out_features(self: Any, names: Sequence[str] | None) -> None:
+        self.config.out_features = names
+
+    @property
+    def out_indices(self: Any) -> list[int]:
+        """Indices of the stages that are given out; setting them sets the names too."""
+        indices: list[int] = self.config.out_indices
+        return indices
+
+    @out_indices.setter
+    def out_indices(self: Any, indices: Sequence[int] | None) -> None:
+        self.config.out_indices = indices
 
     @property
     def num_features(self: Any) -> list[int]:

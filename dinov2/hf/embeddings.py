@@ -90,7 +90,11 @@ class Dinov2Embeddings(nn.Module):
         if bool_masked_pos is not None:
             patches = self._masked(patches, bool_masked_pos)
         position = self._position(self._grid(pixel_values)).to(patches.dtype)
-        tokens = [self.cls_token.expand(patches.shape[0], -1, -1) + position[:, :1], patches + position[:, 1:]]
+        cls_token = self.cls_token
+        if self.mask_token is not None and self.training and bool_masked_pos is None and not is_recording():
+            # A gradient of zero for the mask token: processes that train together expect one for every parameter.
+            cls_token = cls_token + 0.0 * self.mask_token
+        tokens = [cls_token.expand(patches.shape[0], -1, -1) + position[:, :1], patches + position[:, 1:]]
         if self.num_register_tokens:
             tokens.insert(1, self.register_tokens.expand(patches.shape[0], -1, -1))
         embedded: Tensor = self.dropout(torch.cat(tokens, dim=1))

@@ -6,7 +6,7 @@ from 5.18 on use in memory (q_proj, gate_proj, ...) load as well. Every matrix t
 to replace is a plain `nn.Linear`; one that was replaced or hooked into is called as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dinov2.errors import ConfigError
 from dinov2.hf.attention import AttentionCall, attend_as_told
+from dinov2.hf.naming import rename_gates, rename_projections
 from dinov2.layers.drop_path import drop_path
 from dinov2.layers.layer_scale import add_times
 from dinov2.layers.linear import is_plain, project
@@ -40,8 +41,7 @@ __all__ = [
     "Dinov2WithRegistersSelfAttention",
     "Dinov2WithRegistersSelfOutput",
     "Dinov2WithRegistersSwiGLUFFN",
-    "rename_gates",
-    "rename_projections",
+    "activation_of",
 ]
 
 
@@ -166,7 +166,7 @@ class Dinov2MLP(nn.Module):
         super().__init__()
         inner = int(config.hidden_size * config.mlp_ratio)
         self.fc1 = nn.Linear(config.hidden_size, inner)
-        self.activation = ACT2FN[config.hidden_act] if isinstance(config.hidden_act, str) else config.hidden_act
+        self.activation = activation_of(config.hidden_act)
         self.fc2 = nn.Linear(inner, config.hidden_size)
         self._is_exact_gelu = config.hidden_act == "gelu"
 
@@ -262,32 +262,17 @@ class Dinov2WithRegistersLayer(Dinov2Layer):
     """The same for models with registers."""
 
 
-_PROJECTIONS = {
-    "q_proj": "attention.query",
-    "k_proj": "attention.key",
-    "v_proj": "attention.value",
-    "o_proj": "output.dense",
-}
-
-
-def rename_projections(state_dict: dict[str, Any], prefix: str) -> None:
-    """Rewrites `q_proj`, `k_proj`, `v_proj` and `o_proj` below `prefix` to the names on disk, in place."""
-    for new, on_disk in _PROJECTIONS.items():
-        for kind in ("weight", "bias"):
-            if (tensor := state_dict.pop(f"{prefix}{new}.{kind}", None)) is not None:
-                state_dict[f"{prefix}{on_disk}.{kind}"] = tensor
-
-
-def rename_gates(state_dict: dict[str, Any], prefix: str) -> None:
-    """Rewrites `gate_proj`, `up_proj` and `down_proj` below `prefix` to `weights_in` and `weights_out`, in place."""
-    for kind in ("weight", "bias"):
-        gate, up, down = (
-            state_dict.pop(f"{prefix}{name}.{kind}", None) for name in ("gate_proj", "up_proj", "down_proj")
-        )
-        if gate is not None and up is not None:
-            state_dict[f"{prefix}weights_in.{kind}"] = torch.cat([gate, up])
-        if down is not None:
-            state_dict[f"{prefix}weights_out.{kind}"] = down
+def activation_of(hidden_act: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The activation that a config names, or the callable itself. Raises `ConfigError` for an unknown name."""
+    if not isinstance(hidden_act, str):
+        return hidden_act
+    if hidden_act == "selu":  # documented by transformers, and missing in its table
+        return nn.SELU()
+    if hidden_act not in ACT2FN:
+        known = ", ".join(sorted({"selu", *ACT2FN}))
+        raise ConfigError(f"hidden_act is {hidden_act!r}; give a callable, or one of {known}")
+    activation: Callable[..., Any] = ACT2FN[hidden_act]
+    return activation
 
 
 def _rows_of(layer: nn.Linear, rows: Tensor, *, dim: int) -> nn.Linear:

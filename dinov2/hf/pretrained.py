@@ -5,12 +5,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from dinov2.hf.arguments import UNSET, fitting
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
 from dinov2.hf.embeddings import Dinov2Embeddings
 from dinov2.hf.layers import Dinov2LayerScale
+from dinov2.hf.naming import files_with_names_in_memory, read_with_names_on_disk
 
 try:
     from transformers import initialization as init
@@ -18,6 +19,10 @@ except ImportError:  # transformers 4
     from torch.nn import init
 
 __all__ = ["Dinov2PreTrainedModel", "Dinov2WithRegistersPreTrainedModel", "Trunk"]
+
+
+# Arguments of `from_pretrained` that a configuration would take for its own.
+_OF_THE_LOADER = ("attn_implementation", "dtype", "torch_dtype", "output_loading_info", "quantization_config")
 
 
 class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc, no-any-unimported]
@@ -41,7 +46,18 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc, no-any-unimp
         """As in transformers; the type of the weights is the checkpoint's unless `dtype` says otherwise."""
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
             kwargs["dtype"] = "auto"  # version 4 would take float32
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        files = files_with_names_in_memory(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+        if not files:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        config = kwargs.pop("config", None)
+        if not isinstance(config, PretrainedConfig):
+            loading = {name: kwargs.pop(name) for name in _OF_THE_LOADER if name in kwargs}
+            config, kwargs = cls.config_class.from_pretrained(
+                config or pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
+            )
+            kwargs.update(loading)
+        kwargs.pop("subfolder", None)
+        return super().from_pretrained(None, *args, config=config, state_dict=read_with_names_on_disk(files), **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """The patch embedding."""

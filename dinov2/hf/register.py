@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 
 from dinov2.hf import auto
-from dinov2.hf.processing import BitImageProcessor
+from dinov2.hf.processing import BitImageProcessor, BitImageProcessorFast, BitImageProcessorPil
 
 __all__ = ["register"]
 
@@ -40,9 +40,15 @@ def register(*, replace: bool = True) -> None:
 def _register_processor(config: Any) -> None:
     factory = transformers.AutoImageProcessor
     try:
-        factory.register(config, image_processor_classes={"torchvision": BitImageProcessor}, exist_ok=True)
-    except TypeError:  # before 5.14 or so
-        factory.register(config, slow_image_processor_class=BitImageProcessor, exist_ok=True)
+        classes = {"torchvision": BitImageProcessor, "pil": BitImageProcessorPil}
+        factory.register(config, image_processor_classes=classes, exist_ok=True)
+    except TypeError:  # before one class had two backends
+        factory.register(
+            config,
+            slow_image_processor_class=BitImageProcessor,
+            fast_image_processor_class=BitImageProcessorFast,
+            exist_ok=True,
+        )
 
 
 def _take_folders(theirs: Any, ours: Any) -> None:

@@ -1,0 +1,87 @@
+"""Runs a script under an older transformers, beside this checkout and over the same torch.
+
+Each version lies in a folder of its own, found in `DINOV2_TRANSFORMERS_VERSIONS` (a folder with one folder a version)
+or installed once with pip below pytest's cache. Tests that call `run_under` are slow, and skip only where pip reaches
+no index.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+__all__ = ["OLDER_VERSIONS", "run_under"]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CACHE = REPOSITORY / ".pytest_cache" / "d"
+
+# What each version needs in another version than the newest transformers brings; all else is installed already.
+REQUIREMENTS = {
+    "4.56.2": ("huggingface_hub>=0.34,<1.0", "tokenizers>=0.22,<=0.23.0"),
+    "5.2.0": ("huggingface_hub>=1.3,<2.0", "tokenizers>=0.22,<=0.23.0", "httpx", "httpcore"),
+}
+OLDER_VERSIONS = tuple(REQUIREMENTS)
+
+# What pip says where there is no network; any other failure is one of this module.
+NO_INDEX = ("(from versions: none)", "NewConnectionError", "Max retries exceeded", "No module named pip")
+
+
+def run_under(version: str, script: str, folder: Path) -> Any:
+    """What `script` assigned to `result`, through JSON. It runs in `folder`, where larger things go through files."""
+    program = (
+        "import json, pathlib, transformers\n"
+        f"assert transformers.__version__ == {version!r}, transformers.__version__\n"
+        f"{textwrap.dedent(script)}\n"
+        "pathlib.Path('result.json').write_text(json.dumps(result))\n"
+    )
+    (folder / "script.py").write_text(program, encoding="utf-8")
+    (folder / "result.json").unlink(missing_ok=True)
+    # The offline switches: whatever is not in `folder` is a mistake of the script.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(installed(version)), str(REPOSITORY)]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    run = subprocess.run(
+        [sys.executable, "script.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=1200
+    )
+    assert run.returncode == 0, f"under transformers {version}:\n{run.stdout[-2000:]}\n{run.stderr[-6000:]}"
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def installed(version: str) -> Path:
+    """The folder with that transformers in it; installed there when it is missing."""
+    named = os.environ.get("DINOV2_TRANSFORMERS_VERSIONS", "")
+    if named:
+        folder = Path(named) / version
+        assert (folder / "transformers").is_dir(), f"{folder} holds no transformers; unset DINOV2_TRANSFORMERS_VERSIONS"
+        return folder
+    folder = CACHE / f"transformers-{version}"
+    if not (folder / "transformers").is_dir():
+        install(version, folder)
+    return folder
+
+
+def install(version: str, folder: Path) -> None:
+    """Puts that transformers into `folder`, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder.parent))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(part)]
+    run = subprocess.run([*command, f"transformers=={version}", *REQUIREMENTS[version]], capture_output=True, text=True)
+    try:
+        if any(sign in run.stderr for sign in NO_INDEX):
+            pytest.skip(f"transformers {version} is not installed, and pip reaches no index to install it from")
+        assert run.returncode == 0, run.stderr[-4000:]
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -14,7 +14,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-GROUND = {"errors", "configs", "distributed", "logging"}
+GROUND = {"errors", "configs", "distributed", "logging", "file_lock", "whole_files"}
 PARTS = {"layers", "loss", "data"}
 MACHINES = {"models", "engine"}
 FEATURES = {"features"}
@@ -27,14 +27,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "configs": {"errors"},
     "distributed": {"errors"},
-    "logging": {"errors", "distributed"},
+    "logging": {"errors", "distributed", "whole_files"},
+    "file_lock": set(),
+    "whole_files": {"file_lock"},
     "_moved": {"errors"},
     # 1 parts
     "layers": set(),
     "loss": {"distributed"},
     "data": GROUND,
     # 2 machines
-    "models": {"errors", "layers"},
+    "models": {"errors", "file_lock", "whole_files", "layers"},
     "engine": GROUND,
     # 3 features
     "features": GROUND | PARTS | MACHINES,
@@ -86,9 +88,15 @@ OPTIONAL = {
     "timm": "timm",
 }
 
+# Rooms whose classes extend an optional package's: it may stand at the head of their modules, and importing the room
+# without it says what to install (tests/hf/test_auto.py).
+BUILT_ON = {"hf": {"transformers"}}
+
 # Rooms that torch.hub users load with torch alone installed -> what they may import inside functions besides.
 TORCH_ALONE: dict[str, set[str]] = {
     "errors": set(),
+    "file_lock": set(),
+    "whole_files": set(),
     "layers": set(),
     "models": {"safetensors"},
     "hub": set(),
@@ -185,7 +193,7 @@ def misplaced_packages(path: str, tree: ast.Module) -> list[str]:
         where = f"{path}:{found.line}"
         if name not in CORE and name not in OPTIONAL:
             faults.append(f"{where}: {name} is no dependency of pyproject.toml")
-        elif name in OPTIONAL and not found.lazy:
+        elif name in OPTIONAL and not found.lazy and name not in BUILT_ON.get(room, set()):
             faults.append(f"{where}: {name} is optional (extra {OPTIONAL[name]!r}); import it inside the function")
         if room in TORCH_ALONE and name != "torch" and not (found.lazy and name in TORCH_ALONE[room]):
             faults.append(f"{where}: {room} needs torch alone, not {name}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dinov2.hf.quiet import quiet_import
 from dinov2.layers.attention import attend_heads, attention_weights
 from dinov2.layers.packing import Layout, unpack
+from dinov2.layers.recording import is_recording
 
 with quiet_import():
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -43,7 +44,7 @@ def attend_as_told(
     if call.layout is None:
         return _attend(module, queries, keys, values, head_mask, call)
     groups = zip(*(unpack(rows, call.layout) for rows in (queries, keys, values)), strict=True)
-    parts = [_attend(module, *group, head_mask, call)[0].flatten(0, 1) for group in groups]
+    parts = [_attend(module, q, k, v, head_mask, call)[0].flatten(0, 1) for q, k, v in groups]
     return torch.cat(parts), None
 
 
@@ -61,7 +62,8 @@ def prepared_mask(mask: Tensor | None, tokens: Tensor) -> Tensor | None:
             f"token, registers and patches); give [{batch}, {length}], or a prepared 4-D mask"
         )
     attends = mask.to(tokens.device) != 0
-    whole = not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and bool(attends.all())  # type: ignore[no-untyped-call]
+    # A compiled or recorded graph cannot branch on what is in a tensor.
+    whole = not (torch.compiler.is_compiling() or is_recording()) and bool(attends.all())
     return None if whole else attends[:, None, None, :]
 
 

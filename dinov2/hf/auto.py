@@ -43,7 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Name of an auto class -> model type -> model class."""
 
-_PROCESSORS = {
+_PROCESSORS: dict[str, Any] = {
     "BitImageProcessor": default_image_processor(),
     "BitImageProcessorFast": BitImageProcessorFast,
     "BitImageProcessorPil": BitImageProcessorPil,

@@ -164,7 +164,7 @@ def _transformers_type() -> enum.Enum | str:
 # The mixin comes last: its constructor and its hooks, which differ between versions, are not needed.
 
 
-class Dinov2Backbone(_Backbone, Dinov2PreTrainedModel, BackboneMixin):  # type: ignore[misc, no-any-unimported]
+class Dinov2Backbone(_Backbone, Dinov2PreTrainedModel, BackboneMixin):  # type: ignore[misc]
     """Feature maps of a DINOv2 model, for detectors and dense heads."""
 
     config_class = Dinov2Config
@@ -172,9 +172,7 @@ class Dinov2Backbone(_Backbone, Dinov2PreTrainedModel, BackboneMixin):  # type: 
     _encoder_class = Dinov2Encoder
 
 
-class Dinov2WithRegistersBackbone(  # type: ignore[misc, no-any-unimported]
-    _Backbone, Dinov2WithRegistersPreTrainedModel, BackboneMixin
-):
+class Dinov2WithRegistersBackbone(_Backbone, Dinov2WithRegistersPreTrainedModel, BackboneMixin):  # type: ignore[misc]
     """Feature maps of a DINOv2 model with registers, for detectors and dense heads."""
 
     config_class = Dinov2WithRegistersConfig

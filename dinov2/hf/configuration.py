@@ -26,7 +26,7 @@ _PROBLEMS = ("regression", "single_label_classification", "multi_label_classific
 _Size = int | Sequence[int]
 
 
-class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc, no-any-unimported]
+class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc]
     """What both families share; `out_features`, `out_indices` and `stage_names` follow the depth."""
 
     position_interpolation: Any  # of the class; an instance has one of its own when it was changed

@@ -1,7 +1,7 @@
 """The blocks one after the other, collecting on the way what a call asked for, and stopping where it needs no more."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class Dinov2Encoder(nn.Module):
         return [mask[self._present(index)] for index, mask in enumerate(masks)]
 
     def _present(self, index: int) -> list[int]:
-        pruned = self.layer[index].attention.pruned_heads
+        pruned: set[int] = cast(Any, self.layer[index]).attention.pruned_heads
         return [head for head in range(self.config.num_attention_heads) if head not in pruned]
 
 

@@ -202,7 +202,7 @@ class Dinov2SwiGLUFFN(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-class Dinov2Layer(GradientCheckpointingLayer):  # type: ignore[misc, no-any-unimported]
+class Dinov2Layer(GradientCheckpointingLayer):  # type: ignore[misc]
     """A block: `x + scale1(attention(norm1(x)))`, then `x + scale2(mlp(norm2(x)))`."""
 
     def __init__(self, config: Any) -> None:

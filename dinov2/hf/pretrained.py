@@ -25,10 +25,10 @@ __all__ = ["Dinov2PreTrainedModel", "Dinov2WithRegistersPreTrainedModel", "Trunk
 _OF_THE_LOADER = ("attn_implementation", "dtype", "torch_dtype", "output_loading_info", "quantization_config")
 
 
-class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc, no-any-unimported]
+class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     """Base of the models without registers, and of models that users build on them."""
 
-    config_class = Dinov2Config
+    config_class: ClassVar[Any] = Dinov2Config
     base_model_prefix = "dinov2"
     main_input_name = "pixel_values"
     input_modalities = ("image",)

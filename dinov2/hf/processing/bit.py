@@ -55,7 +55,7 @@ _LOADING = {"trust_remote_code", "code_revision", "config", "dtype", "torch_dtyp
 _PATCHES = {"dinov2": 14, "dinov2_with_registers": 16}
 
 
-class BitImageProcessor(BaseImageProcessor):
+class BitImageProcessor(BaseImageProcessor):  # type: ignore[misc]
     """Images to normalised pixels `[B, 3, H, W]`: to RGB, resize, centre crop, scale, normalise.
 
     The settings are those of `BitSettings`, here for all calls and in `preprocess` for one; the defaults (shorter side

@@ -2,7 +2,8 @@
 
 A name with a drop-in successor resolves to it with one DeprecationWarning. A name whose successor takes other arguments
 or returns something else is an ImportError that says what to use: a wrong call later would be harder to understand. The
-same goes for modules that this package does not have at all. A path that exists for real always wins over the table.
+same goes for modules that this package does not have at all, and for names that a module of the release has and ours
+has not. What exists for real always wins over the table.
 """
 
 import importlib
@@ -10,11 +11,11 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import NamedTuple
 
-__all__ = ["GONE", "MOVED", "REMOVED_IN", "Instead", "install"]
+__all__ = ["GONE", "LACKING", "MOVED", "REMOVED_IN", "Instead", "install"]
 
 REMOVED_IN = "2.0"
 """The version that no longer knows the old paths."""
@@ -123,12 +124,9 @@ _DENSE = (
     "model.get_intermediate_layers(images, n, reshape=True)"
 )
 _DINOTXT = "the text models of dino.txt are not in this version"
-_LINEAR = "linear classifiers are not in this version; dinov2.eval.knn evaluates frozen features"
 
 GONE: Mapping[str, str] = {
     "dinov2.eval.depth": _DENSE,
-    "dinov2.eval.linear": _LINEAR,
-    "dinov2.eval.log_regression": _LINEAR,
     "dinov2.eval.segmentation": _DENSE,
     "dinov2.eval.segmentation_m2f": _DENSE,
     "dinov2.hub.depth": _DENSE,
@@ -139,6 +137,57 @@ GONE: Mapping[str, str] = {
     "dinov2.utils.checkpoint": "dinov2.engine.checkpoint.CheckpointStore saves and loads a run",
 }
 """Modules of the release that do not import here, each with what to use; what lies below them is gone with them."""
+
+_LOADED = Instead("dinov2.load(weights) returns the backbone in evaluation mode, its transform and its precision")
+_KNN = Instead("dinov2.eval.knn.evaluate_knn(train, val) takes the Features of both sets and returns the figures")
+_RESIDUAL = Instead("dinov2.layers.drop_path.residual_on_subset adds a branch to a part of the batch")
+_PACKED = Instead(
+    "dinov2.layers.packing.pack puts crops of different sizes into one sequence, and unpack takes them out"
+)
+
+LACKING: Mapping[str, Mapping[str, str | Instead]] = {
+    "dinov2.eval.knn": {
+        "DictKeysModule": _KNN,
+        "ModuleDictWithForward": _KNN,
+        "create_class_indices_mapping": _KNN,
+        "create_module_dict": _KNN,
+        "eval_knn": _KNN,
+        "eval_knn_with_model": _KNN,
+        "filter_train": _KNN,
+    },
+    "dinov2.eval.setup": {
+        "build_model_for_eval": _LOADED,
+        "get_autocast_dtype": Instead(
+            "dinov2.engine.parallel.choose_precision(name, device) returns the type, or None"
+        ),
+        "setup_and_build_model": _LOADED,
+    },
+    "dinov2.layers.block": {
+        "add_residual": _RESIDUAL,
+        "drop_add_residual_stochastic_depth": _RESIDUAL,
+        "drop_add_residual_stochastic_depth_list": _RESIDUAL,
+        "get_attn_bias_and_cat": _PACKED,
+        "get_branges_scales": Instead("dinov2.layers.drop_path.draw_batch_subset draws the images and their scale"),
+    },
+    "dinov2.logging": {"MetricLogger": _METERS, "SmoothedValue": _METERS},
+    "dinov2.models.vision_transformer": {
+        "BlockChunk": Instead("model.blocks is a flat list, or with block_chunks a list of torch.nn.ModuleList"),
+        "init_weights_vit_timm": Instead("model.init_weights() draws all parameters anew"),
+        "named_apply": Instead("model.named_modules() goes through all modules with their names"),
+    },
+    "dinov2.run.submit": {
+        "get_shared_folder": _CLUSTER,
+        "submit_jobs": Instead("dinov2.run.submit.run_here(run, arguments) runs a job in this process"),
+    },
+    "dinov2.train.train": {
+        "apply_optim_scheduler": Instead("dinov2.engine.optim.apply_hyper(optimizer, schedules.at(step)) does it"),
+        "build_optimizer": Instead("dinov2.engine.optim.build_optimizer(student_parts, cfg.optim) returns AdamW"),
+        "build_schedulers": Instead("dinov2.engine.schedules.Schedules holds the schedules of a training"),
+        "do_test": Instead("dinov2.train.train.export_latest(cfg, output_dir) writes the teacher's weights"),
+        "do_train": Instead("dinov2.train.train.train(cfg, output_dir) trains, or goes on where a run stopped"),
+    },
+}
+"""Names of the release that are missing in modules which exist here, each with what to use."""
 
 _PARENTS = {name.rpartition(".")[0] for name in (*MOVED, *GONE)}
 
@@ -156,14 +205,15 @@ class _OldPaths(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in MOVED and fullname not in GONE and fullname not in _PARENTS:
+        if not any(fullname in names for names in (MOVED, GONE, LACKING, _PARENTS)):
             return None
         real = PathFinder.find_spec(fullname, path, target)
         if real is not None and real.origin is not None:  # without an origin it is a left-over, empty folder
-            if fullname not in _PARENTS or real.submodule_search_locations is not None:
-                return None
-            # Python looks below a module only if it has a search path, be it an empty one.
-            real.submodule_search_locations = []
+            if fullname in LACKING and type(real.loader) is SourceFileLoader:
+                real.loader = _RealModule(fullname, real.origin)
+            if fullname in _PARENTS and real.submodule_search_locations is None:
+                # Python looks below a module only if it has a search path, be it an empty one.
+                real.submodule_search_locations = []
             return real
         if fullname in GONE:
             raise ModuleNotFoundError(f"{fullname} is not in this package: {GONE[fullname]}", name=fullname)
@@ -177,13 +227,21 @@ class _OldModule(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__doc__ = f"Old import path of the public release, until version {REMOVED_IN}."
-        module.__getattr__ = _lookup(module)  # type: ignore[method-assign]
+        module.__getattr__ = _lookup(module, MOVED[module.__name__])  # type: ignore[method-assign]
         module.__dir__ = lambda: sorted(MOVED[module.__name__])  # type: ignore[method-assign]
 
 
-def _lookup(module: ModuleType) -> Callable[[str], object]:
+class _RealModule(SourceFileLoader):
+    """Loads a module as ever; names that it has not are looked up in the table when they are asked for."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        module.__getattr__ = _lookup(module, LACKING[module.__name__])  # type: ignore[method-assign]
+
+
+def _lookup(module: ModuleType, names: Mapping[str, str | Instead]) -> Callable[[str], object]:
     def look_up(name: str) -> object:
-        entry, old = MOVED[module.__name__].get(name), f"{module.__name__}.{name}"
+        entry, old = names.get(name), f"{module.__name__}.{name}"
         if entry is None:
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}", name=name, obj=module)
         if isinstance(entry, Instead):

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from dinov2.distributed import get_global_rank, is_main_process
 from dinov2.errors import DataError
+from dinov2.whole_files import replacing
 
 __all__ = ["MetricsWriter", "TensorBoardTracker", "read_metrics", "setup_logging", "tensorboard_tracker"]
 
@@ -72,12 +73,8 @@ class MetricsWriter:
         if len(kept) == len(rows):
             return
         self._file.close()
-        replacement = self.path.with_name(self.path.name + ".tmp")
-        with open(replacement, "wb") as file:
-            file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(replacement, self.path)
+        with replacing(self.path) as unfinished:
+            unfinished.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in kept))
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 -- held until close()
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import dinov2
-from dinov2._moved import GONE, MOVED, REMOVED_IN, Instead, install
+from dinov2._moved import GONE, LACKING, MOVED, REMOVED_IN, Instead, install
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = [(module, name) for module, names in MOVED.items() for name in names]
@@ -24,7 +24,13 @@ SUCCESSORS = [
 REPLACED = [
     (module, name) for module, names in MOVED.items() for name, new in names.items() if isinstance(new, Instead)
 ]
-ADVICE = [entry.advice for names in MOVED.values() for entry in names.values() if isinstance(entry, Instead)]
+ADVICE = [
+    entry.advice
+    for table in (MOVED, LACKING)
+    for names in table.values()
+    for entry in names.values()
+    if isinstance(entry, Instead)
+]
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -192,6 +198,22 @@ def test_an_old_name_gives_its_successor_and_warns_once(
 def test_an_old_name_without_successor_says_what_to_use(module: str, name: str) -> None:
     with pytest.raises(ImportError, match=f"{module}.{name} is not in this package: ..."):
         exec(f"from {module} import {name}", {})
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in LACKING.items() for name in names])
+def test_a_name_that_a_module_of_the_release_has_and_ours_has_not_says_what_to_use(module: str, name: str) -> None:
+    with pytest.raises(ImportError, match=f"{module}.{name} is not in this package: ..."):
+        exec(f"from {module} import {name}", {})
+
+
+@pytest.mark.parametrize("module", LACKING)
+def test_a_module_that_lacks_names_of_the_release_is_a_module_like_any_other(module: str) -> None:
+    loaded = importlib.import_module(module)
+    assert Path(loaded.__file__).is_file() and loaded.__doc__
+    assert not hasattr(loaded, "no_such_name")
+    with pytest.raises(ImportError, match="cannot import name 'no_such_name'"):
+        exec(f"from {module} import no_such_name", {})
+    assert [name for name in LACKING[module] if name in vars(loaded)] == [], "the name arrived, so its row can go"
 
 
 @pytest.mark.parametrize("module", GONE)

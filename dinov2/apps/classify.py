@@ -4,7 +4,6 @@ Images are decoded by threads ahead of the model, and each prediction is handed 
 cannot be read is a prediction with a reason instead of classes, and stops nothing.
 """
 
-import glob
 import math
 import os
 from collections import deque
@@ -17,9 +16,8 @@ import torch
 from torch import Tensor
 
 from dinov2.apps.predictions import Classification, Guess, Prediction
+from dinov2.data.datasets.globbed import images_named
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES, ImageNetClass
-from dinov2.data.datasets.scanning import scan_folder
-from dinov2.data.decoding import IMAGE_EXTENSIONS
 from dinov2.errors import ConfigError, DataError, WeightsError
 from dinov2.features.inputs import to_model_input
 from dinov2.models.linear_head import LinearHead, head_from_state
@@ -29,7 +27,6 @@ from dinov2.pretrained import Pretrained, digest_of_files, load
 from dinov2.sources import ShowProgress
 
 __all__ = ["classify", "find_images"]
-
 
 
 def classify(
@@ -89,38 +86,11 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
     An existing path always wins over a pattern. Raises `DataError` for a source without images.
     """
     found: dict[str, str] = {}
-
-    def add(paths: Sequence[str]) -> None:
-        for path in paths:
-            found.setdefault(os.path.abspath(path), path)
-
-    for source in sources:
-        path = os.path.expanduser(os.fspath(source))
-        if os.path.exists(path):
-            add(_images_at(path))
-            continue
-        if not glob.has_magic(path):
-            raise DataError(f"there is no image or folder {path}; check the path")
-        matches = [
-            match
-            for match in sorted(glob.glob(path, recursive=True))
-            if os.path.isfile(match) and os.path.splitext(match)[1].lower() in IMAGE_EXTENSIONS
-        ]
-        if not matches:
-            raise DataError(f"no image matches {path}; check the pattern, ** stands for folders at any depth")
-        add(matches)
+    for path in (path for source in sources for path in images_named(source)):
+        found.setdefault(os.path.abspath(path), path)
     if not found:
         raise DataError("no image was named; give files, folders or patterns")
     return list(found.values())
-
-
-def _images_at(path: str) -> list[str]:
-    if not os.path.isdir(path):
-        return [path]
-    inside = [os.path.join(path, relative) for relative in scan_folder(path).paths]
-    if not inside:
-        raise DataError(f"the folder {path} holds no image; give one with .jpg, .png or other image files in it")
-    return inside
 
 
 def _read_names(file: str | os.PathLike[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def embed(
 
     Raises:
         DataError: there are no images, none is readable, or `output` was begun with other settings (they are named).
-        ConfigError: options contradict each other, or `output` cannot be written.
+        ConfigError: options contradict each other, or `output` cannot be written, or is being written by another call.
         WeightsError: there is no such model.
         DinoError: the disk is full; what was finished is kept.
     """
@@ -128,8 +129,8 @@ def embed(
     request = _request(images, loaded, transform, wanted, kind.format, batch_size, rows_each)
     about = _about(source, images, model)
     folder = PartsFolder(target, kind.format)
-    with room_on_disk(target):
-        state = _prepare(folder, request, about, overwrite=overwrite)
+    with room_on_disk(target), ExitStack() as lock:
+        state = _prepare(folder, request, about, lock, overwrite=overwrite)
         if state is None:
             done = manifest_of(target) or {}
             report.rows, report.unreadable = done.get("rows", 0), done.get("unreadable", 0)
@@ -218,12 +219,13 @@ def _about(source: str | Sequence[str], images: ImageDataset, model: str | os.Pa
 
 
 def _prepare(
-    folder: PartsFolder, request: Mapping[str, Any], about: Mapping[str, Any], *, overwrite: bool
+    folder: PartsFolder, request: Mapping[str, Any], about: Mapping[str, Any], lock: ExitStack, *, overwrite: bool
 ) -> dict[int, PartRecord] | None:
-    """Finished parts, the same in every process; None when the output is complete."""
+    """Finished parts, the same in every process; None when the output is complete. `lock` keeps other calls away."""
     outcome: Any = None
     if distributed.is_main_process():
         try:
+            lock.enter_context(folder.alone())
             outcome = None if begin(folder, request, about, overwrite=overwrite) else folder.finished()
         except (ConfigError, DataError) as error:
             outcome = error

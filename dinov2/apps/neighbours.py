@@ -21,10 +21,10 @@ from dinov2.errors import ConfigError, DataError
 from dinov2.eval.duplicates import groups_of_pairs, similar_pairs
 from dinov2.eval.neighbours import nearest_neighbours
 from dinov2.features.embedding import Wanted, decoded_batches, embedded
-from dinov2.features.results import now
 from dinov2.features.store import StoredFeatures, open_features
 from dinov2.pretrained import load
 from dinov2.report.neighbour_page import THUMBNAIL_SIDE, Shot, ShotRow, neighbour_page, thumbnail
+from dinov2.whole_files import replacing
 
 __all__ = ["Hit", "NeighboursReport", "neighbours"]
 
@@ -248,9 +248,7 @@ def _found(
         raise DataError(f"{report.features} holds one image alone, which has no neighbours")
     similarities, indices = nearest_neighbours(vectors, matrix, k=k, cosine=True, exclude=exclude, device=device)
     rows = []
-    for name, shot, own, near, which in zip(
-        names, shots, labels, similarities.tolist(), indices.tolist(), strict=True
-    ):
+    for name, shot, own, near, which in zip(names, shots, labels, similarities.tolist(), indices.tolist(), strict=True):
         hits = [Hit(row, album.paths[row], value, album.label(row)) for value, row in zip(near, which, strict=True)]
         report.neighbours[name] = hits
         pictures = [shot]
@@ -301,9 +299,6 @@ def _write(page: Path, stored: StoredFeatures, rows: list[ShotRow], groups: list
         neighbours=rows,
         duplicates=groups,
         duplicates_lead=lead,
-        written=f"Written {now().replace('T', ' ').replace('+00:00', ' UTC')}.",
     )
-    page.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = page.with_name(f".{page.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(unfinished, page)
+    with replacing(page) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -2,13 +2,12 @@
 
 import csv
 import json
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from dinov2.errors import DinoError
+from dinov2.whole_files import replacing
 
 __all__ = ["Classification", "CsvPredictions", "Guess", "Prediction", "write_json"]
 
@@ -78,14 +77,10 @@ def write_json(result: Classification, target: TextIO | Path) -> None:
     if not isinstance(target, Path):
         target.write(text)
         return
-    unfinished = target.with_name(f"{target.name}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, target)
+        with replacing(target) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
         raise DinoError(f"{target} could not be written ({error.strerror}); choose another place for --json") from error
 
 

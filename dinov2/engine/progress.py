@@ -23,6 +23,7 @@ from dinov2.distributed import get_global_size, is_main_process
 __all__ = ["Progress", "ProgressFigures", "peak_memory"]
 
 _WINDOW = 20  # steps; the release's window for the times in its metrics
+_COLLAPSE = 5  # times slower than before, the waiting for data left out: more than other crops or a warm CPU explain
 _LOG = logging.getLogger("dinov2")
 
 
@@ -88,6 +89,8 @@ class Progress:
         self._line_of: int | None = None  # the step that the last line was about
         self._live: LiveProgress | None = None
         self._task = TaskID(0)
+        self._fastest = 0.0  # images per second of computing, the waiting for data left out
+        self._warned = False
 
     def __enter__(self) -> "Progress":
         self._mark = self._clock()
@@ -126,6 +129,7 @@ class Progress:
     def show(self, *, loss: float | None = None) -> None:
         """Bring the display up to date; `loss` is the newest one known."""
         self._loss = loss if loss is not None else self._loss
+        self._notice_collapse()
         if self._live is not None:
             self._live.update(self._task, figures=str(self.figures()))
         elif self._last_line is None or self._clock() - self._last_line >= self._line_every or self.done == self.total:
@@ -155,6 +159,23 @@ class Progress:
             memory=peak_memory(self._device),
             seconds_to_go=max(0, self.total - self.done) * seconds / n if n else None,
         )
+
+    def _notice_collapse(self) -> None:
+        """Says once what helps when CPU threads wait for each other, because another program has one of their cores."""
+        seconds = sum(step[0] - step[1] for step in self._steps)
+        on_cpu = self._device is None or self._device.type == "cpu"
+        if self._warned or not on_cpu or torch.get_num_threads() == 1 or len(self._steps) < _WINDOW or seconds <= 0:
+            return
+        rate = sum(step[2] for step in self._steps) / seconds
+        self._fastest = max(self._fastest, rate)
+        if rate * _COLLAPSE < self._fastest:
+            self._warned = True
+            if is_main_process():
+                _LOG.warning(
+                    f"steps take {self._fastest / rate:.0f} times as long as earlier in this run: another program "
+                    f"seems to need the same cores, and {torch.get_num_threads()} threads wait for each other; stop "
+                    "the run and give its command again with train.num_threads=1"
+                )
 
     def _write_line(self) -> None:
         if is_main_process():

@@ -7,7 +7,6 @@ a manifest, or whose tensors do not have the manifest's checksum, is refused.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from dinov2.distributed import all_reduce_max, barrier, is_main_process
 from dinov2.errors import DataError
 from dinov2.features.extract import Features
 from dinov2.features.results import write_json
+from dinov2.whole_files import replacing
 
 __all__ = [
     "EXTRACTOR_VERSION",
@@ -77,14 +77,9 @@ def save_features(folder: Path | str, features: Features, *, parts: Mapping[str,
     if features.indices is not None:
         tensors["indices"] = features.indices
     (entry / _MANIFEST).unlink(missing_ok=True)  # from here until the new manifest the entry does not exist
-    temporary = entry / f".{_TENSORS}.{os.getpid()}.tmp"
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        checksum = _file_checksum(temporary)
-        os.replace(temporary, entry / _TENSORS)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(entry / _TENSORS) as unfinished:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished)
+        checksum = _file_checksum(unfinished)
     manifest = {
         "parts": dict(parts),
         "sha256": checksum,

@@ -3,7 +3,6 @@
 Unlike for training and evaluation, photographs are turned upright by their EXIF note: a person will look at them.
 """
 
-import glob
 import os
 import re
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dinov2.data.decoding import IMAGE_EXTENSIONS, decode_rgb, to_rgb
+from dinov2.data.datasets.globbed import images_named
+from dinov2.data.decoding import decode_rgb, to_rgb
 from dinov2.errors import DataError
 
 __all__ = ["Frame", "find_frames", "open_frame"]
@@ -42,27 +42,8 @@ def find_frames(images: Sequence[str | os.PathLike[str]]) -> list[Frame]:
     """
     if not images:
         raise DataError("no image was named; give files or a folder")
-    found: list[Frame] = []
-    for entry in images:
-        path = Path(entry).expanduser()
-        if path.is_dir():
-            files = [
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in IMAGE_EXTENSIONS and not file.name.startswith(".") and file.is_file()
-            ]
-            if not files:
-                raise DataError(f"the folder {path} holds no images; give another, or the files themselves")
-            for file in sorted(files, key=lambda file: _as_counted(file.relative_to(path))):
-                found += _frames_of(file)
-        elif path.is_file():
-            found += _frames_of(path)
-        elif matching := sorted(glob.glob(str(path), recursive=True), key=lambda name: _as_counted(Path(name))):
-            for name in matching:
-                found += _frames_of(Path(name))
-        else:
-            raise DataError(f"there is no image {path}; check the path")
-    return found
+    paths = (path for source in images for path in sorted(map(Path, images_named(source)), key=_as_counted))
+    return [frame for path in paths for frame in _frames_of(path)]
 
 
 def open_frame(frame: Frame) -> Image.Image:

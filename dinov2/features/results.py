@@ -5,7 +5,6 @@ Rows carry names, digests and versions, never a path of the machine they were ma
 
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dinov2.errors import DataError
+from dinov2.whole_files import replacing
 
 __all__ = ["SCHEMA", "Result", "environment", "now", "read_results", "write_json", "write_results"]
 
@@ -111,21 +111,11 @@ def read_results(path: Path | str) -> list[Result]:
 
 
 def write_json(path: Path | str, value: Any) -> Path:
-    """Write valid JSON (NaN and infinities become null) under a temporary name, then rename it into place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write valid JSON (NaN and infinities become null); whoever reads the path sees the old or the new one."""
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    return Path(path)
 
 
 def _finite(value: Any) -> Any:

@@ -9,7 +9,6 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dinov2.errors import DinoError, WeightsError
+from dinov2.whole_files import replacing
 
 __all__ = ["read_file", "read_json", "shard_refused", "write_state_dict", "write_tensors", "write_text", "write_whole"]
 
@@ -111,16 +111,10 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """
     from safetensors import SafetensorError
 
-    unfinished = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(unfinished)
-        # safetensors makes files that only their owner may read; a result is for whoever may read the folder.
-        unfinished.chmod(0o666 & ~_umask())
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            write(unfinished)
     except (OSError, RuntimeError, SafetensorError) as error:  # the writers of both formats have errors of their own
-        with suppress(OSError):
-            unfinished.unlink()
         reason = getattr(error, "strerror", None) or "the disk may be full"
         raise DinoError(f"{path} could not be written ({reason}); free some space there and start again") from error
 
@@ -176,9 +170,3 @@ def _no_weight_file(path: Path, start: bytes = b"") -> WeightsError:
     if text.startswith(b"version https://git-lfs"):
         return WeightsError(f"{path} is no weight file but a pointer to one; fetch it with: git lfs pull")
     return WeightsError(f"{path} is no weight file (or only a part of one); download or copy it again")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -8,11 +8,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from string import Template
 
 from PIL import Image
 
-from dinov2.report.theme import STYLE
+from dinov2.report.theme import framed, written
 
 __all__ = ["THUMBNAIL_SIDE", "Shot", "ShotRow", "neighbour_page", "thumbnail"]
 
@@ -60,7 +59,6 @@ def neighbour_page(
     neighbours: Sequence[ShotRow] = (),
     duplicates: Sequence[ShotRow] | None = None,
     duplicates_lead: str = "",
-    written: str = "",
 ) -> str:
     """The page as text. `duplicates` is None where nobody looked for them; `facts` are (name, value) for its head."""
     sections = []
@@ -71,9 +69,14 @@ def neighbour_page(
         sections.append(_section("neighbours", "Nearest images", lead, neighbours))
     if duplicates is not None:
         sections.append(_section("duplicates", "Near-duplicates", duplicates_lead, duplicates))
-    chips = "".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in facts)
-    return _FRAME.substitute(
-        title=escape(title), chips=chips, sections="\n".join(sections), style=STYLE + _STYLE, written=escape(written)
+    return framed(
+        title,
+        eyebrow="Neighbours in feature space",
+        heading=title,
+        facts=facts,
+        main="\n".join(sections),
+        footer=f"{written()} This file is complete in itself.",
+        style=_STYLE,
     )
 
 
@@ -115,27 +118,3 @@ section:first-child h2 { margin-top: 1rem; }
   -webkit-box-orient: vertical; overflow: hidden; }
 .shots .note { grid-column: 1 / -1; margin: 0; }
 """
-
-_FRAME = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="dinov2-anywhere">
-<link rel="icon" href="data:,">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<header class="top"><div>
-<p class="eyebrow">Neighbours in feature space</p>
-<h1>$title</h1>
-<ul class="chips">$chips</ul>
-</div></header>
-<main>
-$sections
-</main>
-<footer>$written This file is complete in itself.</footer>
-</body>
-</html>
-""")

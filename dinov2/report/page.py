@@ -3,14 +3,13 @@
 Every value from the run is escaped on its way into the page, because class names, paths and error texts are not ours.
 """
 
-import os
 from html import escape
 from pathlib import Path
 
-from dinov2.features.results import now
-from dinov2.report.sections import SECTIONS, chips
+from dinov2.report.sections import SECTIONS, facts
 from dinov2.report.sources import RunRecord, read_run
-from dinov2.report.theme import FRAME, SCRIPT, STYLE
+from dinov2.report.theme import SCRIPT, framed, written
+from dinov2.whole_files import replacing
 
 __all__ = ["render", "write_report"]
 
@@ -23,10 +22,8 @@ def write_report(run_folder: Path | str, *, out: Path | str | None = None) -> Pa
     """
     page = render(read_run(run_folder))
     path = Path(run_folder) / "report.html" if out is None else Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
     return path
 
 
@@ -36,13 +33,13 @@ def render(run: RunRecord) -> str:
         f'<section id="{anchor}"><h2>{escape(title)}</h2>{build(run)}</section>' for anchor, title, build in SECTIONS
     ]
     links = [f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _ in SECTIONS]
-    return FRAME.substitute(
-        title=escape(f"{run.name}: training report"),
-        heading=escape(run.name),
-        chips=chips(run),
-        links="".join(links),
-        sections="\n".join(sections),
-        footer=f"Written {now().replace('T', ' ').replace('+00:00', ' UTC')}. This file is complete in itself.",
-        style=STYLE,
-        script=SCRIPT,
+    return framed(
+        f"{run.name}: training report",
+        eyebrow="Training report",
+        heading=run.name,
+        facts=facts(run),
+        bar=f"<nav><div>{''.join(links)}</div></nav>",
+        main="\n".join(sections),
+        footer=f"{written()} This file is complete in itself.",
+        end=f"<script>{SCRIPT}</script>",
     )

@@ -1,14 +1,58 @@
-"""Look and behaviour of the report: one style sheet, one small script, one frame, all inlined into the page.
+"""What all pages have in common: one style sheet, one frame and one small script, all inlined into the page.
+
+The frame forbids the browser to load anything, so that a page that is not complete in itself is seen to be broken.
 
 Text beside curves is HTML and not SVG, so that it keeps its size on a phone while the curves shrink. Colours are
 variables, which the dark scheme replaces.
 """
 
+from collections.abc import Iterable
+from html import escape
 from string import Template
 
-__all__ = ["FRAME", "SCRIPT", "STYLE"]
+from dinov2.features.results import now
 
-STYLE = """
+__all__ = ["SCRIPT", "framed", "written"]
+
+
+def framed(
+    title: str,
+    *,
+    eyebrow: str,
+    heading: str,
+    facts: Iterable[tuple[str, str]],
+    main: str,
+    footer: str,
+    lead: str = "",
+    bar: str = "",
+    style: str = "",
+    end: str = "",
+) -> str:
+    """A whole page.
+
+    Title, eyebrow, heading and facts (name, value) are text of any origin. All else is HTML: `lead` stands below the
+    facts, `bar` between the head and `main`, `end` holds the scripts. `style` is added to the common style sheet.
+    """
+    return _FRAME.substitute(
+        title=escape(title),
+        eyebrow=escape(eyebrow),
+        heading=escape(heading),
+        chips="".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in facts),
+        lead=lead,
+        bar=bar,
+        main=main,
+        footer=footer,
+        style=_STYLE + style,
+        end=end,
+    )
+
+
+def written() -> str:
+    """The sentence that says when."""
+    return f"Written {now().replace('T', ' ').replace('+00:00', ' UTC')}."
+
+
+_STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f5f6f8; --card: #ffffff; --ink: #171a20; --muted: #5d6673; --line: #e2e5ea; --grid: #eceef2;
@@ -168,28 +212,31 @@ for (const plot of document.querySelectorAll(".plot[data-plot]")) {
 }
 """
 
-FRAME = Template("""<!doctype html>
+_FRAME = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="dinov2-anywhere">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
+script-src 'unsafe-inline'">
 <link rel="icon" href="data:,">
 <title>$title</title>
 <style>$style</style>
 </head>
 <body>
 <header class="top"><div>
-<p class="eyebrow">Training report</p>
+<p class="eyebrow">$eyebrow</p>
 <h1>$heading</h1>
 <ul class="chips">$chips</ul>
+$lead
 </div></header>
-<nav><div>$links</div></nav>
+$bar
 <main>
-$sections
+$main
 </main>
 <footer>$footer</footer>
-<script>$script</script>
+$end
 </body>
 </html>
 """)

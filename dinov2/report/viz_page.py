@@ -7,7 +7,6 @@ It says what that cost, the largest error of a similarity, measured on this very
 import base64
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,11 +17,11 @@ import torch
 from PIL import Image
 
 from dinov2.errors import DataError
-from dinov2.features.results import now
 from dinov2.report.map_pictures import palette_colours
-from dinov2.report.theme import STYLE
+from dinov2.report.theme import framed, written
 from dinov2.report.viz_data import PageImage, PageMatches, PageModel, head_maps, packed_panes
-from dinov2.report.viz_theme import VIZ_FRAME, VIZ_SCRIPT, VIZ_STYLE
+from dinov2.report.viz_theme import VIZ_LEAD, VIZ_MAIN, VIZ_SCRIPT, VIZ_STYLE, VIZ_TOOLS
+from dinov2.whole_files import replacing
 
 __all__ = [
     "MOST_IMAGES",
@@ -82,10 +81,8 @@ def write_viz_page(
     footer = _footer(models, images, dims, max(errors), notes)
     page = _rendered(data, models, images, matches, footer).encode()
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    unfinished.write_bytes(page)
-    os.replace(unfinished, target)
+    with replacing(target) as unfinished:
+        unfinished.write_bytes(page)
     return WrittenPage(target, len(page), len(images), dims, max(errors))
 
 
@@ -103,30 +100,38 @@ def _rendered(
 ) -> str:
     attention = any(view.attention is not None for image in images for view in image.views)
     views = [(key, name) for key, name in _VIEWS.items() if key != "attention" or attention]
-    chips = [("images", str(len(images)))]
+    facts = [("images", str(len(images)))]
     for model in models:
-        chips.append((model.name if len(models) > 1 else "features", model.about))
+        facts.append((model.name if len(models) > 1 else "features", model.about))
     names = head_maps(images[0].views[0], models[0])
     heads = "".join(f'<option value="{h}">{escape(name)}</option>' for h, (_, name, _) in enumerate(names))
     heading = " and ".join(model.name for model in models)
-    return VIZ_FRAME.substitute(
-        title=escape(f"{heading}: patch features"),
-        heading=escape(heading),
-        chips="".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in chips),
+    tools = VIZ_TOOLS.substitute(
         views="".join(
             f'<label><input type="radio" name="view" id="view-{key}" value="{key}"'
             f"{' checked' if key == 'similarity' else ''}><span>{name}</span></label>"
             for key, name in views
         ),
         heads=f'<option value="-1">mean of all</option>{heads}',
+    )
+    main = VIZ_MAIN.substitute(
         tall="26rem" if len(images) <= 2 else "20rem",
         shots="".join(_shot(i, image, models) for i, image in enumerate(images)),
         sections=_heads_section(images, models) + _matches_section(images, models, matches),
+    )
+    # A file name could end the element that the text stands in.
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return framed(
+        f"{heading}: patch features",
+        eyebrow="What the patches mean",
+        heading=heading,
+        facts=facts,
+        lead=VIZ_LEAD,
+        bar=tools,
+        main=main,
         footer=footer,
-        style=STYLE + VIZ_STYLE,
-        # A file name could end the element that the text stands in.
-        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-        script=VIZ_SCRIPT,
+        style=VIZ_STYLE,
+        end=f'<script type="application/json" id="data">{text}</script>\n<script>{VIZ_SCRIPT}</script>',
     )
 
 
@@ -179,9 +184,7 @@ def _heads_section(images: Sequence[PageImage], models: Sequence[PageModel]) -> 
     )
 
 
-def _matches_section(
-    images: Sequence[PageImage], models: Sequence[PageModel], matches: Sequence[PageMatches]
-) -> str:
+def _matches_section(images: Sequence[PageImage], models: Sequence[PageModel], matches: Sequence[PageMatches]) -> str:
     """Pairs of images with a line between patches that are each other's most similar one."""
     cards = []
     for pair in matches:
@@ -238,10 +241,9 @@ def _footer(
             f"variance{' of the foreground' if model.basis.foreground else ''}. Norms are those {model.norm_kind}; "
             f"high is above {model.norm_threshold:.4g}."
         )
-    written = now().replace("T", " ").replace("+00:00", " UTC")
     lines.append(
         f"The largest error of a similarity on this page is {error:.1g}. The file is complete in itself, loads "
-        f"nothing, and is at most {PAGE_LIMIT // 1_000_000} MB. Written {written}."
+        f"nothing, and is at most {PAGE_LIMIT // 1_000_000} MB. {written()}"
     )
     return "".join(f"<p>{escape(line)}</p>" for line in [*lines, *notes])
 

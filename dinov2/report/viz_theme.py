@@ -1,4 +1,4 @@
-"""Look and behaviour of the page of patch features: what it adds to the report's style sheet, its script, its frame.
+"""Look and behaviour of the page of patch features: its script, and what it adds to the frame and style sheet of all.
 
 The script gets everything as one JSON text inside the page. Features are int8, so a cosine is the product of two short
 vectors over their lengths; a click compares one patch with all patches of all images, within a few milliseconds.
@@ -6,7 +6,7 @@ vectors over their lengths; a click compares one patch with all patches of all i
 
 from string import Template
 
-__all__ = ["VIZ_FRAME", "VIZ_SCRIPT", "VIZ_STYLE"]
+__all__ = ["VIZ_LEAD", "VIZ_MAIN", "VIZ_SCRIPT", "VIZ_STYLE", "VIZ_TOOLS"]
 
 VIZ_STYLE = """
 header.top { padding-bottom: .5rem; }
@@ -273,44 +273,21 @@ state.view = (document.querySelector("input[name=view]:checked") || { value: "si
 compare(); draw();
 """
 
-VIZ_FRAME = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="dinov2-anywhere">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
-script-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body class="smooth">
-<header class="top"><div>
-<p class="eyebrow">What the patches mean</p>
-<h1>$heading</h1>
-<ul class="chips">$chips</ul>
-<p class="lead">Click any patch: all patches of all images take the colour of their similarity to it. Drag to sweep, or
-move the chosen patch with the arrow keys. A ring marks the most similar patch of every other image.</p>
+VIZ_LEAD = """<p class="lead">Click any patch: all patches of all images take the colour of their similarity to it.
+Drag to sweep, or move the chosen patch with the arrow keys. A ring marks the most similar patch of every other
+image.</p>
 <noscript><p>This page computes its maps with JavaScript, which is switched off: only the images are shown.</p>
-</noscript>
-</div></header>
-<div class="tools" role="region" aria-label="Display"><div>
+</noscript>"""
+
+VIZ_TOOLS = Template("""<div class="tools" role="region" aria-label="Display"><div>
 <fieldset><legend>What is shown</legend>$views</fieldset>
 <label class="small" id="head-tool" hidden>Head <select id="head">$heads</select></label>
 <label class="small" id="opacity-tool">Opacity <input id="opacity" type="range" min="10" max="100" value="70"></label>
 <label class="small" id="smooth-tool"><input id="smooth" type="checkbox" checked> Smooth</label>
 <label class="small" id="stretch-tool"><input id="stretch" type="checkbox" checked> Stretch contrast</label>
 <div class="scale" id="scale"><span id="low">0</span><i id="scale-bar"></i><span id="high">1</span></div>
-</div></div>
-<main>
-<div class="unseen" id="said" role="status" aria-live="polite"></div>
+</div></div>""")
+
+VIZ_MAIN = Template("""<div class="unseen" id="said" role="status" aria-live="polite"></div>
 <div class="shots" style="--tall: $tall">$shots</div>
-$sections
-</main>
-<footer>$footer</footer>
-<script type="application/json" id="data">$data</script>
-<script>$script</script>
-</body>
-</html>
-""")
+$sections""")

@@ -17,6 +17,7 @@ from typing import Any
 from dinov2.configs import Config, differing_keys, load_config, to_yaml
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, WeightsError
+from dinov2.whole_files import replacing
 
 __all__ = ["RunFolder"]
 
@@ -148,6 +149,5 @@ def _shown(saved: Config, wanted: Config, keys: list[str]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

@@ -171,8 +171,27 @@ def test_kills_at_random_moments_change_no_byte(here, photos, model):
         time.sleep(0.1 * parts_wanted)
         process.kill()
         process.wait()
+        assert (here / ".killed.parquet.lock").exists()  # which nobody holds any more
     subprocess.run(command, env=environment, check=True)
     assert (here / "killed.parquet").read_bytes() == (here / "calm.parquet").read_bytes()
+    assert not (here / ".killed.parquet.lock").exists()
+
+
+def test_a_second_command_for_the_same_output_is_refused_while_the_first_one_runs(here, photos, model):
+    run(photos, model, "calm.npz")
+    refusals = []
+
+    def meanwhile(state):
+        for options in ({}, {"overwrite": True}):
+            with pytest.raises(ConfigError, match=r"another command is writing out\.npz just now; wait") as refusal:
+                run(photos, model, "out.npz", **options)
+            refusals.append(refusal)
+
+    report = run(photos, model, "out.npz", progress=meanwhile)
+    assert refusals and report.rows == 17
+    assert (here / "out.npz").read_bytes() == (here / "calm.npz").read_bytes()
+    assert run(photos, model, "out.npz").computed == 0
+    assert not list(here.glob(".*.lock"))
 
 
 def test_what_changed_since_the_beginning_is_refused_by_name(here, photos, model):

@@ -42,7 +42,7 @@ def test_every_option_reaches_its_place(dinov2, here, model):
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (("nowhere.jpg", "--model", "tiny.pth"), "there is no image nowhere.jpg; check the path"),
+        (("nowhere.jpg", "--model", "tiny.pth"), "there is no image or folder nowhere.jpg; check the path"),
         (("empty", "--model", "tiny.pth"), "the folder empty holds no images"),
         (("text.png", "--model", "tiny.pth"), "text.png cannot be read as an image"),
         (("photos", "--model", "nowhere.pth"), "there is no weight file nowhere.pth; check the path"),

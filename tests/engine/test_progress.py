@@ -4,6 +4,7 @@ import io
 import logging
 
 import pytest
+import torch
 from rich.console import Console
 
 from dinov2.engine import progress as progress_module
@@ -111,6 +112,52 @@ def test_processes_other_than_the_main_one_show_nothing(clock, lines, monkeypatc
         progress.show(loss=1.5)
     assert screen.getvalue() == ""
     assert lines.messages == []
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def rates(clock, *, device=None, slow=2.6, waiting=0.1):
+    """30 steps of half a second, 30 that are `slow`, with a display at every tenth, and both again."""
+    with Progress(120, clock=clock, console=plain(), device=device) as progress:
+        for seconds in (0.5, slow, 0.5, slow):
+            for _ in range(3):
+                run(progress, clock, 10, seconds=seconds, waiting=0.1 if seconds == 0.5 else waiting)
+                progress.show(loss=1.0)
+
+
+def warnings(lines):
+    return [record.getMessage() for record in lines.records if record.levelname == "WARNING"]
+
+
+def test_threads_that_wait_for_each_other_are_noticed_once_with_what_helps(clock, lines, threads):
+    threads(2)
+    rates(clock)
+    (words,) = warnings(lines)
+    assert words.startswith("steps take 6 times as long as earlier in this run")
+    assert "2 threads" in words and "train.num_threads=1" in words
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"slow": 2.0}, {"slow": 9.0, "waiting": 8.6}, {"device": torch.device("cuda")}],
+    ids=["a little slower", "waiting for data", "on a GPU"],
+)
+def test_other_slowness_is_no_matter_of_threads(clock, lines, threads, options, monkeypatch):
+    threads(2)
+    monkeypatch.setattr(progress_module, "peak_memory", lambda device: None)
+    rates(clock, **options)
+    assert warnings(lines) == []
+
+
+def test_one_thread_waits_for_none(clock, lines, threads):
+    threads(1)
+    rates(clock)
+    assert warnings(lines) == []
 
 
 def test_memory_is_plausible():

@@ -113,6 +113,7 @@ def test_the_page_is_well_formed_and_needs_nothing_beside_itself(run):
     assert outside == []
     page = (run / "report.html").read_text()
     assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttp", page)
+    assert "default-src 'none'; img-src data:" in page  # nor would the browser load anything
 
 
 def test_the_page_shows_what_the_run_holds(run):

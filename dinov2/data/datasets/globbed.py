@@ -1,4 +1,4 @@
-"""Image files by name: a pattern such as `photos/**/*.jpg`, or paths one by one."""
+"""Image files by name: one by one, in a folder, or by a pattern such as `photos/**/*.jpg`."""
 
 import glob
 import os
@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dinov2.data.datasets.base import FileDataset, digest
-from dinov2.data.datasets.scanning import PathTable
+from dinov2.data.datasets.scanning import PathTable, scan_folder
 from dinov2.data.decoding import IMAGE_EXTENSIONS, Exif
 from dinov2.errors import DataError
 
-__all__ = ["ImageFiles", "globbed"]
+__all__ = ["ImageFiles", "globbed", "images_named"]
 
 
 class ImageFiles(FileDataset):
@@ -68,7 +68,29 @@ def globbed(
 
     What matches and has no extension of an image is passed over. Raises DataError when nothing is left.
     """
-    pattern = os.path.expanduser(pattern)
+    return ImageFiles(_matching(os.path.expanduser(pattern)), transform=transform, target_transform=target_transform)
+
+
+def images_named(source: str | os.PathLike[str]) -> list[str]:
+    """Paths of the images that one name stands for: a file, a folder with all that lies below it, or a pattern.
+
+    Those of a folder or pattern are in the order of their paths. An existing path wins over a pattern. Raises DataError
+    when there is no image.
+    """
+    path = os.path.expanduser(os.fspath(source))
+    if os.path.isdir(path):
+        inside = [os.path.join(path, relative) for relative in scan_folder(path).paths]
+        if not inside:
+            raise DataError(f"the folder {path} holds no images; give one with .jpg, .png or other image files in it")
+        return inside
+    if os.path.exists(path):
+        return [path]
+    if not glob.has_magic(path):
+        raise DataError(f"there is no image or folder {path}; check the path")
+    return _matching(path)
+
+
+def _matching(pattern: str) -> list[str]:
     found = [
         path
         for path in glob.iglob(pattern, recursive=True)
@@ -76,8 +98,7 @@ def globbed(
     ]
     if not found:
         raise DataError(f"no image matches {pattern}; put quotes around the pattern, and write ** for any depth")
-    found.sort(key=lambda path: path.replace(os.sep, "\0"))  # by components, as the images of a folder
-    return ImageFiles(found, transform=transform, target_transform=target_transform)
+    return sorted(found, key=lambda path: path.replace(os.sep, "\0"))  # by components, as the images of a folder
 
 
 def _size(path: str) -> int | None:

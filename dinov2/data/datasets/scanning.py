@@ -14,7 +14,6 @@ import logging
 import os
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 
 from dinov2.data.decoding import IMAGE_EXTENSIONS
 from dinov2.errors import DataError
+from dinov2.whole_files import replacing
 
 __all__ = ["FolderScan", "PathTable", "Progress", "cache_file", "scan_folder"]
 
@@ -198,12 +198,8 @@ def _load_cache(root: str) -> FolderScan | None:
 
 
 def _save_cache(root: str, scan: FolderScan) -> None:
-    target = cache_file(root)
-    temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as file:
-            temporary = file.name
+        with replacing(cache_file(root)) as unfinished, open(unfinished, "wb") as file:
             np.savez(
                 file,
                 version=np.int64(_CACHE_VERSION),
@@ -217,11 +213,8 @@ def _save_cache(root: str, scan: FolderScan) -> None:
                 hidden=np.int64(scan.hidden),
                 other=np.int64(scan.other),
             )
-        os.replace(temporary, target)
     except OSError as error:  # a full or read-only home costs a scan next time, nothing more
         logger.debug("the list of %s is not cached: %s", root, error)
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 class _ScanProgress:

@@ -18,7 +18,7 @@ _CELLS = 3  # glyphs across the image
 _LATTICE = _CELLS + 2  # one more on each side, of which the image may show a part
 _PER_GLYPH = 8
 _MOST_TURN = 0.5  # radians; more is harder to learn, less lets raw pixels match
-_MOST_JITTER = .5  # of a cell
+_MOST_JITTER = 0.5  # of a cell
 
 N_NUMBERS = 10 + _LATTICE**2 * _PER_GLYPH
 """Uniform numbers that an image is made of, besides its grain."""

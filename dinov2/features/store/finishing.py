@@ -12,7 +12,7 @@ from dinov2.errors import ConfigError, DataError
 from dinov2.features.results import write_json
 from dinov2.features.store.parts import MANIFEST, PartRecord, PartsFolder, differences, manifest_of
 from dinov2.features.store.reading import StoredTable
-from dinov2.features.store.whole_files import npy_header, written_file
+from dinov2.features.store.sinks import npy_header, written_file
 from dinov2.features.store.writing import table_files, write_table
 
 __all__ = ["SMALL", "Merge", "begin", "complete_output", "finish"]

@@ -14,17 +14,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dinov2.errors import DataError, DinoError
+from dinov2.errors import ConfigError, DataError, DinoError
 from dinov2.features.results import write_json
-from dinov2.features.store.whole_files import FileFacts, npy_header
+from dinov2.features.store.sinks import FileFacts, npy_header
 from dinov2.features.store.writing import TableFormat, write_table
+from dinov2.file_lock import held
 
 __all__ = ["MANIFEST", "PartRecord", "PartsFolder", "PatchFile", "differences", "manifest_of", "room_on_disk"]
 
@@ -63,6 +64,20 @@ class PartsFolder:
     def patch_file(self, name: str, number: int) -> Path:
         """Where patch features of a part lie."""
         return self.path / f"_{name}" / f"part-{number:05}.npy"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other commands away from the output in the block. Raises ConfigError when one is at work already."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(held(self.output.with_name(f".{self.output.name}.lock"), patience=0))
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"another command is writing {self.output} just now; wait until it has ended, or choose another "
+                    "output"
+                ) from error
+            yield
 
     def start(self, request: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """Make the folder, or go on with it. Raises DataError naming what differs from what it was begun with."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dinov2.errors import DinoError, WeightsError
-from dinov2.models.download.file_lock import held
+from dinov2.file_lock import held
 from dinov2.models.download.transfer import Transfer, sha256_of, size_of, what_is_kept
 from dinov2.models.releases import BASE_URL
 

@@ -135,7 +135,7 @@ def test_threads_of_one_process_wait_for_each_other(server: Server, tmp_path: Pa
 def test_a_file_system_without_locks_still_gives_a_whole_file(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dinov2.models.download import file_lock
+    from dinov2 import file_lock
 
     def unsupported(file: int) -> bool:
         raise OSError(errno.ENOLCK, "No locks available")

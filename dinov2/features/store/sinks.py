@@ -1,8 +1,7 @@
-"""Files that are whole under their own name: written under a temporary one, synced, renamed."""
+"""Files that are written from front to back, whole or not at all, with a digest of what went in."""
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy_format
+
+from dinov2.whole_files import replacing
 
 __all__ = ["FileFacts", "Sink", "npy_header", "written_file"]
 
@@ -60,17 +61,8 @@ class Sink:
 @contextmanager
 def written_file(path: Path) -> Iterator[Sink]:
     """A sink for the bytes of `path`, which gets its name when the block ends well and they are on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            sink = Sink(file)
-            yield sink
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        yield Sink(file)
 
 
 def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:

@@ -5,6 +5,7 @@ lies around is stale. Threads of one process exclude each other as well.
 """
 
 import errno
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -19,13 +20,14 @@ _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
-def held(path: str | os.PathLike[str]) -> Iterator[bool]:
-    """Holds the lock `path`, waiting for it as long as another holds it; the file is gone afterwards.
+def held(path: str | os.PathLike[str], *, patience: float = math.inf) -> Iterator[bool]:
+    """Holds the lock `path`, waiting for it up to `patience` seconds; the file is gone afterwards.
 
-    Gives False, and excludes nobody, on a file system that knows no locks.
+    Gives False, and excludes nobody, on a file system that knows no locks. Raises BlockingIOError when another still
+    holds it after that time.
     """
     path = Path(path)
-    file, locked = _acquired(path)
+    file, locked = _acquired(path, time.monotonic() + patience)
     try:
         yield locked
     finally:
@@ -34,11 +36,13 @@ def held(path: str | os.PathLike[str]) -> Iterator[bool]:
         os.close(file)
 
 
-def _acquired(path: Path) -> tuple[int, bool]:
+def _acquired(path: Path, until: float) -> tuple[int, bool]:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             while not _try_lock(file):
+                if time.monotonic() >= until:
+                    raise BlockingIOError(errno.EAGAIN, "another holds the lock", str(path))
                 time.sleep(_PAUSE)
         except OSError as error:
             if error.errno in _UNSUPPORTED:

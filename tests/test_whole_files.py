@@ -1,0 +1,85 @@
+"""A file is the old one or the new one, whatever happens while it is written."""
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dinov2.whole_files import replacing
+
+
+def test_a_file_takes_the_place_of_the_old_one_when_it_is_finished(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.txt"
+    with replacing(path) as unfinished:
+        assert unfinished.parent == path.parent and unfinished.name.startswith(".")
+        unfinished.write_text("old")
+        assert not path.exists()
+    with replacing(path) as unfinished:
+        unfinished.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with replacing(path) as unfinished:
+            unfinished.write_text("half of the n")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_that_write_the_same_file_take_turns(tmp_path: Path) -> None:
+    path, started = tmp_path / "file.txt", threading.Event()
+
+    def other() -> None:
+        started.set()
+        with replacing(path) as unfinished:
+            assert path.read_text() == "one"
+            unfinished.write_text("other")
+
+    thread = threading.Thread(target=other)
+    with replacing(path) as unfinished:
+        unfinished.write_text("on")
+        thread.start()
+        started.wait(timeout=60)
+        with open(unfinished, "a") as file:
+            file.write("e")
+    thread.join(timeout=60)
+    assert path.read_text() == "other"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_left_is_gone_after_the_next_writing(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    (tmp_path / ".file.txt.tmp").write_text("half of the file that a killed process was writ")
+    (tmp_path / ".file.txt.lock").touch()
+    with replacing(path) as unfinished, open(unfinished, "a") as file:
+        file.write("whole")
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_file_may_be_read_by_those_who_may_read_any_new_file(tmp_path: Path) -> None:
+    usual = tmp_path / "usual.txt"
+    usual.touch()
+    with replacing(tmp_path / "secret.txt") as unfinished:
+        unfinished.write_text("written by a program that trusts nobody")
+        unfinished.chmod(0o600)
+    with replacing(tmp_path / "tensors.safetensors") as unfinished:
+        save_file({"x": torch.zeros(2)}, unfinished)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["secret.txt"] == modes["tensors.safetensors"] == modes["usual.txt"]

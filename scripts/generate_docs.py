@@ -287,6 +287,35 @@ def segmentation_table() -> str:
     return table_of("backbone | ADE20K linear | multi-scale | Mask2Former | VOC 2012 linear | multi-scale", rows)
 
 
+def heads_table() -> str:
+    """The ImageNet heads with the release's two figures of linear accuracy, in one row a backbone."""
+    rows = _of_kind("classifier")
+    figures = {row.name: row.shown("imagenet_linear") for row in _of_kind("backbone")}
+    lines = []
+    for one, four in zip(rows[::2], rows[1::2], strict=True):
+        accuracy, again = figures[one.backbone], one.shown("imagenet_linear")
+        both = accuracy if accuracy == again else f"{accuracy} or **{again}**"
+        lines.append((_label(one), f"`{one.hub_name}`", _link(one), _link(four), both))
+    return table_of("backbone | name | 1 layer | 4 layers | linear accuracy", lines)
+
+
+def dense_table() -> str:
+    """The depth and segmentation heads, each figure the link to its file, in one row a backbone."""
+    rows = [*_of_kind("depth"), *_of_kind("segmentation"), *_of_kind("mask2former")]
+    lines = []
+    for backbone in _of_kind("backbone")[:4]:
+        cells: dict[str, list[str]] = {}
+        for row in rows:
+            if row.backbone == backbone.name:
+                cells.setdefault(row.dataset, []).append(_link(row, row.shown(row.accuracy[0].metric)))
+        lines.append((_label(backbone), *(" / ".join(links) for links in cells.values())))
+    return table_of(
+        "backbone | NYUd: linear / linear 4 / DPT | KITTI: linear / linear 4 / DPT | "
+        "ADE20K: linear / multi-scale / Mask2Former | VOC 2012: linear / multi-scale",
+        lines,
+    )
+
+
 def releases_page() -> str:
     """`docs/releases.md`: every released file, with what is reported of it."""
     from dinov2.models.releases import RELEASES
@@ -315,6 +344,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "classifiers": classifiers_table,
     "linear-results": linear_results_table,
     "card-results": card_results_table,
+    "heads": heads_table,
+    "dense": dense_table,
     "depth": depth_table,
     "segmentation": segmentation_table,
 }

@@ -32,9 +32,26 @@ def test_tables_in_hand_written_pages_are_up_to_date(generator: ModuleType, page
     assert written == generator.with_tables(written), "stale: run `python scripts/generate_docs.py`"
 
 
-def test_every_file_is_linked_on_the_page_of_releases(generator: ModuleType) -> None:
-    linked = re.findall(r"\]\((https://[^)]+\.pth)\)", generator.releases_page())
+@pytest.mark.parametrize("page", ["README.md", "docs/releases.md"])
+def test_every_file_is_linked_once(page: str) -> None:
+    linked = re.findall(r"\]\((https://[^)]+\.pth)\)", (REPOSITORY / page).read_text(encoding="utf-8"))
     assert sorted(linked) == sorted(row.url for row in RELEASES)
+
+
+def test_the_readme_tells_both_figures_of_linear_evaluation_where_the_release_has_two(generator: ModuleType) -> None:
+    rows = [line.strip("| ").split(" | ") for line in generator.heads_table().splitlines()[2:]]
+    assert [row[-1] for row in rows[:4]] == ["81.1", "84.5", "86.3", "86.5"]
+    assert [row[-1] for row in rows[4:]] == [
+        "80.9 or **80.8**",
+        "84.6 or **84.4**",
+        "86.7 or **86.5**",
+        "87.1 or **87.0**",
+    ]
+
+
+def test_the_figures_of_dense_heads_stand_below_their_data_set(generator: ModuleType) -> None:
+    row = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", generator.dense_table().splitlines()[-1])
+    assert row == ("| ViT-g/14 | 0.344 / 0.298 / 0.279 | 2.62 / 2.35 / 2.11 | 49.0 / 53.0 / 60.2 | 83.0 / 86.2 |")
 
 
 def test_a_table_is_written_between_its_marks_only(generator: ModuleType) -> None:

@@ -1,12 +1,11 @@
 """The released files themselves: `make test-online` fetches them (about 1 GB, into the cache) and looks at them.
 
-Skipped everywhere else. The check values for the tokens of one photograph are those of the public tests of the same
-weights in the library `transformers`.
+Left out everywhere else; here nothing is skipped, because what could not be fetched has not been looked at. The check
+values for the tokens of one photograph are those of the public tests of the same weights in the library
+`transformers`.
 """
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -46,14 +45,14 @@ def _the_cache_of_the_user(_a_process_of_its_own: None, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def photograph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image.Image]:
-    """The photograph of the check values; skips where it cannot be had."""
+def photograph() -> Image.Image:
+    """The photograph of the check values, in the cache as well; what needs it fails where it cannot be had."""
     try:
-        path: Path = download(PHOTOGRAPH, folder=tmp_path_factory.mktemp("photograph"))
+        with Image.open(download(PHOTOGRAPH)) as image:
+            return image.convert("RGB")
     except DinoError as error:
-        pytest.skip(str(error))
-    with Image.open(path) as image:
-        yield image.convert("RGB")
+        fault = str(error)
+    pytest.fail(f"the photograph {PHOTOGRAPH} could not be reached: {fault}", pytrace=False)
 
 
 def test_every_address_of_the_table_answers() -> None:

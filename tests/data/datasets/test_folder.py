@@ -1,7 +1,6 @@
 import logging
 import os
 import re
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -132,7 +131,7 @@ def test_transforms_reach_image_and_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_hard_links_are_listed_in_seconds_and_little_memory(tmp_path: Path) -> None:
+def test_a_hundred_thousand_hard_links_are_listed_in_little_memory(tmp_path: Path) -> None:
     original = write_image(tmp_path / "original.png")
     for number in range(100):
         (tmp_path / "data" / f"class{number:02d}").mkdir(parents=True)
@@ -142,13 +141,10 @@ def test_a_hundred_thousand_hard_links_are_listed_in_seconds_and_little_memory(t
             original = write_image(tmp_path / f"original{number}.png")
         os.link(original, tmp_path / "data" / f"class{number % 100:02d}" / f"image_{number:06d}.png")
     tracemalloc.start()
-    started = time.monotonic()
     folder = Folder(tmp_path / "data")
-    seconds = time.monotonic() - started
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(folder) == 100_000
     assert len(folder.class_names or []) == 100
     assert folder[99_999][1] == 99
-    assert seconds < 30  # about 1 without tracemalloc; other programs may want the disk too
     assert kept < 10_000_000

@@ -103,7 +103,7 @@ def test_two_processes_get_one_whole_file_between_them(server: Server, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_the_download_of_a_killed_process_is_taken_over_at_once(server: Server, tmp_path: Path) -> None:
+def test_the_download_of_a_killed_process_is_taken_over(server: Server, tmp_path: Path) -> None:
     server.pause = 0.1
     killed = child(server.url(), tmp_path)
     part = tmp_path / "weights.pth.partial"
@@ -111,9 +111,8 @@ def test_the_download_of_a_killed_process_is_taken_over_at_once(server: Server, 
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert "weights.pth.lock" in names(tmp_path)
-    server.pause, started = 0.0, time.monotonic()
+    server.pause = 0.0
     assert_whole(download(server.url(), folder=tmp_path))
-    assert time.monotonic() - started < 5
     assert "Range" in server.requests[-1]
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import socket
-import time
 from email.message import Message
 from pathlib import Path
 from urllib.error import HTTPError
@@ -193,13 +192,11 @@ def test_no_network_is_one_sentence_with_the_place_for_the_file(
         return real(host, *rest, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    started = time.monotonic()
     with pytest.raises(DinoError, match=sentence) as failure:
         download(url, folder=tmp_path)
     assert not isinstance(failure.value, WeightsError), "not the fault of what the user gave"
     assert f"put the file at {tmp_path / 'weights.pth'} yourself" in str(failure.value)
     assert "\n" not in str(failure.value)
-    assert time.monotonic() - started < 20
     assert names(tmp_path) == []
 
 

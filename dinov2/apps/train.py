@@ -1,31 +1,25 @@
-"""Self-supervised training from plain arguments, with k-NN evaluation on the way where data sets for it are named."""
+"""Self-supervised training from plain arguments, with evaluations on the way where data sets for them are named."""
 
-import json
 import logging
 import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dinov2.apps.evaluate import knn_of_backbone, labelled
 from dinov2.apps.pictures import picture_evaluation
 from dinov2.apps.places import output_folder
+from dinov2.apps.training.evaluations import accuracy_evaluation
 from dinov2.configs import Config, load_config, to_yaml
 from dinov2.data.loaders import parse_dataset_str
 from dinov2.errors import ConfigError
-from dinov2.eval.setup import eval_transform_for
-from dinov2.features.results import write_json
 from dinov2.train.run_folder import RunFolder
 from dinov2.train.setup import Training, build
 from dinov2.train.summary import summary
 from dinov2.train.train import Evaluate, Outcome, train
 
-__all__ = ["KNN_CURVE", "check_training", "knn_evaluation", "outcome_line", "run_training", "training_config"]
+__all__ = ["check_training", "outcome_line", "run_training", "training_config"]
 
 _LOG = logging.getLogger("dinov2")
-
-KNN_CURVE = "knn_curve.json"
-"""In a run's folder: `[{"iteration": ..., "top1": ...}, ...]`, top-1 in percent."""
 
 
 def training_config(
@@ -68,7 +62,7 @@ def run_training(
     folder = _outside_images(output_folder(output_dir, task="train"), cfg)
     calls = [*evaluations] or [picture_evaluation()]
     if cfg.evaluation.knn_train_dataset and cfg.evaluation.knn_val_dataset:
-        calls.insert(0, knn_evaluation(cfg))
+        calls.insert(0, accuracy_evaluation(cfg))
 
     def evaluate(training: Training, iteration: int) -> None:
         for call in calls:
@@ -102,39 +96,10 @@ def outcome_line(outcome: Outcome, folder: Path) -> str:
     return "; ".join(notes)
 
 
-def knn_evaluation(cfg: Config) -> Evaluate:
-    """k-NN top-1 of the teacher on the data sets of the section `evaluation`, added to the run's curve.
-
-    The data sets are opened at once, so that a wrong name is known before training begins.
-    """
-    train_set, val_set = labelled(cfg.evaluation.knn_train_dataset), labelled(cfg.evaluation.knn_val_dataset)
-
-    def evaluate(training: Training, iteration: int) -> None:
-        rows, _ = knn_of_backbone(
-            training.ssl.teacher["backbone"],
-            train_set,
-            val_set,
-            eval_transform_for(cfg),
-            device=training.device,
-            precision="fp32" if training.precision is None else "auto",
-            nb_knn=[cfg.evaluation.knn_k],
-            temperature=cfg.evaluation.knn_temperature,
-        )
-        top1 = next(row.value for row in rows if row.metric == "top-1")
-        _LOG.info(f"k-NN after {iteration + 1:,} steps: {top1:.1f} %")
-        file = training.run.path / KNN_CURVE
-        curve = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-        # A resumed run measures again what came after its checkpoint.
-        curve = [point for point in curve if point["iteration"] < iteration]
-        write_json(file, [*curve, {"iteration": iteration, "top1": top1}])
-
-    return evaluate
-
-
 def check_training(cfg: Config, *, output_dir: str | os.PathLike[str] | None = None, resume: bool = True) -> str:
     """Builds everything that a training would, writes nothing, and returns its summary and configuration."""
     folder = _outside_images(output_folder(output_dir, task="train"), cfg)
     training = build(cfg, RunFolder(folder), resume=resume)
     if cfg.evaluation.knn_train_dataset:
-        knn_evaluation(cfg)
+        accuracy_evaluation(cfg)
     return f"{summary(training)}\n\n{to_yaml(cfg)}"

@@ -5,12 +5,25 @@ import difflib
 from collections.abc import Sequence
 
 from dinov2 import __version__
-from dinov2.cli import classify, convert, embed, evaluate, export, neighbours, quickstart, releases, report, train, viz
+from dinov2.cli import (
+    classify,
+    convert,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    neighbours,
+    quickstart,
+    releases,
+    report,
+    train,
+    viz,
+)
 from dinov2.run.exits import exit_code_of
 
 __all__ = ["build_parser", "main"]
 
-_FAMILIES = (train, evaluate, quickstart, report, embed, neighbours, viz, classify, convert, export, releases)
+_FAMILIES = (train, evaluate, doctor, quickstart, report, embed, neighbours, viz, classify, convert, export, releases)
 
 
 def build_parser() -> argparse.ArgumentParser:

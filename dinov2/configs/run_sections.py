@@ -13,6 +13,7 @@ from dinov2.configs.checks import at_least, increasing_fractions, one_of, positi
 from dinov2.errors import ConfigError
 
 __all__ = [
+    "TRAINING_EVALUATIONS",
     "AugmentationBackend",
     "Centering",
     "CropsConfig",
@@ -27,6 +28,9 @@ Centering = Literal["centering", "sinkhorn_knopp"]
 TrainPrecision = Literal["auto", "fp32", "bf16", "fp16", "parts"]
 AugmentationBackend = Literal["pil", "tensor"]
 ScalingRule = Literal["sqrt_wrt_1024", "linear_wrt_256", "none"]
+
+TRAINING_EVALUATIONS = ("knn", "logistic", "linear")
+"""Evaluations that a training can run on the way."""
 
 _DEVICE = re.compile(r"auto|cpu|(cuda|mps)(:\d+)?")
 
@@ -237,19 +241,25 @@ class EvaluationConfig:
     """`evaluation`: what is exported and measured while a run goes on."""
 
     eval_period_iterations: int = 12500
-    """Steps between two exports of the teacher, with a k-NN evaluation if data sets are named; 0 for the end only."""
+    """Steps between two exports of the teacher, with evaluations if data sets are named; 0 for the end only."""
 
     knn_train_dataset: str = ""
-    """Labelled images whose features are the k-NN's neighbours; empty for no evaluation during training."""
+    """Labelled images to learn from: the k-NN's neighbours, a classifier's training set; empty for no evaluation."""
 
     knn_val_dataset: str = ""
-    """Labelled images that the k-NN classifies; empty for no evaluation during training."""
+    """Labelled images that are classified; empty for no evaluation during training."""
 
     knn_k: int = 20
     """Neighbours that vote."""
 
     knn_temperature: float = 0.07
     """Temperature of the votes: a neighbour weighs exp(similarity / temperature)."""
+
+    tasks: str = "knn"
+    """What is measured on these data sets during training: one or more of knn, logistic, linear, with commas."""
+
+    health_period_iterations: int = 100
+    """Steps between two measurements of health without labels, at the next row of the log; 0 for none."""
 
     resize_size: int = 0
     """Short side to which images are resized before the crop; 0 for none on images of crop size, else 256/224 of it."""
@@ -258,9 +268,17 @@ class EvaluationConfig:
         at_least("evaluation.eval_period_iterations", self.eval_period_iterations, 0, meaning="0 for the end only")
         at_least("evaluation.knn_k", self.knn_k, 1)
         positive("evaluation.knn_temperature", self.knn_temperature)
+        at_least("evaluation.health_period_iterations", self.health_period_iterations, 0, meaning="0 for none")
+        for task in self.task_names:
+            one_of("evaluation.tasks", task, TRAINING_EVALUATIONS)
         at_least("evaluation.resize_size", self.resize_size, 0, meaning="0 for the rule")
         if bool(self.knn_train_dataset) != bool(self.knn_val_dataset):
             missing = "knn_val_dataset" if self.knn_train_dataset else "knn_train_dataset"
             raise ConfigError(
                 f"evaluation.{missing} is empty while its partner is set; name both data sets, or none of them"
             )
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The names in `tasks`, each once."""
+        return tuple(dict.fromkeys(name for word in self.tasks.split(",") if (name := word.strip())))

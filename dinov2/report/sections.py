@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from html import escape
 
 from dinov2.report.charts import Bar, Level, Series, bar_chart, line_chart, smooth
+from dinov2.report.health_section import evaluation_curves, health
 from dinov2.report.sources import Picture, RunRecord
 from dinov2.report.tables import absent, configuration, files, results, versions
 
-__all__ = ["SECTIONS", "chips"]
+__all__ = ["SECTIONS", "facts"]
 
 _MOST_STRIPS = 10
 
@@ -25,24 +26,24 @@ _LOSS_TERMS = {
 _BASELINES = {"raw_pixels": ("raw pixels", 0), "untrained": ("untrained", 5)}
 
 
-def chips(run: RunRecord) -> str:
-    """The few facts that identify a run, for the head of the page."""
-    facts: list[tuple[str, str]] = []
+def facts(run: RunRecord) -> list[tuple[str, str]]:
+    """The few facts that identify a run, (name, value), for the head of the page."""
+    found: list[tuple[str, str]] = []
     student, train, crops = (run.config.get(key) or {} for key in ("student", "train", "crops"))
     if student.get("arch"):
-        facts.append(("model", f"{student['arch']}, patch {student.get('patch_size', '?')}"))
+        found.append(("model", f"{student['arch']}, patch {student.get('patch_size', '?')}"))
     if train.get("dataset_path"):
-        facts.append(("data", str(train["dataset_path"])))
+        found.append(("data", str(train["dataset_path"])))
     if train.get("batch_size_per_gpu"):
-        facts.append(("batch", str(train["batch_size_per_gpu"])))
+        found.append(("batch", str(train["batch_size_per_gpu"])))
     if crops.get("global_crops_size"):
-        facts.append(("crops", f"{crops['global_crops_size']} px and {crops.get('local_crops_size', '?')} px"))
+        found.append(("crops", f"{crops['global_crops_size']} px and {crops.get('local_crops_size', '?')} px"))
     iterations = [points[-1][0] for points in run.metrics.values()]
     if iterations:
-        facts.append(("iterations", f"{int(max(iterations)) + 1:,}"))
+        found.append(("iterations", f"{int(max(iterations)) + 1:,}"))
     if "seconds" in run.summary:
-        facts.append(("time", _duration(run.summary["seconds"])))
-    return "".join(f"<li>{name} <b>{escape(value)}</b></li>" for name, value in facts)
+        found.append(("time", _duration(run.summary["seconds"])))
+    return found
 
 
 def _duration(seconds: float) -> str:
@@ -95,6 +96,7 @@ def _accuracy_curve(run: RunRecord) -> str:
         unit=" %",
         wide=True,
     )
+    chart += evaluation_curves(run.evaluations)
     return f'<div class="grid">{chart}</div>' if chart else absent("No accuracy was measured during this training.")
 
 
@@ -207,6 +209,7 @@ SECTIONS = (
     ("patches", "Patch features", _patch_maps),
     ("neighbours", "Neighbours", _gallery),
     ("losses", "Losses", _losses),
+    ("health", "Health", health),
     ("schedules", "Schedules", _schedules),
     ("figures", "All figures", results),
     ("configuration", "Configuration", configuration),

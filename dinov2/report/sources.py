@@ -1,7 +1,8 @@
 """What a run's folder holds for its report. Every file may be missing, and a broken one is told apart from that.
 
-config.yaml, training_metrics.json, knn_curve.json, summary.json, results_eval_knn.json, unreadable_images.json and
-skipped_steps.json are written by training and evaluation; the pictures of `report_data/` by `dinov2.report.pictures`.
+config.yaml, training_metrics.json, evaluation_metrics.json, knn_curve.json, summary.json, results_eval_knn.json,
+unreadable_images.json and skipped_steps.json are written by training and evaluation; the pictures of `report_data/` by
+`dinov2.report.pictures`.
 """
 
 import json
@@ -18,8 +19,9 @@ from dinov2.features.results import Result, read_results
 from dinov2.logging import read_metrics
 from dinov2.report.charts import Point
 
-__all__ = ["GalleryRow", "Picture", "RunRecord", "read_run"]
+__all__ = ["GalleryRow", "Picture", "RunRecord", "read_evaluations", "read_run"]
 
+_EVALUATIONS = {"knn": "k-NN", "logistic": "logistic regression", "linear": "linear probe"}
 _PICTURE_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
@@ -49,6 +51,8 @@ class RunRecord:
     metrics: dict[str, list[Point]] = field(default_factory=dict)
     """Key of `training_metrics.json` -> (iteration, value)."""
     knn_curve: list[Point] = field(default_factory=list)
+    evaluations: dict[str, list[Point]] = field(default_factory=dict)
+    """Name of an accuracy -> (iteration, per cent)."""
     summary: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     """Versions and hardware, as noted when the figures were made."""
@@ -72,6 +76,7 @@ def read_run(folder: Path | str) -> RunRecord:
         "config.yaml": _config,
         "training_metrics.json": _metrics,
         "knn_curve.json": _knn_curve,
+        "evaluation_metrics.json": lambda path, run: run.evaluations.update(read_evaluations(path)),
         "summary.json": _summary,
         "results_eval_knn.json": _results,
         "unreadable_images.json": _unreadable,
@@ -94,6 +99,16 @@ def read_run(folder: Path | str) -> RunRecord:
             "give the output folder of a training"
         )
     return run
+
+
+def read_evaluations(file: Path) -> dict[str, list[Point]]:
+    """The curves of `evaluation_metrics.json`: a name such as `k-NN top-1 (k=20)` -> (iteration, per cent)."""
+    found: dict[str, list[Point]] = {}
+    for row in read_metrics(file):
+        if row["value"] is not None:
+            name = f"{_EVALUATIONS.get(row['task'], row['task'])} {row['metric']} ({row['setting']})"
+            found.setdefault(name, []).append((float(row["iteration"]), float(row["value"])))
+    return found
 
 
 def _config(path: Path, run: RunRecord) -> None:

@@ -27,6 +27,7 @@ from dinov2.errors import ConfigError, DinoError
 from dinov2.logging import MetricsWriter, setup_logging, tensorboard_tracker
 from dinov2.train.arguments import config_from, get_args_parser
 from dinov2.train.bookkeeping import SkippedSteps, Unreadable, export_teacher, metrics_row
+from dinov2.train.health import health_is_due, training_health
 from dinov2.train.run_folder import RunFolder
 from dinov2.train.setup import Training, batches, build, load_checkpoint
 from dinov2.train.summary import summary
@@ -126,6 +127,9 @@ def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> t
             if step % cfg.train.log_every == 0 or done == training.last:
                 skipped.check()
                 row = metrics_row(training, step, losses, hyper, outcome, progress.figures())
+                if health_is_due(cfg, step, total=training.total):
+                    with progress.paused():
+                        row |= training_health(training, batch, hyper.teacher_temp)
                 metrics.write(row)
                 progress.show(loss=row["loss"])
             try:
@@ -138,7 +142,7 @@ def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> t
                 if _due(done, cfg.train.checkpoint_every or 3 * cfg.train.OFFICIAL_EPOCH_LENGTH) or ending:
                     skipped.check()
                     unreadable.write()
-                    _save(training, done)
+                    _save(training, done, skipped)
             if ending:
                 break
     return step + 1, len(unreadable.reasons), skipped.count
@@ -160,11 +164,12 @@ def _seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int(mix(seed, step, get_global_rank(), "step") >> 1))
 
 
-def _save(training: Training, done: int) -> None:
+def _save(training: Training, done: int, skipped: SkippedSteps) -> None:
     facts = {
         "config": to_yaml(training.cfg),
         "fingerprint": training.fingerprint,
         "global_batch": training.global_batch,
+        "skipped_in_a_row": skipped.in_a_row,
     }
     training.run.checkpoints.save(done, training.state(), meta=facts)
 
@@ -196,8 +201,12 @@ class _Metrics:
     def __enter__(self) -> "_Metrics":
         if is_main_process():
             writer = MetricsWriter(self._training.run.metrics)
-            writer.cut_back(self._training.first)
-            tracker = tensorboard_tracker(self._training.run.path, first_iteration=self._training.first)
+            first = self._training.first
+            # A call with `max_steps` wrote down its last step, for whoever looks; the unbroken run has no such row.
+            if (first - 1) % self._training.cfg.train.log_every:
+                first -= 1
+            writer.cut_back(first)
+            tracker = tensorboard_tracker(self._training.run.path, first_iteration=first)
             self._writers = [writer] + ([tracker] if tracker is not None else [])
         return self
 

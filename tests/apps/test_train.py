@@ -5,14 +5,8 @@ import json
 import pytest
 import torch
 
-from dinov2.apps.train import (
-    KNN_CURVE,
-    check_training,
-    knn_evaluation,
-    outcome_line,
-    run_training,
-    training_config,
-)
+from dinov2.apps.train import check_training, outcome_line, run_training, training_config
+from dinov2.apps.training.evaluations import KNN_CURVE, accuracy_evaluation
 from dinov2.configs import Config
 from dinov2.errors import ConfigError, DataError
 from dinov2.pretrained import load
@@ -75,7 +69,7 @@ def test_the_curve_of_k_nn_accuracy_grows_with_the_run_and_is_not_doubled_by_a_r
     run_training(cfg, output_dir="run", announce=quiet)
     assert curve() == [3, 5, 7, 11]
     # As after a kill that lost the last checkpoint: what is measured again replaces the old points.
-    knn_evaluation(cfg)(_training(cfg), 5)
+    accuracy_evaluation(cfg)(_training(cfg), 5)
     assert curve() == [3, 5]
 
 

@@ -43,7 +43,7 @@ def test_the_example_in_the_help_is_a_command_line_that_parses(dinov2, words):
         (("train", "--max-steps", "many"), "argument --max-steps: 'many' is no whole number from 1"),
         (("quickstart", "--max-steps", "0"), "argument --max-steps: '0' is no whole number from 1"),
         (("report",), "the following arguments are required: RUN"),
-        (("eval", "knn", "--model", "x"), "the following arguments are required: --train-dataset, --val-dataset"),
+        (("eval", "knn", "--train-dataset", "x"), "the following arguments are required: --model"),
         (
             ("eval", "knn", "--model", "a", "--train-dataset", "b", "--val-dataset", "c", "d=e"),
             "dinov2 eval knn: error: unrecognized arguments: d=e",

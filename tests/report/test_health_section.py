@@ -2,8 +2,8 @@
 
 import json
 
-from dinov2.report.health_section import evaluation_curves, health, read_evaluations
-from dinov2.report.sources import RunRecord
+from dinov2.report.health_section import evaluation_curves, health
+from dinov2.report.sources import RunRecord, read_evaluations
 
 
 def test_every_measure_of_the_log_has_a_curve():

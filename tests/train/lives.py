@@ -27,7 +27,7 @@ from tests.train.tiny_run import tiny_config
 
 __all__ = ["Moment", "NthFileOperation", "equals", "live", "remains"]
 
-_TIMES = {"iter_time", "data_time", "images_per_second"}
+_TIMES = {"iter_time", "data_time", "health_time", "images_per_second"}
 _FILE_OPERATIONS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}
 
 

@@ -79,6 +79,16 @@ def test_max_steps_stops_there_with_schedules_unchanged_and_a_second_call_goes_o
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
+def test_metrics_of_a_run_that_stopped_between_two_rows_are_those_of_the_unbroken_one(tmp_path):
+    cfg = tiny_config("train.log_every=3")
+    train(cfg, tmp_path / "whole", announce=quiet)
+    train(cfg, tmp_path / "parts", max_steps=5, announce=quiet)
+    assert [row["iteration"] for row in read_metrics(tmp_path / "parts" / "training_metrics.json")] == [0, 3, 4]
+    train(cfg, tmp_path / "parts", announce=quiet)
+    assert [row["iteration"] for row in read_metrics(tmp_path / "parts" / "training_metrics.json")] == [0, 3, 6, 9, 11]
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
 def losses(run: Path) -> list[list[float]]:
     return [[v for k, v in row.items() if "time" not in k and k != "images_per_second"]
             for row in read_metrics(run / "training_metrics.json")]  # fmt: skip
@@ -195,6 +205,14 @@ def test_several_skipped_steps_in_a_row_end_the_run_with_what_to_try(tmp_path, m
     poisoned(monkeypatch, {4, 5, 6})
     with pytest.raises(TrainingDiverged, match=r"3 steps in a row.*optim\.base_lr"):
         train(tiny_config("train.max_skipped_steps=3"), tmp_path, announce=quiet)
+
+
+def test_skipped_steps_in_a_row_are_counted_across_a_resume(tmp_path, monkeypatch):
+    poisoned(monkeypatch, {4, 5, 6})
+    cfg = tiny_config("train.max_skipped_steps=3")
+    assert train(cfg, tmp_path, max_steps=6, announce=quiet).skipped == 2
+    with pytest.raises(TrainingDiverged, match="3 steps in a row"):
+        train(cfg, tmp_path, announce=quiet)
 
 
 def test_corrupt_images_are_replaced_counted_and_listed(tmp_path):

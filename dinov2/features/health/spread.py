@@ -4,13 +4,23 @@ They tell a collapsed model from a living one. They compare checkpoints of one a
 different models. Sums are in float64: singular values span many orders of magnitude.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from dinov2.errors import DataError
 
-__all__ = ["feature_health", "participation_ratio", "rank_me", "uniformity"]
+__all__ = [
+    "effective_rank",
+    "feature_health",
+    "nearest_distances",
+    "participation_ratio",
+    "rank_me",
+    "spread",
+    "uniformity",
+]
 
 
 def rank_me(features: Tensor, *, eps: float = 1e-7) -> float:
@@ -19,9 +29,24 @@ def rank_me(features: Tensor, *, eps: float = 1e-7) -> float:
     `features` [S, D] are taken as they are, not centred. Paper: Garrido et al. 2023, "RankMe".
     """
     rows = _checked(features)
-    singular = torch.linalg.eigvalsh(rows.T @ rows).clamp_min(0.0).sqrt()
+    # The smaller of the two Gram matrices: both have the same eigenvalues beside zeros.
+    gram = rows.T @ rows if rows.shape[0] >= rows.shape[1] else rows @ rows.T
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
+    missing = rows.shape[1] - singular.numel()
     shares = singular / singular.sum().clamp_min(1e-300) + eps
-    return float((-(shares * shares.log()).sum()).exp())
+    # The directions that too few rows leave out count with their `eps`, as in the full matrix.
+    entropy = -(shares * shares.log()).sum() - missing * eps * math.log(eps)
+    return float(entropy.exp())
+
+
+def effective_rank(features: Tensor) -> float:
+    """`rank_me` of the centred features: a common offset of all rows is no direction in which they differ."""
+    rows = _checked(features)
+    rows = rows - rows.mean(dim=0)
+    # Below rounding of the data there is no difference: identical rows would otherwise show the rank of their noise.
+    if float(rows.norm()) <= 1e-6 * float(features.double().norm()):
+        return 1.0
+    return rank_me(rows)
 
 
 def participation_ratio(features: Tensor) -> float:
@@ -49,6 +74,27 @@ def uniformity(features: Tensor, *, t: float = 2.0, max_rows: int = 2048) -> flo
     if len(rows) < 2:
         raise DataError("uniformity compares pairs and needs at least two rows of features")
     return torch.pdist(rows).pow(2).mul(-t).exp().mean().log().item()
+
+
+def spread(features: Tensor) -> float:
+    """How far L2-normalised rows `[S, D]` lie from their mean: 1 when they point everywhere, 0 when all are the same.
+
+    The root of the summed variances of the coordinates, which is `sqrt(1 - |mean|^2)`.
+    """
+    rows = normalize(_checked(features), dim=1)
+    return float((rows - rows.mean(dim=0)).pow(2).sum(dim=1).mean().sqrt())
+
+
+def nearest_distances(features: Tensor) -> Tensor:
+    """Distance of each L2-normalised row of `[S, D]` to its nearest other row, float64 `[S]`: what KoLeo makes large.
+
+    0 is a duplicate; 2 would be the opposite side of the sphere. Raises `DataError` for fewer than two rows.
+    """
+    rows = normalize(_checked(features), dim=1)
+    if len(rows) < 2:
+        raise DataError("a distance to the nearest other row needs at least two rows of features")
+    similarity = (rows @ rows.T).fill_diagonal_(-torch.inf)
+    return (rows - rows[similarity.argmax(dim=1)]).norm(dim=1)
 
 
 def feature_health(features: Tensor) -> dict[str, float]:

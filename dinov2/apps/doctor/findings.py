@@ -1,0 +1,78 @@
+"""What a doctor finds: one sentence about one thing, what to do about it, and the numbers behind it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Diagnosis", "Finding", "Level", "fine", "note", "problem"]
+
+Level = Literal["fine", "note", "problem"]
+"""`problem` needs something done, `note` is worth knowing, `fine` was looked at and is as it should be."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Level
+    subject: str
+    """What was looked at, in a word or two: the same word for the same check every time."""
+    says: str
+    """One sentence."""
+    remedy: str = ""
+    """What to do: a command to type, or keys to change; empty where nothing needs doing."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """The numbers that the sentence rests on."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings about one patient."""
+
+    patient: str
+    """`machine`, or the name of a run's folder."""
+    verdict: str
+    """One or two words; for a run those of `dinov2.apps.doctor.rules.VERDICTS`, for a machine `fit` or `unfit`."""
+    findings: Sequence[Finding]
+    state: str = ""
+    """Of a run: `running`, `finished`, `stopped`, `killed`, ..."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing needs doing."""
+        return not any(finding.level == "problem" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "patient": self.patient,
+            "verdict": self.verdict,
+            "state": self.state,
+            "healthy": self.healthy,
+            "findings": [_plain(asdict(finding)) for finding in self.findings],
+        }
+
+
+def fine(subject: str, says: str, **facts: Any) -> Finding:
+    """Looked at and as it should be."""
+    return Finding("fine", subject, says, facts=facts)
+
+
+def note(subject: str, says: str, remedy: str = "", **facts: Any) -> Finding:
+    """Worth knowing."""
+    return Finding("note", subject, says, remedy, facts)
+
+
+def problem(subject: str, says: str, remedy: str, **facts: Any) -> Finding:
+    """Needs something done."""
+    return Finding("problem", subject, says, remedy, facts)
+
+
+def _plain(value: Any) -> Any:
+    """The same with null for what JSON cannot say: a number that is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

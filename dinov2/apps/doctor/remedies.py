@@ -1,0 +1,57 @@
+"""What to try: keys of the configuration to change, chosen by what the run uses now."""
+
+from dinov2.apps.doctor.run_log import RunLog
+from dinov2.apps.doctor.signs import Signs, recent
+
+__all__ = ["HIGH_LR", "calmer", "feeding", "livelier", "spread_out"]
+
+HIGH_LR = 0.02
+"""Peak learning rates of AdamW beyond which vision transformers are known to break; recipes use 0.0001 to 0.007."""
+
+
+def calmer(signs: Signs) -> str:
+    """What to try against steps that are too large."""
+    if signs.peak_lr is None:
+        return "lower optim.base_lr to a third, or lengthen optim.warmup_epochs"
+    if signs.peak_lr > HIGH_LR:
+        return f"lower optim.base_lr so that the peak, now {signs.peak_lr:g}, lies where others are (0.0001 to 0.007)"
+    return f"lower optim.base_lr to a third (the peak is {signs.peak_lr:g}), or lengthen optim.warmup_epochs"
+
+
+def spread_out(log: RunLog, signs: Signs) -> str:
+    """What to try against a teacher that uses few prototypes."""
+    ways = []
+    if log.cfg is not None and log.cfg.train.centering == "centering":
+        ways.append("train.centering=sinkhorn_knopp, which forces all prototypes to be used")
+    if log.cfg is not None and not log.cfg.dino.koleo_loss_weight:
+        ways.append("dino.koleo_loss_weight=0.1")
+    temperature = recent(signs.teacher_temp)
+    ways.append(f"a higher teacher.teacher_temp (now {temperature:g})")
+    ways.append(calmer(signs))
+    return "; or ".join(ways)
+
+
+def feeding(log: RunLog) -> str:
+    """What to try against waiting."""
+    if log.cfg is None:
+        return "more loader workers (train.num_workers), faster storage, smaller images"
+    ways = []
+    if log.cfg.train.augmentation_backend != "tensor":
+        ways.append("train.augmentation_backend=tensor")
+    elif not log.cfg.train.cache_dataset:
+        ways.append("train.cache_dataset=true, if the images fit into memory")
+    ways.append(f"more loader workers (train.num_workers, now {log.cfg.train.num_workers})")
+    ways.append("images on a local disk, stored smaller")
+    return "; or ".join(ways)
+
+
+def livelier(log: RunLog, signs: Signs) -> str:
+    """What to try against standing still."""
+    ways = []
+    if signs.peak_lr is not None and signs.peak_lr < 1e-5:
+        ways.append(f"a higher optim.base_lr (the peak is {signs.peak_lr:g})")
+    temperature = recent(signs.teacher_temp)
+    if temperature > 0.07:
+        ways.append(f"a lower teacher.teacher_temp (now {temperature:g})")
+    ways += ["a longer run", "another optim.base_lr, three times up and down", "weaker crops and colours"]
+    return "; or ".join(ways)

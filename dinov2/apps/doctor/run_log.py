@@ -1,0 +1,146 @@
+"""What a run has left in its folder, read for a diagnosis: rows of the log, configuration, skipped steps, checkpoints.
+
+Only files are read, so that a run may be alive, dead or on another machine; a folder of the public release's training
+is read as well, as far as it goes. Times are those of the files.
+"""
+
+import json
+import math
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dinov2.configs import Config, load_config
+from dinov2.engine.checkpoint import CheckpointStore
+from dinov2.errors import DataError, DinoError
+from dinov2.logging import read_metrics
+
+__all__ = ["RunLog", "Series", "read_run_log"]
+
+Series = list[tuple[int, float]]
+"""(iteration, value), in order; values that were not finite are NaN."""
+
+_PID = re.compile(rb"^[A-Z]\d{8} [\d:]+ (\d+) ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """The files of a run as plain values."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    """Of `training_metrics.json`, in order."""
+    cfg: Config | None = None
+    """None when there is no readable `config.yaml`."""
+    skipped: list[int] = field(default_factory=list)
+    """Iterations of steps that were not finite."""
+    unreadable: int = 0
+    """Images that could not be read."""
+    checkpoints: list[int] = field(default_factory=list)
+    """Steps done at each complete checkpoint that is still there."""
+    accuracies: dict[str, Series] = field(default_factory=dict)
+    """Evaluations on the way by name, in per cent."""
+    silent_for: float | None = None
+    """Seconds since something was last written; None when it is not known."""
+    process: int | None = None
+    """Number of the process that wrote the log, if it is on this machine and still holds it open."""
+
+    def series(self, key: str) -> Series:
+        """The values of a key in the rows that have it."""
+        return [(int(row["iteration"]), _number(row[key])) for row in self.rows if key in row]
+
+    def last_iteration(self) -> int:
+        """Of the last row; -1 without rows."""
+        return int(self.rows[-1]["iteration"]) if self.rows else -1
+
+
+def read_run_log(folder: str | os.PathLike[str], *, now: float | None = None) -> RunLog:
+    """Reads a run's folder; `now` is the time to count from, in seconds since 1970.
+
+    Raises `DataError` when the folder is none of a training, or its log cannot be used.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise DataError(f"{path} is no folder, so there is no run to examine; give the output folder of a training")
+    metrics, config = path / "training_metrics.json", path / "config.yaml"
+    if not metrics.exists() and not config.exists():
+        raise DataError(
+            f"{path} holds no training (neither config.yaml nor training_metrics.json); "
+            "give the output folder of a training"
+        )
+    rows = [row for row in (read_metrics(metrics) if metrics.exists() else []) if _is_step(row)]
+    skipped = path / "skipped_steps.json"
+    return RunLog(
+        name=path.absolute().name,
+        rows=rows,
+        cfg=_config(config),
+        skipped=[int(row["iteration"]) for row in read_metrics(skipped) if _is_step(row)] if skipped.exists() else [],
+        unreadable=_unreadable(path / "unreadable_images.json"),
+        checkpoints=CheckpointStore(path / "checkpoints").steps() if (path / "checkpoints").is_dir() else [],
+        accuracies=_accuracies(path),
+        silent_for=_silence(path, now if now is not None else time.time()),
+        process=_process(path / "logs" / "log.txt"),
+    )
+
+
+def _is_step(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("iteration"), int | float)
+
+
+def _number(value: object) -> float:
+    """A number of a row; null stands for one that was not finite."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _config(file: Path) -> Config | None:
+    try:
+        return load_config(str(file)) if file.exists() else None
+    except DinoError:  # of another version, or edited: what the log says still counts
+        return None
+
+
+def _unreadable(file: Path) -> int:
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["count"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _accuracies(folder: Path) -> dict[str, Series]:
+    found: dict[str, Series] = {}
+    curve, rows = folder / "knn_curve.json", folder / "evaluation_metrics.json"
+    try:
+        if curve.exists():
+            points = json.loads(curve.read_text(encoding="utf-8"))
+            found["k-NN top-1"] = [(int(point["iteration"]), _number(point["top1"])) for point in points]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # being rewritten, or broken: the log says enough
+    for row in read_metrics(rows) if rows.exists() else []:
+        if row.get("metric") == "top-1" and row.get("task") != "knn":
+            series = found.setdefault(f"{row['task']} top-1", [])
+            series.append((int(row["iteration"]), _number(row["value"])))
+    return found
+
+
+def _silence(folder: Path, now: float) -> float | None:
+    names = ("config.yaml", "training_metrics.json", "logs/log.txt", "evaluation_metrics.json")
+    files = [folder / name for name in names]
+    files += list((folder / "eval").glob("*")) + list((folder / "checkpoints").glob("*"))
+    times = [file.stat().st_mtime for file in files if file.exists()]
+    return max(0.0, now - max(times)) if times else None
+
+
+def _process(log: Path) -> int | None:
+    """The last process that wrote to the log, if it still holds it open (where the system tells)."""
+    try:
+        numbers = _PID.findall(log.read_bytes()[-65536:])
+        if not numbers or int(numbers[-1]) == os.getpid():
+            return None
+        # The number alone may have gone to another process since.
+        held = {os.path.realpath(entry) for entry in Path(f"/proc/{int(numbers[-1])}/fd").iterdir()}
+    except OSError:
+        return None
+    return int(numbers[-1]) if os.path.realpath(log) in held else None

@@ -1,0 +1,3 @@
+"""What accompanies a training: evaluations on its schedule."""
+
+__all__: list[str] = []

@@ -1,0 +1,155 @@
+"""What the doctor says about a machine, from plain numbers and from this one."""
+
+import re
+from importlib.metadata import requires, version
+
+import pytest
+import torch
+
+from dinov2.apps.doctor import Diagnosis, Finding, examine, in_words
+from dinov2.apps.doctor.machine import Machine, examine_machine, observe_machine
+from dinov2.apps.doctor.packages import parse_requirement, requirements, torchvision_pair, version_key
+
+GIB = 2**30
+FIT = Machine(
+    cores=8,
+    threads=8,
+    load=0.5,
+    memory=32 * GIB,
+    shared_memory=8 * GIB,
+    disk={"current folder": 100 * GIB, "download cache": None},
+    open_files=4096,
+    products_per_second={"float32": 5e10, "bfloat16": 1e10},
+)
+
+
+def found(machine, subject):
+    (finding,) = (finding for finding in examine_machine(machine) if finding.subject == subject)
+    return finding
+
+
+def changed(**values):
+    return Machine(**{**FIT.__dict__, **values})
+
+
+def test_a_fit_machine_has_nothing_but_fine_findings():
+    assert {finding.level for finding in examine_machine(FIT)} == {"fine"}
+
+
+@pytest.mark.parametrize(
+    "changes, subject, level, words",
+    [
+        ({"threads": 16}, "threads", "problem", "export OMP_NUM_THREADS=8"),
+        ({"threads": 1}, "threads", "note", "export OMP_NUM_THREADS=8"),
+        ({"load": 7.0}, "load", "note", "uptime"),
+        ({"shared_memory": 64 * 2**20}, "shared memory", "problem", "--shm-size=8g"),
+        ({"memory": GIB // 2}, "memory", "problem", "train.cache_dataset=false"),
+        ({"disk": {"current folder": 2 * GIB}}, "disk", "note", "train.keep_checkpoints=1"),
+        ({"disk": {"download cache": GIB // 2}}, "disk", "problem", "DINOV2_CACHE"),
+        ({"open_files": 256}, "open files", "note", "ulimit -n"),
+        ({"gpu_hardware": True}, "device", "problem", "--force-reinstall torch torchvision"),
+        ({"gpu_hardware": True, "torch_cuda": "13.0"}, "device", "problem", "nvidia-smi"),
+        ({"products_per_second": {"float32": 1e10, "bfloat16": 4e10}}, "precision", "note", "train.precision=bf16"),
+        (
+            {"precision": "bfloat16", "products_per_second": {"float32": 4e10, "bfloat16": 1e10}},
+            "precision",
+            "note",
+            "train.precision=fp32",
+        ),
+    ],
+)
+def test_each_finding_comes_with_what_fixes_it(changes, subject, level, words):
+    finding = found(changed(**changes), subject)
+    assert finding.level == level and words in finding.remedy
+
+
+def test_the_precision_is_explained():
+    assert "AVX512-BF16 or AMX" in found(FIT, "precision").says and "5.0 times as slow" in found(FIT, "precision").says
+    gpu = changed(device="cuda", accelerators=("A", "B"), precision="bfloat16", products_per_second={})
+    assert "tensor cores" in found(gpu, "precision").says
+    assert "2 GPU(s): A, B" in found(gpu, "device").says
+
+
+def test_loader_workers_leave_a_core_to_the_training():
+    assert "train.num_workers=7" in found(FIT, "loader").says
+    assert "needs no worker" in found(changed(cores=2, threads=2), "loader").says
+
+
+def test_this_machine_is_observed():
+    machine = observe_machine()
+    assert machine.threads == torch.get_num_threads() and machine.cores >= 1
+    assert machine.products_per_second["float32"] > 0
+    assert machine.disk["current folder"] > 0
+
+
+# Packages.
+
+
+def test_requirements_are_those_of_this_distribution():
+    found = {requirement.name: requirement for requirement in requirements()}
+    assert found["torch"].extra == "" and found["transformers"].extra == "hf"
+    assert not {"pytest", "dinov2-anywhere"} & set(found)
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("torch>=2.11", ("torch", "2.11", "")),
+        ("torch (>=2.14.0)", ("torch", "2.14.0", "")),
+        ('transformers>=4.56; extra == "hf"', ("transformers", "4.56", "hf")),
+        ("torch==2.11.0+cu126", ("torch", "2.11.0+cu126", "")),
+        ("pillow!=8.3.*,>=5.3.0", ("pillow", "5.3.0", "")),
+        ("torchvision", ("torchvision", "", "")),
+    ],
+)
+def test_a_requirement_is_read_in_its_parts(line, expected):
+    assert parse_requirement(line) == expected
+
+
+def test_versions_compare_as_numbers():
+    assert version_key("2.11.0+cu126") == (2, 11, 0) > version_key("2.9.1")
+
+
+@pytest.mark.parametrize(
+    "lines, torch_version, level",
+    [
+        (["numpy", "torch==2.11.0"], "2.11.0+cpu", "fine"),
+        (["numpy", "torch==2.11.0"], "2.12.0", "problem"),
+        (["torch (>=2.14.0)"], "2.15.0", "fine"),
+        (["torch (>=2.14.0)"], "2.13.1", "problem"),
+        (["numpy"], "2.13.1", "fine"),
+    ],
+)
+def test_a_torchvision_of_another_torch_is_found(lines, torch_version, level):
+    finding = torchvision_pair(lines, {"torch": torch_version, "torchvision": "0.26.0"})
+    assert finding.level == level
+    assert level == "fine" or "--force-reinstall torch torchvision" in finding.remedy
+
+
+def test_a_missing_torchvision_is_found():
+    finding = torchvision_pair([], {"torch": "2.11.0", "torchvision": ""})
+    assert finding.level == "problem" and finding.remedy.endswith("install torchvision")
+
+
+def test_the_pair_that_runs_these_tests_matches():
+    assert torchvision_pair().level == "fine"
+    assert any(re.match(r"torch\b", line) for line in requires("torchvision"))
+
+
+# The whole.
+
+
+def test_this_machine_in_words():
+    diagnosis = examine()
+    text = in_words(diagnosis)
+    assert f"torch {version('torch')} with its torchvision {version('torchvision')}" in text
+    assert diagnosis.verdict == ("fit" if diagnosis.healthy else "unfit")
+    for finding in diagnosis.findings:
+        assert finding.remedy or finding.level == "fine", finding
+
+
+def test_problems_are_counted_and_numbers_that_are_not_finite_become_null():
+    findings = [Finding("problem", "disk", "full", "tidy up", {"free": float("nan"), "places": ["a"]})]
+    diagnosis = Diagnosis("machine", "unfit", findings)
+    assert in_words(diagnosis).splitlines()[0] == "this machine has 1 problem"
+    assert diagnosis.to_dict()["findings"][0]["facts"] == {"free": None, "places": ["a"]}

@@ -72,6 +72,8 @@ OPTIONAL = {
     "pyarrow": "parquet",
     "datasets": "datasets",
     "faiss": "index",
+    "sklearn": "logistic",
+    "cuml": "cuml",
     "submitit": "slurm",
     "onnx": "export",
     "onnxruntime": "export",

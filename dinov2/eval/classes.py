@@ -72,7 +72,7 @@ def few_shot_rows(labels: Tensor, *, n_per_class: int, seed: int) -> Tensor:  # 
 def _labelled(features: Features, which: str, notes: list[str]) -> tuple[Tensor, Tensor]:
     if features.labels is None or not bool((features.labels >= 0).any()):
         raise DataError(
-            f"the {which} images have no labels, and k-NN scores need them; "
+            f"the {which} images have no labels, and scores need them; "
             "give a data set with class folders or a label column"
         )
     has_label = features.labels >= 0

@@ -1,7 +1,7 @@
 """k-nearest-neighbour classification of frozen features: no training, no knob that matters much.
 
 `evaluate_knn` goes from two sets of features to result rows; `KnnModule` has the call surface of the public release and
-keeps only its share of the training features on each process. Both search in float32 (`dinov2.eval.neighbours`).
+keeps only its share of the training features on each process. Both find exact neighbours (`dinov2.eval.neighbours`).
 Labels may be any numbers: classes are those of the training set, matched by name where both sets know names. The
 results file is one JSON document that also holds the release's keys.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dinov2 import distributed
 from dinov2.errors import ConfigError
 from dinov2.eval.classes import Classification, few_shot_rows, match_classes
-from dinov2.eval.neighbours import merge_neighbours, nearest_neighbours, soft_vote
+from dinov2.eval.neighbours import nearest_neighbours, neighbours_of_shared_rows, soft_vote
 from dinov2.eval.setup import get_args_parser as get_setup_args_parser
 from dinov2.features.extract import Features
 from dinov2.features.metrics import mean_interval, target_ranks, wilson_interval
@@ -135,8 +135,7 @@ class KnnModule(nn.Module):
         super().__init__()
         rank, world_size = distributed.get_global_rank(), distributed.get_global_size()
         n_rows = len(train_features)
-        self.first = n_rows * rank // world_size
-        self.train_features = train_features[self.first : n_rows * (rank + 1) // world_size].to(device)
+        self.train_features = train_features[n_rows * rank // world_size : n_rows * (rank + 1) // world_size].to(device)
         self.train_labels = train_labels.cpu()
         self.nb_knn, self.T, self.num_classes = tuple(nb_knn), T, num_classes
         self.max_k = min(max(nb_knn), n_rows)
@@ -149,28 +148,10 @@ class KnnModule(nn.Module):
 
     def compute_neighbors(self, features_rank: Tensor) -> tuple[Tensor, Tensor]:  # [B, D] -> [B, K], int64 [B, K]
         """Similarities, descending, and labels of the K nearest training rows, K being the largest of `nb_knn`."""
-        n_own = torch.tensor([len(features_rank)])
-        n_before = int(distributed.all_gather_rows(n_own)[: distributed.get_global_rank()].sum())
-        queries = distributed.all_gather_rows(features_rank.detach().float().cpu())
-        similarities, indices = self._search_own_part(queries)
-        if distributed.get_global_size() > 1:
-            similarities, indices = (
-                torch.cat(distributed.all_gather_rows(part).split(len(queries)), dim=1)  # [Q, W*K]
-                for part in (similarities, indices)
-            )
-        similarities, indices = merge_neighbours(similarities, indices, k=self.max_k)
-        own = slice(n_before, n_before + len(features_rank))
-        return similarities[own].to(self.device), self.train_labels[indices[own]].to(self.device)
-
-    def _search_own_part(self, queries: Tensor) -> tuple[Tensor, Tensor]:  # [Q, D] -> [Q, K] each
-        k = min(self.max_k, len(self.train_features))
-        # Small parts hold fewer than K rows; what is missing can never be among the best.
-        similarities = torch.full((len(queries), self.max_k), -torch.inf)
-        indices = torch.full((len(queries), self.max_k), len(self.train_labels))
-        if k > 0:
-            found, rows = nearest_neighbours(queries, self.train_features, k=k, device=self.device)
-            similarities[:, :k], indices[:, :k] = found, rows + self.first
-        return similarities, indices
+        similarities, indices = neighbours_of_shared_rows(
+            features_rank, self.train_features, k=self.max_k, device=self.device
+        )
+        return similarities.to(self.device), self.train_labels[indices].to(self.device)
 
 
 def release_keys(rows: Sequence[Result]) -> dict[str, float]:

@@ -164,17 +164,20 @@ def test_kills_at_random_moments_change_no_byte(here, photos, model):
         " progress=lambda state: time.sleep(0.2))",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    killed = 0
     for parts_wanted in (1, 2, 3):
         process = subprocess.Popen(command, env=environment)
         while len(list(here.glob("killed.parquet.parts/_part-*.json"))) < parts_wanted and process.poll() is None:
             time.sleep(0.05)
         time.sleep(0.1 * parts_wanted)
         process.kill()
-        process.wait()
-        assert (here / ".killed.parquet.lock").exists()  # which nobody holds any more
+        if process.wait() != 0:  # a fast machine may have been done
+            killed += 1
+            assert (here / ".killed.parquet.at-work.lock").exists()  # which nobody holds any more
+    assert killed >= 1
     subprocess.run(command, env=environment, check=True)
     assert (here / "killed.parquet").read_bytes() == (here / "calm.parquet").read_bytes()
-    assert not (here / ".killed.parquet.lock").exists()
+    assert not (here / ".killed.parquet.at-work.lock").exists()
 
 
 def test_a_second_command_for_the_same_output_is_refused_while_the_first_one_runs(here, photos, model):

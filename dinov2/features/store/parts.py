@@ -71,7 +71,8 @@ class PartsFolder:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as lock:
             try:
-                lock.enter_context(held(self.output.with_name(f".{self.output.name}.lock"), patience=0))
+                # Not the lock that writing the output takes for itself: holding that one, it would wait for us.
+                lock.enter_context(held(self.output.with_name(f".{self.output.name}.at-work.lock"), patience=0))
             except BlockingIOError as error:
                 raise ConfigError(
                     f"another command is writing {self.output} just now; wait until it has ended, or choose another "

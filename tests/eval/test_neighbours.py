@@ -1,11 +1,14 @@
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from dinov2.errors import DataError
-from dinov2.eval import neighbours
-from dinov2.eval.neighbours import merge_neighbours, nearest_neighbours, soft_vote
+from dinov2.errors import ConfigError, DataError, MissingDependency
+from dinov2.eval.neighbours import merge_neighbours, nearest_neighbours, search, soft_vote
+from dinov2.eval.neighbours.scans import SCANS, fastest_scan, groups_of
 
 
 def brute_force(queries, train, k):
@@ -61,13 +64,12 @@ def test_the_search_is_in_float32_inside_autocast():
 def test_the_search_is_in_float32_whatever_products_the_training_uses_and_leaves_that_setting_alone(monkeypatch):
     # Few machines round float32 products of this size, so the setting itself is looked at while the search runs.
     seen = []
-    search_block = neighbours._search_block
 
-    def noted(*args):
+    def noted(queries, train, out):
         seen.append(torch.backends.cuda.matmul.fp32_precision)
-        return search_block(*args)
+        return queries.values @ train.values.T
 
-    monkeypatch.setattr(neighbours, "_search_block", noted)
+    monkeypatch.setitem(SCANS, "float32", replace(SCANS["float32"], product=noted))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -78,6 +80,152 @@ def test_the_search_is_in_float32_whatever_products_the_training_uses_and_leaves
     assert seen == ["ieee"]
 
 
+# Every scan gives what float64 gives
+
+
+def exact(queries, train, k):
+    """Neighbours by similarities that are summed in float64 and rounded once, equal ones by row."""
+    similarities = (queries.double() @ train.double().T).float()
+    indices = similarities.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return similarities.gather(1, indices), indices
+
+
+def features(kind, n, seed):
+    """Features that make it hard: many directions, one cluster, near copies, an overwhelming column, wild lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(n, 48, generator=generator)
+    match kind:
+        case "cluster":
+            rows = normalize(torch.ones(48) + 0.01 * rows, dim=1)
+        case "copies":
+            centres = torch.randn(5, 48, generator=torch.Generator().manual_seed(99))
+            rows = centres[torch.randint(0, 5, (n,), generator=generator)] + 1e-6 * rows
+        case "column":
+            rows[:, 7] *= 300
+        case "zeros":
+            rows[::2] = 0
+        case "lengths":
+            rows *= 10 ** torch.linspace(-4, 4, n).unsqueeze(1)
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["directions", "cluster", "copies", "column", "zeros", "lengths"])
+@pytest.mark.parametrize("scan", SCANS)
+def test_every_scan_finds_exactly_the_nearest_rows(scan, kind):
+    if scan == "int8" and fastest_scan(torch.device("cpu")) == "float32":
+        pytest.skip("bytes are not multiplied here")
+    queries, train = features(kind, 30, 0), features(kind, 700, 1)
+    similarities, indices = nearest_neighbours(queries, train, k=9, scan=scan, query_block=16, train_block=150)
+    expected_similarities, expected = exact(queries, train, 9)
+    assert torch.equal(indices, expected)
+    assert torch.equal(similarities, expected_similarities)
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_scans_are_never_further_off_than_their_bound(scan):
+    if scan == "int8" and fastest_scan(torch.device("cpu")) == "float32":
+        pytest.skip("bytes are not multiplied here")
+    kind = SCANS[scan]
+    queries, train = features("lengths", 64, 2), features("column", 128, 3)
+    rounded_queries, rounded_train = kind.round_queries(queries), kind.round_train(train)
+    scores = kind.product(rounded_queries, rounded_train, torch.empty(64, 128)).float()
+    truth = queries.double() @ train.double().T
+    length, error = (groups_of(part, 0.0).amax(dim=1) for part in (rounded_train.length, rounded_train.error))
+    for column in range(128):
+        # With the true similarity as the level, the score must reach the cut: else a neighbour would be lost.
+        level = truth[:, column].float()
+        cut = kind.cut(torch.nextafter(level, torch.tensor(-torch.inf)), rounded_queries, length, error)
+        assert bool((scores[:, column] >= cut[:, column // 64]).all())
+    unit = 1.0 if rounded_queries.unit is None else rounded_queries.unit.unsqueeze(1)
+    assert (scores * unit - truth).abs().max() > 0 or scan == "float32"
+
+
+def test_rounding_that_hides_too_much_is_not_chosen(monkeypatch):
+    if fastest_scan(torch.device("cpu")) == "float32":
+        pytest.skip("no other scan is fast here")
+    used = []
+    monkeypatch.setattr(search, "_SMALLEST_REDUCED_SCAN", 1)
+    for scan in list(SCANS.values()):
+
+        def noted(queries, train, out, scan=scan):
+            used.append(scan.name)
+            return scan.product(queries, train, out)
+
+        monkeypatch.setitem(SCANS, scan.name, replace(scan, product=noted))
+    for kind, expected in (("directions", fastest_scan(torch.device("cpu"))), ("cluster", "float32")):
+        nearest_neighbours(features(kind, 20, 0), features(kind, 30_000, 1), k=1)
+        assert used[-1] == expected
+
+
+def test_rows_sorted_by_class_are_found_as_well():
+    train = torch.cat([features("copies", 300, 5).sort(dim=0)[0], features("directions", 300, 6)])
+    queries = train[::29] + 1e-3
+    _, indices = nearest_neighbours(queries, train, k=20, train_block=64)
+    assert torch.equal(indices, exact(queries, train, 20)[1])
+
+
+def test_a_thousand_equal_rows_are_settled_by_their_numbers():
+    train = torch.cat([torch.ones(1000, 8), torch.full((1, 8), 2.0), torch.ones(1000, 8)])
+    _, indices = nearest_neighbours(torch.ones(3, 8), train, k=4, train_block=256)
+    assert indices.tolist() == [[1000, 0, 1, 2]] * 3
+
+
+def test_half_precision_rows_and_queries_without_an_excluded_row_are_taken():
+    queries, train = integer_features(5, 0), integer_features(40, 1)
+    exclude = torch.tensor([3, -1, 0, -1, 39])
+    _, indices = nearest_neighbours(queries, train.half(), k=6, exclude=exclude)
+    expected = brute_force(queries, train, 7)
+    for row, left_out, wanted in zip(indices.tolist(), exclude.tolist(), expected.tolist(), strict=True):
+        assert row == [i for i in wanted if i != left_out][:6]
+
+
+def test_parts_of_the_queries_are_searched_one_after_the_other(monkeypatch):
+    monkeypatch.setattr(search, "_PAIRS_A_PASS", 20)
+    queries, train = integer_features(23, 0), integer_features(90, 1)
+    _, indices = nearest_neighbours(queries, train, k=4, query_block=7, exclude=torch.full((23,), -1))
+    assert torch.equal(indices, brute_force(queries, train, 4))
+
+
+# FAISS
+
+
+def test_the_flat_index_of_faiss_finds_the_same():
+    pytest.importorskip("faiss", reason="needs faiss-cpu")
+    queries, train = features("directions", 20, 0), features("directions", 500, 1)
+    exclude = torch.arange(20)
+    for cosine in (False, True):
+        ours = nearest_neighbours(queries, train, k=7, cosine=cosine, exclude=exclude)
+        theirs = nearest_neighbours(queries, train, k=7, cosine=cosine, exclude=exclude, backend="faiss")
+        assert torch.equal(ours[1], theirs[1])
+        assert_close(ours[0], theirs[0])
+
+
+def test_clusters_of_faiss_find_most_and_always_k():
+    pytest.importorskip("faiss", reason="needs faiss-cpu")
+    queries, train = features("copies", 40, 0), features("copies", 4000, 1)
+    train = train + 0.1 * features("directions", 4000, 2)
+    _, ours = nearest_neighbours(queries, train, k=5, cosine=True)
+    _, theirs = nearest_neighbours(queries, train, k=5, cosine=True, backend="faiss-ivf")
+    shared = (ours.unsqueeze(2) == theirs.unsqueeze(1)).any(dim=2).float().mean()
+    assert shared > 0.5
+    _, many = nearest_neighbours(queries, train, k=3000, backend="faiss-ivf")
+    assert all(len(set(row)) == 3000 and min(row) >= 0 for row in many.tolist())
+
+
+def test_without_faiss_the_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingDependency, match="pip install 'faiss-cpu'"):
+        nearest_neighbours(torch.ones(2, 3), torch.ones(4, 3), k=1, backend="faiss")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"scan": "float8"}, "auto, float32, bfloat16, int8"), ({"backend": "annoy"}, "faiss-ivf")]
+)
+def test_unknown_scans_and_backends_are_refused_with_those_there_are(options, message):
+    with pytest.raises(ConfigError, match=message):
+        nearest_neighbours(torch.ones(2, 3), torch.ones(4, 3), k=1, **options)
+
+
 @pytest.mark.parametrize(
     ("queries", "train", "k", "message"),
     [
@@ -86,6 +234,7 @@ def test_the_search_is_in_float32_whatever_products_the_training_uses_and_leaves
         (torch.ones(2, 3), torch.ones(4, 2), 1, "same width"),
         (torch.full((2, 3), torch.nan), torch.ones(4, 3), 1, "diverged"),
         (torch.ones(2, 3), torch.full((4, 3), torch.inf), 1, "diverged"),
+        (torch.full((2, 3), 1e20), torch.full((4, 3), 1e20), 1, "overflow"),
     ],
 )
 def test_searches_that_cannot_be_right_are_refused(queries, train, k, message):

@@ -171,7 +171,8 @@ def test_kills_at_random_moments_change_no_byte(here, photos, model):
             time.sleep(0.05)
         time.sleep(0.1 * parts_wanted)
         process.kill()
-        if process.wait() != 0:  # a fast machine may have been done
+        process.wait()
+        if not (here / "killed.parquet").exists():  # a fast machine may have been done
             killed += 1
             assert (here / ".killed.parquet.at-work.lock").exists()  # which nobody holds any more
     assert killed >= 1

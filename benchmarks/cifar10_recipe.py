@@ -16,7 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dinov2.apps.evaluate import knn
+from dinov2.apps.evaluation.knn import knn
+from dinov2.apps.evaluation.session import Inputs
 from dinov2.apps.train import run_training
 from dinov2.configs import load_config
 from dinov2.features.results import environment
@@ -49,10 +50,8 @@ def run(data: Path, variant: str, seed: int, share: float, threads: int) -> dict
         began = time.perf_counter()
         _, outcome = run_training(load_config(None, overrides, preset="cifar10"), output_dir=folder)
         seconds = time.perf_counter() - began
-        report = knn(
-            model=folder, train_dataset=str(data / "train"), val_dataset=str(data / "test"), nb_knn=[20],
-            output_dir=Path(folder) / "knn",
-        )  # fmt: skip
+        images = {"train_dataset": str(data / "train"), "val_dataset": str(data / "test")}
+        report = knn(Inputs(model=folder, output_dir=Path(folder) / "knn", **images), nb_knn=[20])
     figures = {"steps": outcome.step, "seconds": round(seconds), "top1": report.best_top1()}
     return {"variant": variant, "seed": seed, **figures}
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from dinov2.apps.evaluate import knn_of_backbone, labelled
+from dinov2.apps.evaluation.datasets import labelled
+from dinov2.apps.evaluation.knn import knn_of_backbone
 from dinov2.apps.pictures import picture_evaluation
 from dinov2.apps.train import run_training, training_config
 from dinov2.apps.transformed import WithTransform

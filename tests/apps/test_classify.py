@@ -167,9 +167,7 @@ def test_files_folders_and_patterns_are_taken_in_order_and_each_image_once(here:
         ("empty/*.png", r"no image matches empty/\*.png"),
     ],
 )
-def test_a_source_without_images_is_refused_before_a_model_is_looked_for(
-    here: Path, source: str, message: str
-) -> None:
+def test_a_source_without_images_is_refused_before_a_model_is_looked_for(here: Path, source: str, message: str) -> None:
     (here / "empty").mkdir()
     with pytest.raises(DataError, match=message):
         classify([source], model="nothing of the kind")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dinov2.apps import evaluate
-from dinov2.apps.evaluate import knn, knn_of_backbone, labelled
+from dinov2.apps.evaluation import features
+from dinov2.apps.evaluation.datasets import labelled
+from dinov2.apps.evaluation.knn import knn, knn_of_backbone
+from dinov2.apps.evaluation.session import Inputs
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.errors import ConfigError, DataError, WeightsError
 from dinov2.eval.baselines import RawPixels
@@ -17,11 +19,12 @@ from dinov2.pretrained import load
 from tests.golden.recipe import fill
 from tests.runs import contents, pictures
 
+VOTE = ("nb_knn", "n_tries", "temperature", "n_per_class_list")
 SETS = {"train_dataset": "toy:split=TRAIN:n=40", "val_dataset": "toy:split=VAL:n=20"}
 
 
 def test_figures_are_returned_and_written_with_their_provenance(run, here):
-    report = knn(model=run, **SETS, output_dir="out", nb_knn=[3, 5], baselines=True)
+    report = knn(Inputs(model=run, **SETS, output_dir="out"), nb_knn=[3, 5], baselines=True)
     assert [(row.k, row.metric) for row in report.rows] == [(3, "top-1"), (3, "top-5"), (5, "top-1"), (5, "top-5")]
     assert report.best_top1() == max(report.rows[0].value, report.rows[2].value)
     assert set(report.baselines) == {"untrained", "raw_pixels"}
@@ -66,7 +69,7 @@ def test_images_of_any_number_of_channels_and_their_baselines(here, channels):
     )
     teacher = {f"backbone.{key}": value for key, value in model.state_dict().items()}
     save_teacher(here / "t.pth", teacher, model_table(model, mean=[0.5] * channels, std=[0.25] * channels))
-    report = knn(model="t.pth", train_dataset="images", val_dataset="images", nb_knn=[1], baselines=True)
+    report = knn(Inputs(model="t.pth", train_dataset="images", val_dataset="images"), nb_knn=[1], baselines=True)
     assert report.unreadable == []
     for rows in (report.rows, *report.baselines.values()):
         assert rows[0].value == 100.0  # each image is its own nearest neighbour
@@ -75,7 +78,7 @@ def test_images_of_any_number_of_channels_and_their_baselines(here, channels):
 def test_unreadable_images_are_returned(run, here):
     pictures(here / "set", n=10, classes=2)
     (here / "set" / "class1" / "cut.png").write_bytes(b"\x89PNG no image")
-    report = knn(model=run, train_dataset="set", val_dataset="set", nb_knn=[3])
+    report = knn(Inputs(model=run, train_dataset="set", val_dataset="set"), nb_knn=[3])
     assert [path.rpartition("/")[2] for path, _ in report.unreadable] == ["cut.png", "cut.png"]
     assert report.rows[0].n == 10
 
@@ -100,12 +103,14 @@ def test_unreadable_images_are_returned(run, here):
     ],
 )
 def test_whatever_is_wrong_is_said_before_features_are_extracted(run, here, monkeypatch, arguments, error, reason):
-    monkeypatch.setattr(evaluate, "extract_features", lambda *a, **k: pytest.fail("work was done"))
+    monkeypatch.setattr(features, "extract_features", lambda *a, **k: pytest.fail("work was done"))
     pictures(here / "flat")
     (here / "file").write_text("mine")
     before = contents(here)
+    settings = {name: value for name, value in arguments.items() if name in VOTE}
+    rest = {name: value for name, value in arguments.items() if name not in VOTE}
     with pytest.raises(error) as refusal:
-        knn(**{"model": run, **SETS, **arguments})
+        knn(Inputs(**{"model": run, **SETS, **rest}), **settings)
     assert reason in str(refusal.value)
     assert contents(here) == before
 

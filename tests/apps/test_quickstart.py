@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from dinov2.apps.evaluate import knn_of_backbone, labelled
+from dinov2.apps.evaluation.datasets import labelled
+from dinov2.apps.evaluation.knn import knn_of_backbone
 from dinov2.apps.quickstart import quickstart
 from dinov2.apps.train import training_config
 from dinov2.errors import ConfigError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinov2.apps import evaluate
+from dinov2.apps.evaluation import features
 from dinov2.configs import load_config, to_yaml
 from tests.runs import contents, only_sentence, pictures
 
@@ -102,7 +102,7 @@ def test_an_image_that_cannot_be_read_is_left_out_and_mentioned(dinov2, here, ru
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (("--train-dataset", "flat"), "flat has no labels, which k-NN evaluation needs; sort the images into"),
+        (("--train-dataset", "flat"), "flat has no labels, which an evaluation needs; sort the images into"),
         (("--val-dataset", "flat"), "flat has no labels"),
         (("--val-dataset", "nowhere"), "'nowhere'"),
         (("--val-dataset", "empty"), "no image was found in"),
@@ -124,7 +124,7 @@ def test_an_image_that_cannot_be_read_is_left_out_and_mentioned(dinov2, here, ru
     ],
 )
 def test_wrong_input_is_one_sentence_before_any_work(dinov2, here, run, words, sentence, monkeypatch):
-    monkeypatch.setattr(evaluate, "extract_features", lambda *a, **k: pytest.fail("work was done"))
+    monkeypatch.setattr(features, "extract_features", lambda *a, **k: pytest.fail("work was done"))
     pictures(here / "flat")
     (here / "empty").mkdir()
     (here / "file").write_text("mine")
@@ -135,10 +135,10 @@ def test_wrong_input_is_one_sentence_before_any_work(dinov2, here, run, words, s
     assert contents(here) == before
 
 
-def test_several_processes_are_refused(dinov2, run, here, monkeypatch):
+def test_processes_without_a_launcher_are_refused(dinov2, run, here, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     ended = dinov2("eval", "knn", "--model", run, *SETS)
-    assert ended.code == 2 and "2 processes were launched, but k-NN runs in one" in only_sentence(ended)
+    assert ended.code == 2 and "start with torchrun, which sets all six" in only_sentence(ended)
     assert list(here.iterdir()) == []
 
 
@@ -259,18 +259,18 @@ class Screen:
 
 
 def test_progress_is_drawn_on_a_terminal_only_and_the_cursor_comes_back(dinov2, run, monkeypatch):
-    assert dinov2("eval", "knn", "--model", run, *SETS).err == ""
+    assert dinov2("eval", "knn", "--model", run, *SETS, "--no-cache").err == ""
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
-    assert dinov2("eval", "knn", "--model", run, *SETS).code == 0
-    assert "trained: train features" in screen.text and "40/40" in screen.text
+    assert dinov2("eval", "knn", "--model", run, *SETS, "--no-cache").code == 0
+    assert "features of toy:split=TRAIN:n=40" in screen.text and "40/40" in screen.text
     assert screen.text.count("\x1b[?25l") == screen.text.count("\x1b[?25h") > 0
 
     def interrupted(*arguments, progress, **options):
         progress(1, 2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "extract_features", interrupted)
-    assert dinov2("eval", "knn", "--model", run, *SETS).code == 130
+    monkeypatch.setattr(features, "extract_features", interrupted)
+    assert dinov2("eval", "knn", "--model", run, *SETS, "--no-cache").code == 130
     assert screen.text.count("\x1b[?25l") == screen.text.count("\x1b[?25h")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dinov2.run.eval import knn
+from dinov2.run.eval import knn, linear, log_regression
 from dinov2.run.train import train
 from tests.runs import SMALL, Ended, contents, only_sentence, quiet_logger
 
@@ -78,6 +78,19 @@ def test_the_readme_s_train_and_k_nn_commands_run_one_after_the_other(release_co
             "--config-file --pretrained-weights --output-dir --opts --train-dataset --val-dataset --nb_knn "
             "--temperature --gather-on-cpu --batch-size --n-per-class-list --n-tries",
         ),
+        (
+            log_regression.main,
+            "--config-file --pretrained-weights --output-dir --opts --train-dataset --val-dataset "
+            "--finetune-dataset-str --finetune-on-val --metric-type --train-features-device --train-dtype "
+            "--max-train-iters",
+        ),
+        (
+            linear.main,
+            "--config-file --pretrained-weights --output-dir --opts --train-dataset --val-dataset --test-datasets "
+            "--epochs --epoch-length --batch-size --num-workers --save-checkpoint-frequency --eval-period-iterations "
+            "--learning-rates --no-resume --val-metric-type --test-metric-types --classifier-fpath "
+            "--val-class-mapping-fpath --test-class-mapping-fpaths",
+        ),
     ],
 )
 def test_the_release_s_flags_are_in_the_help(in_process, main, flags):
@@ -129,12 +142,89 @@ def test_a_folder_with_a_run_is_not_overwritten_with_no_resume(in_process, run):
     assert contents(run) == before
 
 
-@pytest.mark.parametrize("main, words", [(train.main, TINY_L16), (knn.main, ("--pretrained-weights", "RUN"))])
-def test_processes_of_torchrun_are_refused(in_process, run, tmp_path, monkeypatch, main, words):
+@pytest.mark.parametrize(
+    "main, words, sentence",
+    [
+        (train.main, TINY_L16, "2 processes were launched"),
+        (knn.main, ("--pretrained-weights", "RUN"), "start with torchrun, which sets all six"),
+    ],
+)
+def test_processes_without_a_launcher_are_refused(in_process, run, tmp_path, monkeypatch, main, words, sentence):
     monkeypatch.setenv("WORLD_SIZE", "2")
     ended = in_process(main, *(run if word == "RUN" else word for word in words))
-    assert ended.code == 2 and "2 processes were launched" in only_sentence(ended)
+    assert ended.code == 2 and sentence in only_sentence(ended)
     assert contents(tmp_path) == {}
+
+
+def test_the_release_s_linear_probe_augments_and_chooses_on_the_scored_images(in_process, run, tmp_path):
+    words = (
+        "--config-file", run / "config.yaml", "--pretrained-weights", run, "--num-workers", 0,
+        "--train-dataset", "toy:n=60", "--val-dataset", "toy:split=VAL:n=20",
+    )  # fmt: skip
+    ended = in_process(
+        linear.main, *words, "--epochs", 2, "--epoch-length", 3, "--batch-size", 16, "--learning-rates", 0.1,
+        "--test-datasets", "toy:split=VAL:n=10", "--output-dir", "out",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "best classifier: blocks=" in ended.out and ended.out.count("top-1: ") == 2
+    rows = json.loads((tmp_path / "out" / "results_eval_linear.json").read_text())["rows"]
+    settings = rows[0]["settings"]
+    assert (settings["n_iterations"], settings["batch_size"], settings["selected_on"]) == (6, 16, "reported set")
+    assert {row["dataset"] for row in rows} == {"toy:split=VAL:n=20", "toy:split=VAL:n=10"}
+    for wrong, sentence in (
+        (("--epochs", 0), "--epochs is 0; write 1 or more"),
+        (("--test-metric-types", "mean_accuracy"), "1 test metrics were given for 0 test sets"),
+    ):
+        ended = in_process(linear.main, *words, *wrong)
+        assert ended.code == 2 and sentence in only_sentence(ended)
+
+
+def test_released_weights_are_named_by_their_address_and_results_get_a_folder_of_their_own(
+    in_process, run, tmp_path, monkeypatch
+):
+    """As the release's README writes it: a packaged configuration, an address, no output folder."""
+    import functools
+    import http.server
+    import threading
+
+    served = tmp_path / "served"
+    served.mkdir()
+    shutil.copy(run / "eval" / "training_11" / "teacher_checkpoint.pth", served / "dinov2_vits14_pretrain.pth")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    monkeypatch.setenv("DINOV2_CACHE", str(tmp_path / "cache"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=served))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        ended = in_process(
+            knn.main, "--config-file", run / "config.yaml", "--nb_knn", 3,
+            "--pretrained-weights", f"http://127.0.0.1:{server.server_port}/dinov2_vits14_pretrain.pth",
+            "--train-dataset", "toy:n=40", "--val-dataset", "toy:split=VAL:n=20",
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert ended.code == 0, ended.err
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "results_eval_knn.json").is_file()
+
+
+def test_the_release_s_logistic_regression_writes_its_figures_and_resizes_to_the_crop(in_process, run, tmp_path):
+    ended = in_process(
+        log_regression.main, "--config-file", run / "config.yaml", "--pretrained-weights", run, "--output-dir", "out",
+        "--train-dataset", "toy:n=60", "--val-dataset", "toy:split=VAL:n=20", "--max-train-iters", 50,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "best C: " in ended.out and "top-1: " in ended.out
+    row = json.loads((tmp_path / "out" / "results_eval_log_regression.json").read_text())["rows"][0]
+    assert row["transform"]["resize"] == row["transform"]["crop"] == 32
+    assert (row["settings"]["selected_on"], row["settings"]["dtype"]) == ("6 of 60 training images", "float64")
+    assert len(row["settings"]["curve"]) == 45
 
 
 def test_one_process_of_torchrun_is_welcome(in_process, tmp_path, monkeypatch):

@@ -1,20 +1,16 @@
 """The release's k-NN command: `python dinov2/run/eval/knn.py --config-file F --pretrained-weights W ...`."""
 
 import argparse
-import os
 import sys
-from functools import partial
 
-from dinov2.apps.evaluate import knn
-from dinov2.errors import ConfigError
+from dinov2.apps.evaluation.knn import knn
+from dinov2.distributed import is_main_process
 from dinov2.eval.knn import get_args_parser
-from dinov2.logging import setup_logging
+from dinov2.run.eval.flags import inputs_of, report_rows
 from dinov2.run.submit import get_args_parser as get_submission_args_parser
 from dinov2.run.submit import run_here
 
 __all__ = ["main"]
-
-_RELEASE_WORKERS = 5
 
 
 def main() -> int:
@@ -24,27 +20,15 @@ def main() -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    if not arguments.pretrained_weights:
-        raise ConfigError("--pretrained-weights is missing; give a weight file or a run's folder")
-    setup_logging()
     report = knn(
-        model=arguments.pretrained_weights,
-        train_dataset=arguments.train_dataset,
-        val_dataset=arguments.val_dataset,
-        output_dir=arguments.output_dir or None,
-        config_file=arguments.config_file or None,
-        overrides=arguments.opts,
+        inputs_of(arguments, batch_size=arguments.batch_size),
         nb_knn=arguments.nb_knn,
         temperature=arguments.temperature,
         n_per_class_list=arguments.n_per_class_list,
         n_tries=arguments.n_tries,
-        batch_size=arguments.batch_size,
-        num_workers=min(_RELEASE_WORKERS, os.cpu_count() or 1),
-        say=partial(print, flush=True),
     )
-    for row in report.rows:
-        print(f"k={row.k} {row.metric}: {row.value:.2f} %", flush=True)
-    print(f"results are in {report.output_dir}", flush=True)
+    if is_main_process() and report.output_dir is not None:
+        report_rows(report.rows, report.output_dir)
     return 0
 
 

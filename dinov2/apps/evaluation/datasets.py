@@ -1,0 +1,198 @@
+"""Labelled images to train and to score on, from any data set strings; one set alone is split in two by its names.
+
+The split depends on nothing but class and name of each image: the same images in another order, on another machine or
+below another folder are split alike.
+"""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinov2.data.datasets.base import FileDataset, ImageDataset, digest
+from dinov2.data.datasets.subset import Subset
+from dinov2.data.loaders import make_dataset
+from dinov2.errors import ConfigError, DataError
+from dinov2.features.extract import Features
+
+__all__ = ["VAL_SHARE", "EvaluationSets", "NamedSet", "labelled", "open_sets", "split_rows"]
+
+VAL_SHARE = 0.2
+"""Share of each class that is scored when there is only one set."""
+
+_STAT_THREADS = 16
+
+
+def labelled(dataset: str) -> ImageDataset:
+    """The data set of a string or path; raises `DataError` when it has no labels."""
+    images = make_dataset(dataset)
+    targets = images.get_targets()
+    if targets is None or not bool((np.asarray(targets) >= 0).any()):
+        raise DataError(
+            f"{dataset} has no labels, which an evaluation needs; sort the images into one folder a class, "
+            "or give a list:FILE with a label column"
+        )
+    return images
+
+
+@dataclass(eq=False)
+class NamedSet:
+    """A labelled data set and the string that it was opened from."""
+
+    name: str
+    images: ImageDataset
+    _identity: dict[str, Any] | None = field(default=None, init=False, repr=False)
+
+    def identity(self) -> dict[str, Any]:
+        """What features of these images depend on: the images, when files were last written, labels and class names.
+
+        The times are in it because a picture that was edited may keep its name and its size. All files are looked at
+        once for each opened set.
+        """
+        if self._identity is None:
+            self._identity = self._looked_at()
+        return self._identity
+
+    def _looked_at(self) -> dict[str, Any]:
+        targets = self.images.get_targets()
+        return {
+            "images": self.images.fingerprint(),
+            "written": _times_of(self.images),
+            "labels": "" if targets is None else digest(np.asarray(targets, dtype=np.int64)),
+            "class_names": list(self.images.class_names or ()),
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationSets:
+    """What is trained and what is scored on; `split` is None when these are two data sets."""
+
+    train: NamedSet
+    val: NamedSet
+    split: dict[str, Any] | None = None
+    """How one set was split, in the words of the results."""
+
+    def divided(self, train: Features, val: Features) -> tuple[Features, Features]:
+        """The training and validation rows of the features of `self.train` and `self.val`."""
+        if self.split is None:
+            return train, val
+        train_images, val_images = split_rows(self.train.images)
+        return _rows_of(train, train_images), _rows_of(val, val_images)
+
+
+def open_sets(train_dataset: str | None, val_dataset: str | None, dataset: str | None = None) -> EvaluationSets:
+    """Opens a training and a validation set, or one set that is split.
+
+    Raises `ConfigError` when none or too many were named, `DataError` for sets without labels, of one class only or
+    with no class in common.
+    """
+    if dataset and (train_dataset or val_dataset):
+        raise ConfigError("one data set to be split and others besides were named; give --dataset alone, or the others")
+    only = dataset or train_dataset
+    if not only:
+        raise ConfigError("no labelled images were named; give --train-dataset and --val-dataset, or one --dataset")
+    train = NamedSet(only, labelled(only))
+    _require_two_classes(train)
+    if val_dataset:
+        val = NamedSet(val_dataset, labelled(val_dataset))
+        _require_common_class(train, val)
+        return EvaluationSets(train, val)
+    train_images, val_images = split_rows(train.images)
+    if not len(val_images):
+        raise DataError(
+            f"{only} has one image a class, which leaves none to score on; give --val-dataset, or more images"
+        )
+    split = {
+        "rule": "by SHA-256 of class and name, within each class",
+        "val_share": VAL_SHARE,
+        "n_train": len(train_images),
+        "n_val": len(val_images),
+    }
+    return EvaluationSets(train, train, split)
+
+
+def split_rows(images: ImageDataset) -> tuple[Tensor, Tensor]:  # int64 [S_train], int64 [S_val]
+    """Positions of the labelled images to train and to score on, ascending; a class of one image trains."""
+    targets = images.get_targets()
+    assert targets is not None  # of a set that `labelled` opened
+    names, by_class = _names_of(images), dict[int, list[int]]()
+    for index, label in enumerate(np.asarray(targets).tolist()):
+        if label >= 0:
+            by_class.setdefault(label, []).append(index)
+    train: list[int] = []
+    val: list[int] = []
+    for label, members in by_class.items():
+        called = images.class_names[label] if images.class_names else str(label)
+        order = sorted(members, key=lambda index: hashlib.sha256(f"{called}\n{names[index]}".encode()).digest())
+        n_val = max(1, round(VAL_SHARE * len(order))) if len(order) > 1 else 0
+        val += order[:n_val]
+        train += order[n_val:]
+    return torch.tensor(sorted(train), dtype=torch.int64), torch.tensor(sorted(val), dtype=torch.int64)
+
+
+def _names_of(images: ImageDataset) -> list[str]:
+    """Names of the images without the folder that they lie in as a whole."""
+    paths = [images.path_of(index) for index in range(len(images))]
+    if not _are_files(images):
+        return paths
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths]
+
+
+def _are_files(images: ImageDataset) -> bool:
+    """Whether each image, also of a subset, is a file of its own."""
+    return isinstance(images.dataset if isinstance(images, Subset) else images, FileDataset)
+
+
+def _rows_of(features: Features, images: Tensor) -> Features:
+    """The rows of those images that could be read."""
+    positions = torch.arange(len(features)) if features.indices is None else features.indices
+    return features.take(torch.isin(positions, images).nonzero().squeeze(1))
+
+
+def _times_of(images: ImageDataset) -> str:
+    if not _are_files(images):
+        return ""
+
+    def time_of(index: int) -> int:
+        try:
+            return os.stat(images.path_of(index)).st_mtime_ns
+        except OSError:  # it will be listed as unreadable
+            return -1
+
+    with ThreadPoolExecutor(max_workers=_STAT_THREADS) as pool:  # a network disk answers many at a time
+        return digest(np.fromiter(pool.map(time_of, range(len(images)), chunksize=1024), np.int64, len(images)))
+
+
+def _classes_of(named: NamedSet) -> set[int]:
+    targets = named.images.get_targets()
+    assert targets is not None
+    return {int(label) for label in np.unique(np.asarray(targets)) if label >= 0}
+
+
+def _require_two_classes(train: NamedSet) -> None:
+    classes = _classes_of(train)
+    if len(classes) < 2:
+        names = train.images.class_names
+        only = repr(names[min(classes)]) if names else str(min(classes))
+        raise DataError(
+            f"all labelled images of {train.name} are of the one class {only}; an evaluation needs two or more classes"
+        )
+
+
+def _require_common_class(train: NamedSet, val: NamedSet) -> None:
+    of_train, of_val = _classes_of(train), _classes_of(val)
+    train_names, val_names = train.images.class_names, val.images.class_names
+    if train_names is not None and val_names is not None and train_names != val_names:
+        common = {train_names[label] for label in of_train} & {val_names[label] for label in of_val}
+    else:
+        common = {str(label) for label in of_train & of_val}
+    if not common:
+        raise DataError(
+            f"{train.name} and {val.name} have no class in common; check that both use the same class folders"
+        )

@@ -1,0 +1,210 @@
+"""Features for all evaluations: extracted once per model, images and transform, kept on disk, shared.
+
+A pass over the images gives every part of the columns (`dinov2.apps.evaluation.subjects`). Of sets whose columns fit
+into memory together all parts are kept, so that a later evaluation of another kind decodes nothing; of larger sets only
+those that were asked for. Entries are found by content (`dinov2.features.cache`): weights, model, transform, precision,
+kind of device, and the images with their names, sizes, times and labels.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinov2 import distributed
+from dinov2.apps.evaluation.datasets import NamedSet
+from dinov2.apps.evaluation.subjects import PARTS, Subject
+from dinov2.apps.places import output_folder
+from dinov2.apps.transformed import WithTransform
+from dinov2.errors import ConfigError, DataError
+from dinov2.features.cache import content_key, load_features, save_features
+from dinov2.features.extract import Features, extract_features
+from dinov2.models.download import cache_folder
+from dinov2.sources import ShowProgress
+
+__all__ = ["CACHE_NAME", "Extraction", "FeatureBank", "cache_for"]
+
+CACHE_NAME = "features"
+"""Folder below the cache of downloads (`$DINOV2_CACHE`)."""
+
+_ALL_PARTS_BYTES = 2**30  # twice that is needed while they are taken apart
+
+_LOG = logging.getLogger("dinov2")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How the features of a data set were come by."""
+
+    seconds: float
+    """Of this process, for decoding and the model, or for reading what was kept."""
+    images: int
+    from_cache: bool
+
+
+def cache_for(folder: str | os.PathLike[str] | None, *, use: bool = True) -> Path | None:
+    """The folder that features are kept in: the one given, else the default; None when none is wanted.
+
+    Raises `ConfigError` when nothing can be written to the folder that was given.
+    """
+    if not use:
+        return None
+    if not folder:
+        return cache_folder() / CACHE_NAME
+    try:
+        return output_folder(folder, task=CACHE_NAME)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; this was the --cache-dir, and --no-cache keeps nothing") from error
+
+
+@dataclass
+class FeatureBank:
+    """Where evaluations get their features from; it remembers what this process has read or extracted."""
+
+    cache: Path | None
+    batch_size: int = 256
+    num_workers: int = 0
+    progress: ShowProgress = lambda label: None
+    extractions: dict[str, Extraction] = field(default_factory=dict)
+    """By data set, of the subject that came last."""
+    _kept: dict[str, Features] = field(default_factory=dict, repr=False)
+    """By content key."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"the batch is {self.batch_size}; write 1 or more")
+        if self.num_workers < 0:
+            raise ConfigError(f"the number of workers is {self.num_workers}; write 0 to load in this process")
+
+    def features(self, subject: Subject, images: NamedSet, *, parts: Sequence[str] = ("cls",)) -> Features:
+        """Features `[S, D of the parts]` of all readable images, labels and class names with them.
+
+        Over several processes all call and all get the same. Raises `ConfigError` for a part that the subject does not
+        have, `DataError` when features are not finite.
+        """
+        wanted = [part for part in PARTS if part in parts]
+        if missing := [part for part in wanted if part not in subject.parts]:
+            raise ConfigError(
+                f"{subject.name} shows no {' and no '.join(_WORDS[part] for part in missing)}; evaluate it by k-NN or "
+                "logistic regression"
+            )
+        identity = images.identity()
+        keys = {part: content_key(_key(subject, identity, part)) for part in wanted}
+        if any(key not in self._kept for key in keys.values()):
+            started = time.perf_counter()
+            read = self._read(subject, identity, wanted)
+            found = read or self._extracted(subject, images, identity, wanted)
+            self.extractions[images.name] = Extraction(
+                time.perf_counter() - started, len(next(iter(found.values()))), from_cache=read is not None
+            )
+            self._kept |= {content_key(_key(subject, identity, part)): one for part, one in found.items()}
+        return _side_by_side([self._kept[keys[part]] for part in wanted])
+
+    def is_kept(self, subject: Subject, images: NamedSet, *, parts: Sequence[str] = ("cls",)) -> bool:
+        """Whether `features` would find everything on the disk; only the manifests are looked at."""
+        if self.cache is None:
+            return False
+        identity = images.identity()
+        keys = [content_key(_key(subject, identity, part)) for part in parts]
+        return all((self.cache / key / "manifest.json").is_file() for key in keys)
+
+    def forget(self) -> None:
+        """Frees the memory; what lies on the disk stays."""
+        self._kept.clear()
+        self.extractions = {}
+
+    def _read(self, subject: Subject, identity: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any] | None:
+        """What is kept on disk, when all processes find all of it; a damaged entry counts as none."""
+        found: dict[str, Any] = {}
+        if self.cache is not None:
+            try:
+                found = {part: load_features(self.cache, parts=_key(subject, identity, part)) for part in wanted}
+            except DataError:
+                found = {}
+        lacking = not found or any(one is None for one in found.values())
+        return None if bool(distributed.all_reduce_max(torch.tensor([int(lacking)]))) else found
+
+    def _extracted(
+        self, subject: Subject, images: NamedSet, identity: Mapping[str, Any], wanted: Sequence[str]
+    ) -> dict[str, Any]:
+        n_bytes = 4 * len(images.images) * sum(subject.parts.values())
+        kept = list(subject.parts) if n_bytes <= _ALL_PARTS_BYTES else list(wanted)
+        slices = _slices(subject.parts)
+
+        def columns(batch: Tensor) -> Tensor:
+            output = subject.columns(batch)
+            return output if len(kept) == len(slices) else torch.cat([output[:, slices[part]] for part in kept], dim=1)
+
+        everything = extract_features(
+            columns,
+            WithTransform(images.images, subject.transform, channels=subject.channels),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            device=subject.device,
+            progress=self.progress(f"{subject.name}: features of {images.name}"),
+        )
+        _require_finite(everything, subject, images)
+        columns_of = _slices({part: subject.parts[part] for part in kept})
+        found = {
+            part: replace(everything, features=everything.features[:, columns_of[part]].contiguous()) for part in kept
+        }
+        if self.cache is not None and distributed.is_main_process():
+            for part, features in found.items():
+                _save(self.cache, features, _key(subject, identity, part))
+        distributed.barrier()
+        return found
+
+
+_WORDS = {"earlier": "earlier blocks", "cls": "class token", "mean": "patch tokens"}
+
+
+def _key(subject: Subject, images: Mapping[str, Any], part: str) -> dict[str, Any]:
+    return {
+        "model": subject.identity,
+        "part": part,
+        "blocks": subject.blocks if part == "earlier" else None,
+        "transform": subject.transform.describe(),
+        "channels": subject.channels,
+        "precision": subject.precision,
+        "device": subject.device.type,
+        "dataset": dict(images),
+    }
+
+
+def _slices(widths: Mapping[str, int]) -> dict[str, slice]:
+    """Columns of each part; a width of 0 is all that there is."""
+    if list(widths.values()) == [0]:
+        return dict.fromkeys(widths, slice(None))
+    slices, first = {}, 0
+    for part, width in widths.items():
+        slices[part] = slice(first, first + width)
+        first += width
+    return slices
+
+
+def _side_by_side(parts: Sequence[Features]) -> Features:
+    if len(parts) == 1:
+        return parts[0]
+    return replace(parts[0], features=torch.cat([part.features for part in parts], dim=1))
+
+
+def _save(cache: Path, features: Features, key: Mapping[str, Any]) -> None:
+    try:
+        save_features(cache, features, parts=key)
+    except OSError as error:  # a full disk must not cost the hours that the features took
+        _LOG.warning("features are not kept in %s: %s", cache, error.strerror or error)
+
+
+def _require_finite(features: Features, subject: Subject, images: NamedSet) -> None:
+    broken = int((~features.features.isfinite().all(dim=1)).sum())
+    if broken:
+        raise DataError(
+            f"{subject.name} gives NaN or infinite features for {broken} of {len(features)} images of {images.name}; "
+            "try --precision fp32, or look whether its training diverged"
+        )

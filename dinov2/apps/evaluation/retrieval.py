@@ -1,0 +1,232 @@
+"""Retrieval with the features of a model: labelled folders of queries and gallery, or revisited Oxford and Paris."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dinov2.apps.evaluation.datasets import NamedSet, labelled
+from dinov2.apps.evaluation.features import FeatureBank, cache_for
+from dinov2.apps.evaluation.processes import joined, shared_folder
+from dinov2.apps.evaluation.session import Inputs, load_model
+from dinov2.apps.evaluation.subjects import subject_of
+from dinov2.data.datasets.base import FileDataset, PixelDataset, digest
+from dinov2.data.datasets.globbed import ImageFiles
+from dinov2.data.decoding import IMAGE_EXTENSIONS
+from dinov2.distributed import is_main_process
+from dinov2.errors import ConfigError, DataError
+from dinov2.eval.retrieval import evaluate_retrieval, truth_by_class
+from dinov2.eval.revisited import RevisitedQuery, RevisitedTruth, evaluate_revisited, read_revisited, write_revisited
+from dinov2.features.extract import Features
+from dinov2.features.results import Result, write_results
+
+__all__ = ["RESULTS_FILE", "TRUTH_FILE", "RetrievalReport", "retrieval"]
+
+RESULTS_FILE = "results_eval_retrieval.json"
+TRUTH_FILE = "ground_truth.json"
+
+
+@dataclass
+class RetrievalReport:
+    """What was measured, and where it was written."""
+
+    rows: list[Result]
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    output_dir: Path | None = None
+
+
+def retrieval(
+    inputs: Inputs,
+    *,
+    query_dataset: str | None = None,
+    gallery_dataset: str | None = None,
+    ground_truth: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+) -> RetrievalReport:
+    """Ranks a gallery for every query by the class token's cosine similarity, and writes `results_eval_retrieval.json`.
+
+    Args:
+        inputs: model, image size, cache and output; its data sets are not used.
+        query_dataset, gallery_dataset: labelled data sets, of which images of the same class (by name, where both know
+            names) are right. Without a gallery every query looks for the others of its own set. A query that lies in
+            the gallery too does not count as found.
+        ground_truth: a ground-truth file of revisited Oxford or Paris instead, of which no code is run (its data is
+            written beside the results as `ground_truth.json`, which is taken here too), and
+        images: the folder of its images; queries are cropped to their boxes.
+        ks: first images that recall and precision are measured among (the revisited protocols have their own).
+
+    Raises `ConfigError` for arguments that do not fit together, `DataError` for images or a truth that do not.
+    """
+    if (query_dataset is None) == (ground_truth is None):
+        raise ConfigError("give labelled queries (--query-dataset) or a --ground-truth file, one of the two")
+    if (ground_truth is None) != (images is None):
+        raise ConfigError("a --ground-truth file and the folder of its --images belong together; give both or neither")
+    if gallery_dataset is not None and query_dataset is None:
+        raise ConfigError("a ground-truth file names its own gallery; leave --gallery-dataset out")
+    if not ks or min(ks) < 1:
+        raise ConfigError(f"images are counted from the first, got k = {sorted(ks)}; write numbers from 1")
+    with joined():
+        folder = shared_folder(inputs.output_dir, task="retrieval")
+        loaded = load_model(inputs)
+        truth = None
+        if ground_truth is not None and images is not None:
+            truth = read_revisited(ground_truth)
+            queries, gallery = _revisited_images(truth, os.fspath(images), os.fspath(ground_truth))
+        elif query_dataset is not None:
+            queries = NamedSet(query_dataset, labelled(query_dataset))
+            gallery = queries if gallery_dataset is None else NamedSet(gallery_dataset, labelled(gallery_dataset))
+        if is_main_process():
+            inputs.say(loaded.source if loaded.report is None else f"{loaded.source}: {loaded.report}")
+        subject = subject_of(loaded)
+        bank = FeatureBank(
+            cache_for(inputs.cache_dir, use=inputs.use_cache), inputs.batch_size, inputs.num_workers, inputs.progress
+        )
+        found = [bank.features(subject, one) for one in (queries, gallery)]
+        provenance: dict[str, Any] = {
+            "dataset": gallery.name,
+            "model": subject.described,
+            "transform": subject.transform.describe(),
+            "precision": subject.precision,
+        }
+        if truth is not None:
+            rows = evaluate_revisited(*_complete(*found), truth, device=subject.device, provenance=provenance)
+        else:
+            rows = _by_class(queries, gallery, *found, ks=ks, device=subject.device, provenance=provenance)
+        report = RetrievalReport(
+            [replace(row, settings={**row.settings, "queries": queries.name, "scales": 1}) for row in rows],
+            [failure for one in (found if gallery is not queries else found[:1]) for failure in one.unreadable],
+            folder,
+        )
+        if is_main_process():
+            write_results(folder / RESULTS_FILE, report.rows)
+            if truth is not None:
+                write_revisited(truth, folder / TRUTH_FILE)
+    return report
+
+
+def _by_class(
+    queries: NamedSet,
+    gallery: NamedSet,
+    query_features: Features,
+    gallery_features: Features,
+    *,
+    ks: Sequence[int],
+    device: torch.device,
+    provenance: dict[str, Any],
+) -> list[Result]:
+    assert query_features.labels is not None and gallery_features.labels is not None  # `labelled` saw to it
+    own_labels = _renumbered(query_features, gallery_features)
+    same = _same_images(queries, gallery, query_features, gallery_features)
+    truth = truth_by_class(own_labels, gallery_features.labels, same_image=same)
+    return evaluate_retrieval(
+        query_features.features,
+        gallery_features.features,
+        truth,
+        ks=ks,
+        device=device,
+        provenance={**provenance, "split": "the others of the same set" if queries is gallery else ""},
+    )
+
+
+def _renumbered(queries: Features, gallery: Features) -> Tensor:  # int64 [Q]
+    """Labels of the queries in the numbering of the gallery: by name where both know names; -1 for unknown classes."""
+    assert queries.labels is not None and gallery.labels is not None
+    if queries.class_names is None or gallery.class_names is None or queries.class_names == gallery.class_names:
+        return queries.labels
+    number_of = {name: number for number, name in enumerate(gallery.class_names)}
+    names = queries.class_names
+    return torch.tensor([-1 if label < 0 else number_of.get(names[label], -1) for label in queries.labels.tolist()])
+
+
+def _same_images(queries: NamedSet, gallery: NamedSet, own: Features, others: Features) -> Tensor:  # int64 [Q]
+    """Row of each query's image in the gallery, -1 for none: the same file, or the same number of the same set."""
+    query_numbers, gallery_numbers = _numbers(own), _numbers(others)
+    if queries is gallery or queries.images.fingerprint() == gallery.images.fingerprint():
+        row_of = {number: row for row, number in enumerate(gallery_numbers)}
+        return torch.tensor([row_of.get(number, -1) for number in query_numbers], dtype=torch.int64)
+    if not isinstance(queries.images, FileDataset) or not isinstance(gallery.images, FileDataset):
+        return torch.full((len(own),), -1)
+    row_at = {os.path.realpath(gallery.images.path_of(number)): row for row, number in enumerate(gallery_numbers)}
+    rows = [row_at.get(os.path.realpath(queries.images.path_of(number)), -1) for number in query_numbers]
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def _numbers(features: Features) -> list[int]:
+    return list(range(len(features))) if features.indices is None else features.indices.tolist()
+
+
+def _complete(queries: Features, gallery: Features) -> tuple[Tensor, Tensor]:
+    """The two matrices; the protocol knows images by number, so that none may be missing."""
+    for features in (queries, gallery):
+        if features.unreadable:
+            path, reason = features.unreadable[0]
+            raise DataError(
+                f"{len(features.unreadable)} images of the benchmark cannot be read, the first is {path}: {reason}"
+            )
+    return queries.features, gallery.features
+
+
+def _revisited_images(truth: RevisitedTruth, folder: str, file: str) -> tuple[NamedSet, NamedSet]:
+    name = Path(file).stem.removeprefix("gnd_")
+    paths = _found(folder, truth.gallery)
+    query_paths = _found(folder, [query.name for query in truth.queries])
+    queries = _CroppedQueries(query_paths, truth.queries)
+    return NamedSet(f"{name}: queries", queries), NamedSet(name, ImageFiles(paths))
+
+
+def _found(folder: str, names: Sequence[str]) -> list[str]:
+    """The files of images whose names lack folder and ending: in the folder itself or in its `jpg`."""
+    if not os.path.isdir(folder):
+        raise DataError(f"there is no folder {folder}; give the folder of the benchmark's images")
+    places = [folder, os.path.join(folder, "jpg")]
+    endings = ["", ".jpg", *sorted(IMAGE_EXTENSIONS)]
+    paths = []
+    for name in names:
+        candidates = (os.path.join(place, name + ending) for place in places for ending in endings)
+        path = next((one for one in candidates if os.path.isfile(one)), None)
+        if path is None:
+            raise DataError(f"the image {name} of the ground truth is not in {folder}; fetch all of its images")
+        paths.append(path)
+    return paths
+
+
+class _CroppedQueries(PixelDataset):
+    """Query images cropped to their boxes, without labels."""
+
+    def __init__(self, paths: Sequence[str], queries: Sequence[RevisitedQuery]) -> None:
+        super().__init__()
+        self._files, self._boxes = ImageFiles(paths), [query.box for query in queries]
+
+    def __len__(self) -> int:
+        return len(self._boxes)
+
+    def get_pixels(self, index: int) -> np.ndarray:
+        return np.asarray(self.get_image(index))
+
+    def get_image(self, index: int) -> Image.Image:
+        image, box = self._files.get_image(index), self._boxes[index]
+        if box is None:
+            return image
+        left, top, right, bottom = (round(side) for side in box)
+        return image.crop((max(0, left), max(0, top), min(image.width, right), min(image.height, bottom)))
+
+    def get_target(self, index: int) -> int | None:
+        return None
+
+    def get_targets(self) -> np.ndarray | None:
+        return None
+
+    def path_of(self, index: int) -> str:
+        return self._files.path_of(index)
+
+    def fingerprint(self) -> str:
+        # A picture that was edited may keep its name and its size.
+        written = [os.stat(self.path_of(index)).st_mtime_ns for index in range(len(self))]
+        return digest("cropped", self._files.fingerprint(), repr(self._boxes), repr(written))

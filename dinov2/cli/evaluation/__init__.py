@@ -1,0 +1,3 @@
+"""The tasks of `dinov2 eval`, a module for each kind."""
+
+__all__: list[str] = []

@@ -1,6 +1,7 @@
 """Records the small runs in tests/apps/recorded_runs that `dinov2 doctor` is tested on: really trained, made to fail.
 
     python scripts/record_runs.py healthy collapse learning_rate temperature starved
+    python scripts/record_runs.py still_teacher one_view koleo_only collapse_no_koleo temperature_no_koleo
     python scripts/record_runs.py healthy --into somewhere/else
 
 Each is the preset `toy` with less data and fewer steps, and the one thing changed that its name says. What is kept is
@@ -87,12 +88,31 @@ class Recipe(NamedTuple):
     change: Callable[[], object] = as_it_is
 
 
+# Both global crops are the whole image, bit for bit: no other box of its full area fits into a square, and blur and
+# solarising are off in the preset.
+ONE_VIEW = (
+    "crops.global_crops_scale=[1.0,1.0]",
+    "crops.local_crops_number=0",
+    "crops.horizontal_flip_p=0.0",
+    "crops.color_jitter_p=0.0",
+    "crops.grayscale_p=0.0",
+)
+
+NO_KOLEO = "dino.koleo_loss_weight=0.0"
+
 RECIPES = {
     "healthy": Recipe(("optim.epochs=6", "evaluation.eval_period_iterations=200")),
     "collapse": Recipe(("train.centering=centering",), without_centering),
     "learning_rate": Recipe(("optim.base_lr=0.1",)),  # the preset's is 0.001
     "temperature": Recipe(("teacher.warmup_teacher_temp=0.5", "teacher.teacher_temp=0.5")),  # 0.02 and 0.04
     "starved": Recipe(("train.cache_dataset=false", "optim.epochs=1", "train.log_every=5"), slow_storage),
+    # Recorded after the doctor's rules were frozen.
+    "still_teacher": Recipe(("teacher.momentum_teacher=1.0", "teacher.final_momentum_teacher=1.0")),  # 0.99 to 1.0
+    "one_view": Recipe(ONE_VIEW),
+    # Controls: what KoLeo does to accuracy by itself, and two of the failures without it.
+    "koleo_only": Recipe(("dino.loss_weight=0.0",)),
+    "collapse_no_koleo": Recipe(("train.centering=centering", NO_KOLEO), without_centering),
+    "temperature_no_koleo": Recipe(("teacher.warmup_teacher_temp=0.5", "teacher.teacher_temp=0.5", NO_KOLEO)),
 }
 
 

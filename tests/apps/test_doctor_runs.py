@@ -80,6 +80,52 @@ def test_what_is_plain_is_said_early(name):
     assert diagnose(replace(log, rows=log.rows[: len(log.rows) // 2], accuracies={})).verdict == EXPECTED[name][0]
 
 
+# Failures that were recorded after the rules were frozen: what the doctor says of them, whether it is right or not.
+
+
+def test_of_a_teacher_that_never_moves_it_says_stalled_but_not_why():
+    log = read_run_log(RECORDED / "still_teacher")
+    assert {row["mom"] for row in log.rows} == {1.0}
+    assert [value for _, value in log.accuracies["k-NN top-1"]] == [20.4, 20.4, 20.4]
+    diagnosis = examine_run(RECORDED / "still_teacher")
+    assert (diagnosis.state, diagnosis.verdict, diagnosis.healthy) == ("finished", "stalled", False)
+    words = in_words(diagnosis)
+    assert "0.002 nats" in words and "k-NN top-1 20.4 -> 20.4 %" in words
+    assert "momentum" not in words
+
+
+def test_of_a_teacher_that_never_moves_it_wrongly_says_uniform_without_health():
+    log = read_run_log(RECORDED / "still_teacher")
+    rows = [{k: v for k, v in row.items() if not k.startswith(("health_", "grad_norm_"))} for row in log.rows]
+    assert diagnose(replace(log, rows=rows)).verdict == "uniform"
+    assert min(row["health_marginal_entropy"] - row["health_teacher_entropy"] for row in log.rows) > 0.08
+
+
+def test_of_a_training_on_one_view_it_wrongly_says_that_it_learns():
+    log = read_run_log(RECORDED / "one_view")
+    assert (log.cfg.crops.global_crops_scale, log.cfg.crops.local_crops_number) == ((1.0, 1.0), 0)
+    assert [value for _, value in log.accuracies["k-NN top-1"]] == [18.6, 19.4, 19.2]  # 20.4 % before training
+    diagnosis = examine_run(RECORDED / "one_view")
+    assert (diagnosis.state, diagnosis.verdict, diagnosis.healthy) == ("finished", "learns", True)
+    words = in_words(diagnosis)
+    assert "1.588 nats" in words and "k-NN top-1 18.6 -> 19.2 %" in words
+    assert all(finding.level == "fine" for finding in diagnosis.findings)
+
+
+def test_of_a_training_with_koleo_alone_it_wrongly_says_that_it_is_too_early():
+    diagnosis = examine_run(RECORDED / "koleo_only")
+    assert (diagnosis.state, diagnosis.verdict) == ("finished", "too early")
+    assert "300 steps are too few" in in_words(diagnosis)
+
+
+@pytest.mark.parametrize("name", ["collapse", "temperature"])
+def test_accuracy_that_rises_in_a_broken_run_does_not_rise_without_koleo(name):
+    """The note on accuracy names KoLeo; the verdict does not depend on it."""
+    with_koleo, without = examine_run(RECORDED / name), examine_run(RECORDED / f"{name}_no_koleo")
+    assert with_koleo.verdict == without.verdict == EXPECTED[name][0]
+    assert "rises all the same" in in_words(with_koleo) and "rises all the same" not in in_words(without)
+
+
 # Single signs.
 
 

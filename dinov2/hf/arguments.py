@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["UNSET", "Fits", "fitting", "merged", "refuse_unknown"]
@@ -56,6 +57,8 @@ def merged(
             reading = {name: value for name, value in pairs if value is not None}
             if not any(_same(reading, other) for other in readings):
                 readings.append(reading)
+    if len(readings) > 1:  # head masks are factors: of integers the other reading is meant
+        readings = [reading for reading in readings if not _are_integers(reading.get("head_mask"))] or readings
     if len(readings) != 1:
         raise TypeError(_refusal(values, readings, signatures, what))
     twice = [name for name in readings[0] if keywords.get(name) is not None]
@@ -73,6 +76,12 @@ def fitting(*, batch: int, tokens: int, heads: int, layers: int, labels: int = 0
     def is_flag(value: Any) -> bool:
         return isinstance(value, bool)
 
+    def are_labels(value: Any) -> bool:
+        if not isinstance(value, Tensor) or value.ndim > 2:
+            return False
+        # Only class numbers, which are integers, come one an image whatever the number of classes.
+        return value.numel() == batch * labels or (value.numel() == batch and _are_integers(value))
+
     return {
         "bool_masked_pos": lambda value: isinstance(value, Tensor) and value.ndim == 2,
         "head_mask": lambda value: (
@@ -81,13 +90,15 @@ def fitting(*, batch: int, tokens: int, heads: int, layers: int, labels: int = 0
         "attention_mask": lambda value: (
             shaped((batch, tokens))(value) or (isinstance(value, Tensor) and value.ndim == 4)
         ),
-        "labels": lambda value: (
-            isinstance(value, Tensor) and value.ndim < 3 and value.numel() in (batch, batch * labels)
-        ),
+        "labels": are_labels,
         "output_attentions": is_flag,
         "output_hidden_states": lambda value: is_flag(value) or isinstance(value, (int, list, tuple)),
         "return_dict": is_flag,
     }
+
+
+def _are_integers(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
 
 
 def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

@@ -3,8 +3,9 @@
 - `sdpa` (the default): `dinov2.layers.attention.attend_heads`, which takes PyTorch's fused attention or, where it
   measured faster, explicit products.
 - `eager`, and every implementation as soon as weights are asked for or heads are masked: explicit weights.
-- any other name (`flex_attention`, `flash_attention_2`, ...): what transformers has registered under it; flex attention
-  that needs gradients on a CPU, which it has not, becomes `sdpa`.
+- any other name (`flex_attention`, `flash_attention_2`, ...): what transformers has registered under it. What such a
+  kernel cannot do falls to `sdpa`: masks, dropout and gradients on a CPU with flex attention, masks of single scores
+  with flash attention.
 """
 
 from typing import Any, NamedTuple
@@ -73,27 +74,35 @@ def _attend(
     size = module.attention_head_size
     query, key, value = (_heads(rows, size) for rows in (queries, keys, values))  # [B, heads, T, d] each
     dropout = module.dropout_prob if module.training else 0.0
+    mask = call.mask
     chosen = module.config._attn_implementation
-    if chosen == "flex_attention" and query.device.type == "cpu" and query.requires_grad:
-        chosen = "sdpa"  # flex attention has no backward on a CPU
+    if chosen not in (None, "eager", "sdpa"):
+        chosen, mask = _possible(chosen, mask, dropout=dropout, backward_on_cpu=query.requires_grad and query.is_cpu)
     weights = None
     if chosen == "eager" or call.want_weights or head_mask is not None:
-        weights = attention_weights(query, key, mask=call.mask)
+        weights = attention_weights(query, key, mask=mask)
         weights = F.dropout(weights, dropout, training=module.training)
         if head_mask is not None:
             weights = weights * (head_mask[:, None, None] if head_mask.ndim == 1 else head_mask)
         attended = (weights.to(value.dtype) @ value).transpose(1, 2)
     elif chosen in (None, "sdpa"):
-        attended = attend_heads(query, key, value, mask=call.mask, dropout=dropout).transpose(1, 2)
+        attended = attend_heads(query, key, value, mask=mask, dropout=dropout).transpose(1, 2)
     else:
         kernel = ALL_ATTENTION_FUNCTIONS[chosen]
-        mask = call.mask
-        if mask is not None and mask.dtype == torch.bool and chosen == "flex_attention":
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
         attended, _ = kernel(
             module, query, key, value, mask, dropout=dropout, scaling=size**-0.5, is_causal=False
         )  # [B, T, heads, d]
     return attended.flatten(2), weights if call.want_weights else None
+
+
+def _possible(chosen: str, mask: Tensor | None, *, dropout: float, backward_on_cpu: bool) -> tuple[str, Tensor | None]:
+    """The kernel that can do what is asked, and the mask in its form; `sdpa` where the chosen one cannot."""
+    if chosen == "flex_attention" and (mask is not None or dropout or backward_on_cpu):
+        return "sdpa", mask
+    if "flash" in chosen and mask is not None:
+        of_tokens = mask.dtype == torch.bool and mask.shape[1:3] == (1, 1)
+        return (chosen, mask[:, 0, 0]) if of_tokens else ("sdpa", mask)  # flash attention takes [B, T]
+    return chosen, mask
 
 
 def _heads(rows: Tensor, size: int) -> Tensor:  # [B, T, heads * d] -> [B, heads, T, d]

@@ -117,6 +117,7 @@ class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc]
 class Dinov2Config(_Config):
     """Settings of a DINOv2 model without registers, as `transformers.Dinov2Config`.
 
+    The defaults give a model of the size of [facebook/dinov2-base](https://huggingface.co/facebook/dinov2-base).
     Further keywords become attributes and are written to `config.json`, as in every version.
 
     Args:
@@ -170,8 +171,9 @@ class Dinov2Config(_Config):
 class Dinov2WithRegistersConfig(_Config):
     """Settings of a DINOv2 model with registers, as `transformers.Dinov2WithRegistersConfig`.
 
-    As `Dinov2Config`, with `num_register_tokens`; the default `patch_size` is 16 here, though the released models
-    have 14. There is always a mask token.
+    As `Dinov2Config`, with `num_register_tokens`; the default `patch_size` is 16 here, though the released models, as
+    [facebook/dinov2-with-registers-base](https://huggingface.co/facebook/dinov2-with-registers-base), have 14. There is
+    always a mask token.
     """
 
     model_type = "dinov2_with_registers"

@@ -1,7 +1,7 @@
 """From pixels to tokens: patch projection, masks, class token, position embeddings, registers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ class Dinov2PatchEmbeddings(nn.Module):
 class Dinov2Embeddings(nn.Module):
     """Pixels and masks -> tokens `[B, T, D]`: class token, registers (where the config has them), patches."""
 
+    _patch_embeddings_class: ClassVar[type[Dinov2PatchEmbeddings]] = Dinov2PatchEmbeddings
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         width = config.hidden_size
@@ -76,7 +78,7 @@ class Dinov2Embeddings(nn.Module):
         self.num_register_tokens = getattr(config, "num_register_tokens", 0)
         if hasattr(config, "num_register_tokens"):
             self.register_tokens = nn.Parameter(torch.zeros(1, self.num_register_tokens, width))
-        self.patch_embeddings = Dinov2PatchEmbeddings(config)
+        self.patch_embeddings = self._patch_embeddings_class(config)
         self.position_embeddings = nn.Parameter(torch.randn(1, 1 + self.patch_embeddings.num_patches, width))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.patch_size = config.patch_size
@@ -134,6 +136,8 @@ class Dinov2WithRegistersPatchEmbeddings(Dinov2PatchEmbeddings):
 
 class Dinov2WithRegistersEmbeddings(Dinov2Embeddings):
     """The same for models with registers, which stand between class token and patches and have no position."""
+
+    _patch_embeddings_class = Dinov2WithRegistersPatchEmbeddings
 
 
 def position_rule(config: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ to replace is a plain `nn.Linear`; one that was replaced or hooked into is calle
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -90,10 +90,13 @@ class Dinov2SelfOutput(nn.Module):
 class Dinov2Attention(nn.Module):
     """Self-attention with its output projection; heads can be pruned."""
 
+    _attention_class: ClassVar[type[Dinov2SelfAttention]] = Dinov2SelfAttention
+    _output_class: ClassVar[type[Dinov2SelfOutput]] = Dinov2SelfOutput
+
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.attention = Dinov2SelfAttention(config)
-        self.output = Dinov2SelfOutput(config, self.attention.all_head_size)
+        self.attention = self._attention_class(config)
+        self.output = self._output_class(config, self.attention.all_head_size)
         self.pruned_heads: set[int] = set()
 
     def forward(
@@ -205,15 +208,21 @@ class Dinov2SwiGLUFFN(nn.Module):
 class Dinov2Layer(GradientCheckpointingLayer):  # type: ignore[misc]
     """A block: `x + scale1(attention(norm1(x)))`, then `x + scale2(mlp(norm2(x)))`."""
 
+    _attention_class: ClassVar[type[Dinov2Attention]] = Dinov2Attention
+    _scale_class: ClassVar[type[Dinov2LayerScale]] = Dinov2LayerScale
+    _drop_class: ClassVar[type[Dinov2DropPath]] = Dinov2DropPath
+    _mlp_class: ClassVar[type[Dinov2MLP]] = Dinov2MLP
+    _swiglu_class: ClassVar[type[Dinov2SwiGLUFFN]] = Dinov2SwiGLUFFN
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = Dinov2Attention(config)
-        self.layer_scale1 = Dinov2LayerScale(config)
-        self.drop_path = Dinov2DropPath(config.drop_path_rate) if config.drop_path_rate > 0.0 else nn.Identity()
+        self.attention = self._attention_class(config)
+        self.layer_scale1 = self._scale_class(config)
+        self.drop_path = self._drop_class(config.drop_path_rate) if config.drop_path_rate > 0.0 else nn.Identity()
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = Dinov2SwiGLUFFN(config) if config.use_swiglu_ffn else Dinov2MLP(config)
-        self.layer_scale2 = Dinov2LayerScale(config)
+        self.mlp = self._swiglu_class(config) if config.use_swiglu_ffn else self._mlp_class(config)
+        self.layer_scale2 = self._scale_class(config)
 
     def forward(
         self, hidden_states: Tensor, head_mask: Tensor | None = None, call: AttentionCall | None = None
@@ -225,7 +234,7 @@ class Dinov2Layer(GradientCheckpointingLayer):  # type: ignore[misc]
 
     def _add(self, tokens: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
         drops = self.training and isinstance(self.drop_path, Dinov2DropPath)
-        if drops or not isinstance(scale, Dinov2LayerScale) or scale._forward_hooks or scale._forward_pre_hooks:
+        if drops or not isinstance(scale, Dinov2LayerScale) or _is_hooked(scale):
             return self.drop_path(scale(branch)) + tokens
         return add_times(tokens, branch, scale.lambda1)
 
@@ -240,6 +249,9 @@ class Dinov2WithRegistersSelfOutput(Dinov2SelfOutput):
 
 class Dinov2WithRegistersAttention(Dinov2Attention):
     """The same for models with registers."""
+
+    _attention_class = Dinov2WithRegistersSelfAttention
+    _output_class = Dinov2WithRegistersSelfOutput
 
 
 class Dinov2WithRegistersLayerScale(Dinov2LayerScale):
@@ -261,6 +273,12 @@ class Dinov2WithRegistersSwiGLUFFN(Dinov2SwiGLUFFN):
 class Dinov2WithRegistersLayer(Dinov2Layer):
     """The same for models with registers."""
 
+    _attention_class = Dinov2WithRegistersAttention
+    _scale_class = Dinov2WithRegistersLayerScale
+    _drop_class = Dinov2WithRegistersDropPath
+    _mlp_class = Dinov2WithRegistersMLP
+    _swiglu_class = Dinov2WithRegistersSwiGLUFFN
+
 
 def activation_of(hidden_act: str | Callable[..., Any]) -> Callable[..., Any]:
     """The activation that a config names, or the callable itself. Raises `ConfigError` for an unknown name."""
@@ -273,6 +291,13 @@ def activation_of(hidden_act: str | Callable[..., Any]) -> Callable[..., Any]:
         raise ConfigError(f"hidden_act is {hidden_act!r}; give a callable, or one of {known}")
     activation: Callable[..., Any] = ACT2FN[hidden_act]
     return activation
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to know of calls, or patched them, as offloading does."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in module.__dict__
+    )
 
 
 def _rows_of(layer: nn.Linear, rows: Tensor, *, dim: int) -> nn.Linear:

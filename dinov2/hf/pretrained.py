@@ -59,6 +59,14 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         kwargs.pop("subfolder", None)
         return super().from_pretrained(None, *args, config=config, state_dict=read_with_names_on_disk(files), **kwargs)
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass.
+
+        PEFT asks for it, and tracing reads every property; that of the newest transformers warns that it was renamed.
+        """
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
     def get_input_embeddings(self) -> nn.Module:
         """The patch embedding."""
         embeddings: nn.Module = self._with_embeddings().embeddings.patch_embeddings

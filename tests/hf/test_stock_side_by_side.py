@@ -1,0 +1,120 @@
+"""Our models beside the stock ones: the newest version here, older ones in processes of their own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dinov2.hf as hf
+from tests.hf.model_cases import (
+    CLASSES,
+    FAMILIES,
+    NETWORKS,
+    config_files_agree,
+    difference,
+    folders_are_exchanged,
+    images,
+    our_model,
+    output_differences,
+    reading_differences,
+    stock_and_ours,
+    write_reference,
+)
+from tests.hf.stock_versions import OLDER_VERSIONS, run_under
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Files of tests that ask nothing of a certain version.
+PROMISES = ("defects", "defects_arguments", "defects_labels", "defects_recording", "configuration", "checkpoints")
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+def test_outputs_equal_those_of_the_installed_version() -> None:
+    found = output_differences()
+    assert len(found) > 200
+    assert {case: value for case, value in found.items() if not value <= 1e-5} == {}
+
+
+def test_config_files_are_the_same_bytes_as_those_of_the_installed_version(tmp_path: Path) -> None:
+    found = config_files_agree(tmp_path)
+    assert len(found) == 26
+    assert [case for case, agrees in found.items() if not agrees] == []
+
+
+def test_what_either_side_saves_the_other_reads_without_a_missing_key(tmp_path: Path) -> None:
+    found = folders_are_exchanged(tmp_path)
+    assert len(found) >= 2 * 2 * 3 * 3
+    assert {case: fault for case, fault in found.items() if fault} == {}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_bfloat16_is_as_near_to_float32_as_the_stock_class(family: str, network: str) -> None:
+    theirs, ours = stock_and_ours(family, "Model", **NETWORKS[network])
+    x = images(4)
+    with torch.inference_mode():
+        exact = ours(x).last_hidden_state
+        outputs = [model.bfloat16()(x).last_hidden_state for model in (theirs, ours)]
+    errors = [float((output.float() - exact).abs().mean()) for output in outputs]
+    assert all(output.dtype == torch.bfloat16 for output in outputs)
+    assert 0 < errors[1] <= 1.1 * errors[0]
+    assert difference(*outputs) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", OLDER_VERSIONS)
+def test_older_versions_agree_as_the_newest_does(version: str, tmp_path: Path) -> None:
+    script = """
+    from tests.hf import model_cases as cases
+    here = pathlib.Path(".").resolve()
+    exchanged = cases.folders_are_exchanged(here / "exchanged")
+    result = [cases.output_differences(), cases.config_files_agree(here), exchanged]
+    """
+    outputs, configs, exchanged = run_under(version, script, tmp_path)
+    assert len(outputs) > 200
+    assert {case: value for case, value in outputs.items() if not value <= 1e-5} == {}
+    assert len(configs) == 26
+    assert [case for case, agrees in configs.items() if not agrees] == []
+    assert len(exchanged) >= 24
+    assert {case: fault for case, fault in exchanged.items() if fault} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", OLDER_VERSIONS)
+def test_folders_travel_between_versions_in_both_directions(version: str, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    for family in FAMILIES:
+        for network, changes in NETWORKS.items():
+            for kind in CLASSES:
+                model = our_model(family, kind, **changes)
+                model.save_pretrained(new / f"{family}{kind} {network}")
+                write_reference(model, new / f"{family}{kind} {network}")
+    script = """
+    from tests.hf import model_cases as cases
+    here = pathlib.Path(".").resolve()
+    result = [cases.write_stock_folders(here / "old"), cases.reading_differences(here / "new", transformers)]
+    """
+    names, read_there = run_under(version, script, tmp_path)
+    read_here = reading_differences(tmp_path / "old", hf)
+    assert sorted(read_here) == sorted(names)
+    assert len(read_there) == 12
+    for found in (read_here, read_there):
+        assert {name: told for name, told in found.items() if told["missing"] or told["unexpected"]} == {}
+        assert {name: told for name, told in found.items() if not told["difference"] <= 1e-5} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", OLDER_VERSIONS)
+def test_all_that_is_promised_with_the_newest_version_holds_with_older_ones(version: str, tmp_path: Path) -> None:
+    script = f"""
+    import os, pytest
+    here = os.getcwd()
+    os.chdir({str(REPOSITORY)!r})
+    files = [f"tests/hf/test_{{name}}.py" for name in {PROMISES!r}]
+    options = ["-q", "-p", "no:cacheprovider", "--basetemp", here + "/pytest", "-m", "not slow"]
+    assert pytest.main([*options, *files]) == 0
+    os.chdir(here)
+    result = transformers.__version__
+    """
+    assert run_under(version, script, tmp_path) == version

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from dinov2.data.datasets import imagenet_classes
 from dinov2.data.datasets.base import FileDataset, digest
-from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
 from dinov2.data.datasets.scanning import PathTable, scan_folder
 from dinov2.errors import DataError
 
@@ -61,7 +61,7 @@ class ImageNetTestSet(FileDataset):
             raise DataError(f"no image was found in {self.root}; {self.title} expects {self.layout}")
         self._paths, self._sizes = scan.paths, scan.sizes
         official = self._official_classes(scan.paths)
-        if self.n_classes == len(IMAGENET_CLASSES):
+        if self.n_classes == len(imagenet_classes.IMAGENET_CLASSES):
             self.class_mapping = np.arange(self.n_classes, dtype=np.int64)
         else:
             self.class_mapping = np.unique(official)
@@ -71,8 +71,8 @@ class ImageNetTestSet(FileDataset):
                 f"{self.root} holds {len(self.class_mapping)} classes and {self.title} has {self.n_classes}; "
                 f"is it another data set?"
             )
-        self.class_ids = [IMAGENET_CLASSES[number].wnid for number in self.class_mapping.tolist()]
-        self.class_names = [IMAGENET_CLASSES[number].name for number in self.class_mapping.tolist()]
+        self.class_ids = [imagenet_classes.IMAGENET_CLASSES[number].wnid for number in self.class_mapping.tolist()]
+        self.class_names = [imagenet_classes.IMAGENET_CLASSES[number].name for number in self.class_mapping.tolist()]
         found_classes = len(np.unique(official))
         if len(self) != self.n_images or found_classes != self.n_classes:
             logger.warning(
@@ -222,4 +222,4 @@ def official_class(wnid: str) -> int | None:
 
 @cache
 def _numbers() -> dict[str, int]:
-    return {row.wnid: number for number, row in enumerate(IMAGENET_CLASSES)}
+    return {row.wnid: number for number, row in enumerate(imagenet_classes.IMAGENET_CLASSES)}

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from dinov2.data.datasets import imagenet_classes
 from dinov2.data.datasets.base import FileDataset, digest
-from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
 from dinov2.data.datasets.imagenet_variants.class_folders import find_folder, official_class
 from dinov2.data.datasets.scanning import PathTable, scan_folder
 from dinov2.errors import DataError
@@ -86,9 +86,9 @@ class ImageNetC(FileDataset):
             )
         severities = SEVERITIES if severity is None else (severity,)
         self.parts = [(name, level) for name in names for level in severities]
-        self.class_ids = [row.wnid for row in IMAGENET_CLASSES]
-        self.class_names = [row.name for row in IMAGENET_CLASSES]
-        self.class_mapping = np.arange(len(IMAGENET_CLASSES), dtype=np.int64)
+        self.class_ids = [row.wnid for row in imagenet_classes.IMAGENET_CLASSES]
+        self.class_names = [row.name for row in imagenet_classes.IMAGENET_CLASSES]
+        self.class_mapping = np.arange(len(imagenet_classes.IMAGENET_CLASSES), dtype=np.int64)
 
         scans = [scan_folder(self._part(folders[name], level)) for name, level in self.parts]
         counts = [len(scan.paths) for scan in scans]

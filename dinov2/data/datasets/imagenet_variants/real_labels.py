@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from dinov2.data.datasets import imagenet_classes
 from dinov2.data.datasets.base import FileDataset, digest, read_bytes
 from dinov2.data.datasets.image_net import ImageNet
-from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
 from dinov2.data.datasets.imagenet_variants.class_folders import official_class
 from dinov2.errors import DataError
 
@@ -44,9 +44,9 @@ class ImageNetReaL(FileDataset):
         super().__init__(transform=transform, target_transform=target_transform)
         self._images = ImageNet(split=ImageNet.Split.VAL, root=root, extra=extra)
         self.root = self._images.root
-        self.class_ids = [row.wnid for row in IMAGENET_CLASSES]
-        self.class_names = [row.name for row in IMAGENET_CLASSES]
-        self.class_mapping = np.arange(len(IMAGENET_CLASSES), dtype=np.int64)
+        self.class_ids = [row.wnid for row in imagenet_classes.IMAGENET_CLASSES]
+        self.class_names = [row.name for row in imagenet_classes.IMAGENET_CLASSES]
+        self.class_mapping = np.arange(len(imagenet_classes.IMAGENET_CLASSES), dtype=np.int64)
         own_targets = self._images.get_targets()
         assert own_targets is not None
         self._targets = self._official(own_targets)
@@ -112,7 +112,7 @@ def _read(file: str) -> list[list[int]]:
 
 
 def _is_class(number: Any) -> bool:
-    return isinstance(number, int) and 0 <= number < len(IMAGENET_CLASSES)
+    return isinstance(number, int) and 0 <= number < len(imagenet_classes.IMAGENET_CLASSES)
 
 
 def _padded(sets: list[list[int]]) -> np.ndarray:  # -> int64 [S, A]

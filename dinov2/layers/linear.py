@@ -44,6 +44,7 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer is a linear layer that nobody hooked into, wrapped (adapters, quantisation) or patched."""
     hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
+    hooked = hooked or layer._backward_hooks or layer._backward_pre_hooks
     return type(layer) is nn.Linear and not hooked
 
 

@@ -123,3 +123,11 @@ def test_attention_over_a_few_images_at_once_equals_that_over_all(monkeypatch):
     monkeypatch.setattr("dinov2.layers.attention._SCORES", 2 * 2 * 20 * 20)
     assert_close(attend(qkv, num_heads=2), together, atol=0, rtol=0)
     assert attend(qkv[:0], num_heads=2).shape == (0, 20, 128)
+
+
+def test_hooks_on_gradients_are_called():
+    layer, seen = torch.nn.Linear(4, 4), []
+    layer.register_full_backward_hook(lambda *_: seen.append("after"))
+    layer.register_full_backward_pre_hook(lambda *_: seen.append("before"))
+    project(layer, torch.randn(2, 4, requires_grad=True)).sum().backward()
+    assert seen == ["before", "after"]

@@ -109,9 +109,7 @@ class Pretrained:
         with torch.inference_mode():
             return backbone_tokens(self._prepared(), images, layers)
 
-    def features(
-        self, images: Any, *, layers: Sequence[int] = (), fit: Fit | None = None, batch_size: int = 32
-    ) -> Any:
+    def features(self, images: Any, *, layers: Sequence[int] = (), fit: Fit | None = None, batch_size: int = 32) -> Any:
         """`ImageFeatures` of one image, or a list of them for several.
 
         An image is a path, a PIL image, a uint8 array or tensor of pixels, all of which go through `transform` (with

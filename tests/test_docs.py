@@ -111,14 +111,14 @@ def fault_of(command: str) -> str | None:
             return fault_of_installation(rest)
         case "conda", ["env", "create", "-f", name]:
             return None if (REPOSITORY / name).exists() else f"there is no {name}"
-        case ("python" | "python3"), ["-m", ("venv" | "pytest" | "ruff" | "mypy" | "sphinx"), *_]:
+        case (("python" | "python3"), ["-m", ("venv" | "pytest" | "ruff" | "mypy" | "sphinx"), *_]):
             return None
-        case ("python" | "python3"), ["-c", code]:
+        case (("python" | "python3"), ["-c", code]):
             done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
             return done.stderr if done.returncode else None
-        case ("python" | "python3"), [script, *_] if script.endswith(".py"):
+        case (("python" | "python3"), [script, *_]) if script.endswith(".py"):
             return None if (REPOSITORY / script).exists() else f"there is no file {script}"
-        case ("git" | "cd" | "pre-commit" | ".ci/run"), _:
+        case (("git" | "cd" | "pre-commit" | ".ci/run"), _):
             return None
         case "conda", ["activate", _]:
             return None

@@ -31,7 +31,6 @@ MOST_FRAMES = 512
 """Images at once: their features are kept in memory, and their basis is common."""
 
 
-
 @dataclass
 class VizReport:
     """What was written and measured."""

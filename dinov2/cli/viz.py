@@ -108,9 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     for note in report.notes:
         say(f"note: {note}")
-    for name, share, threshold in zip(
-        report.model_names, report.high_norm_shares, report.norm_thresholds, strict=True
-    ):
+    for name, share, threshold in zip(report.model_names, report.high_norm_shares, report.norm_thresholds, strict=True):
         say(f"{name}: {100 * share:.2f} % of the patches have a norm above {threshold:.4g}")
     say(f"PCA basis {'reused from' if report.basis_reused else 'written to'} {report.basis}")
     say(f"{len(report.files)} pictures and viz.json are in {report.output_dir}")

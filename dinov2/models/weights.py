@@ -136,9 +136,7 @@ def load_into(model: DinoVisionTransformer, content: Mapping[str, Any], *, sourc
     """
     found = _found(content, source)
     if not found.state:
-        raise WeightsError(
-            _no_backbone(source, found) if found.head else f"{source} holds no backbone weights"
-        )
+        raise WeightsError(_no_backbone(source, found) if found.head else f"{source} holds no backbone weights")
     given = {flat_key(key): value for key, value in found.state.items()}
     table = content.get("model")
     native = tuple(table["img_size"]) if isinstance(table, dict) and _is_pair(table.get("img_size")) else None

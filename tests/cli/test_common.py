@@ -23,9 +23,7 @@ def test_results_that_are_piped_on_are_whole_while_a_bar_is_on_the_terminal() ->
     terminal, end = pty.openpty()
     command = [sys.executable, "-c", RESULTS_BESIDE_A_BAR]
     environment = {**os.environ, "TERM": "xterm"}
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=end, env=environment
-    ) as process:
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=end, env=environment) as process:
         os.close(end)
         shown = b""
         with suppress(OSError):  # how a terminal says that nobody writes to it any more

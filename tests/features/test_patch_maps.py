@@ -78,9 +78,7 @@ def test_matches_are_pairs_that_are_each_others_nearest(monkeypatch, rows):
     monkeypatch.setattr(patch_maps, "_ROWS", rows)
     first, second = features(4, 5), features(3, 6, seed=1)
     matches = mutual_nearest(first, second)
-    pairs = {
-        (int(a[0] * 5 + a[1]), int(b[0] * 6 + b[1])) for a, b in zip(matches.first, matches.second, strict=True)
-    }
+    pairs = {(int(a[0] * 5 + a[1]), int(b[0] * 6 + b[1])) for a, b in zip(matches.first, matches.second, strict=True)}
     assert pairs == by_hand(first, second) and len(pairs) > 2
     assert bool((matches.similarity.diff() <= 0).all())
     a, b = matches.first[0], matches.second[0]

@@ -17,7 +17,7 @@ from dinov2.features.store.reading import StoredTable
 from dinov2.features.store.writing import FORMATS, format_of, write_table
 
 REQUEST = {"source": {"images": 9, "fingerprint": "f"}, "model": {"sha256": "a" * 64}, "layers": (3,), "mean": False}
-NAMES = ("grün/a b.png", "b,\"c\"'.png", "", "c\n.png", "末.jpg", "e", "f" * 300, "g", "h")
+NAMES = ("grün/a b.png", 'b,"c"\'.png', "", "c\n.png", "末.jpg", "e", "f" * 300, "g", "h")
 
 
 def columns(first: int = 0, rows: int = 9) -> dict[str, np.ndarray]:

@@ -14,9 +14,7 @@ CONFIGS = {
     "tiny": lambda: golden_config("centering_separate"),
     "tiny_chunked": lambda: golden_config("sinkhorn_separate_reg"),
     "vits14": lambda: load_config(None, VITS14),
-    "vits14_chunked": lambda: load_config(
-        None, [*VITS14, "student.block_chunks=4"]
-    ),
+    "vits14_chunked": lambda: load_config(None, [*VITS14, "student.block_chunks=4"]),
 }
 
 

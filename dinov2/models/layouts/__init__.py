@@ -118,5 +118,3 @@ def release_order(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return (2 if key.startswith("norm.") else 3), 0, 0, "" if key.endswith(".weight") else key
 
     return {key: state[key] for key in sorted(state, key=place)}
-
-

@@ -163,5 +163,3 @@ def _renamed(key: str, names: Mapping[str, str]) -> str | None:
         if key == old or key.startswith(f"{old}."):
             return new + key.removeprefix(old)
     return None
-
-

@@ -15,6 +15,7 @@ __all__ = ["from_timm", "timm_config_from_table", "to_timm"]
 
 _SIZES = {384: "small", 768: "base", 1024: "large"}
 
+
 def from_timm(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The release's keys for a backbone of timm's, and notes.
 
@@ -74,8 +75,6 @@ def to_timm(flat: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]
 def _has_class_position(position: Tensor) -> bool:
     patches = position.shape[1] - 1
     return math.isqrt(patches) ** 2 == patches
-
-
 
 
 def timm_config_from_table(table: Mapping[str, Any], *, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:

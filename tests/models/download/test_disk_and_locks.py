@@ -119,9 +119,7 @@ def test_the_download_of_a_killed_process_is_taken_over(server: Server, tmp_path
 def test_threads_of_one_process_wait_for_each_other(server: Server, tmp_path: Path) -> None:
     server.pause = 0.01
     found: list[Path] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(download(server.url(), folder=tmp_path))) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(download(server.url(), folder=tmp_path))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

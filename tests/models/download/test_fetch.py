@@ -9,9 +9,7 @@ from dinov2.models.download import cache_folder, cached_path, download
 from dinov2.models.releases import RELEASES
 
 
-def test_the_cache_is_where_the_variable_says_else_torch_hub_s(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_cache_is_where_the_variable_says_else_torch_hub_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DINOV2_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.delenv("DINOV2_CACHE")

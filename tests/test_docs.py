@@ -81,6 +81,12 @@ def released_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
 @pytest.mark.usefixtures("released_files")
 def test_documented_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "hf.register()" in block.code:  # it holds for a whole process, and this one has other tests to run
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-c", block.code]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return
     monkeypatch.chdir(tmp_path)
     exec(compile(block.code, block.where, "exec"), {"__name__": "docs"})
 

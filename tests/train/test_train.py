@@ -322,7 +322,9 @@ def test_the_metrics_of_a_broken_off_run_are_cut_back_to_its_checkpoint(tmp_path
         raise RuntimeError("power cut")
 
     honest = train_module._save
-    monkeypatch.setattr(train_module, "_save", lambda run, done: break_off() if done == 9 else honest(run, done))
+    monkeypatch.setattr(
+        train_module, "_save", lambda run, done, *rest: break_off() if done == 9 else honest(run, done, *rest)
+    )
     with pytest.raises(RuntimeError, match="power cut"):
         train(cfg, tmp_path / "run", announce=quiet)
     assert len(read_metrics(tmp_path / "run" / "training_metrics.json")) == 9

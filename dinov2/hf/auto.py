@@ -3,10 +3,13 @@
 The registry of transformers, which belongs to the whole process, is not touched; `dinov2.hf.register` does that.
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
+from transformers.utils import find_adapter_config_file, is_peft_available
 
 from dinov2.hf.backbone import Dinov2Backbone, Dinov2WithRegistersBackbone
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
@@ -90,20 +93,18 @@ class _Auto:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """The model of a folder or repository with its weights; arguments are those of the model classes."""
+        where = {name: kwargs[name] for name in _WHERE if name in kwargs}
         config = kwargs.get("config")
-        if config is None:
-            where = {name: kwargs[name] for name in _WHERE if name in kwargs}
-            plain, _ = transformers.PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)
-            model_type = str(plain.get("model_type"))
-        else:
-            model_type = str(getattr(config, "model_type", None))
-        ours = MODELS[cls._name].get(model_type)
+        if isinstance(config, (str, Path)):
+            config = kwargs["config"] = AutoConfig.from_pretrained(config)
+        model_type = getattr(config, "model_type", None) or _described(pretrained_model_name_or_path, where)[1]
+        ours = MODELS[cls._name].get(str(model_type))
         if ours is None:
             theirs = getattr(transformers, cls._name)
             return theirs.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         if config is not None:
             kwargs["config"] = as_ours(config)
-        for not_needed in ("trust_remote_code", "use_timm_backbone"):
+        for not_needed in ("trust_remote_code", "code_revision", "use_timm_backbone"):
             kwargs.pop(not_needed, None)
         return ours.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
@@ -145,12 +146,14 @@ class AutoImageProcessor:
         try:
             plain, _ = BitImageProcessor.get_image_processor_dict(pretrained_model_name_or_path, **where)
         except OSError:
-            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **where)
-            if config.model_type not in CONFIGS:
-                raise
+            if _described(pretrained_model_name_or_path, where)[1] not in CONFIGS:
+                return transformers.AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
             settings = {name: value for name, value in kwargs.items() if name not in where}
-            return default_image_processor()(**{**_RELEASED_PREPROCESSING, **settings})
-        ours = _PROCESSORS.get(str(plain.get("image_processor_type") or plain.get("feature_extractor_type")))
+            return default_image_processor().from_dict(_RELEASED_PREPROCESSING, **settings)
+        kind = plain.get("image_processor_type") or plain.get("feature_extractor_type")
+        ours = _PROCESSORS.get(str(kind))
+        if kind is None and _described(pretrained_model_name_or_path, where)[1] in CONFIGS:
+            ours = default_image_processor()
         if ours is None:
             return transformers.AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         kwargs.pop("trust_remote_code", None)
@@ -161,6 +164,8 @@ def pipeline(
     task: str | None = None,
     model: Any = None,
     config: Any = None,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
     image_processor: Any = None,
     **kwargs: Any,
 ) -> Any:
@@ -168,12 +173,17 @@ def pipeline(
 
     Without a task it is that of the checkpoint's class: image classification or feature extraction.
     """
+    parts = {"tokenizer": tokenizer, "feature_extractor": feature_extractor}
+    kwargs.update({name: part for name, part in parts.items() if part is not None})
     if not isinstance(model, (str, Path)):
         return _theirs(task, model, config, image_processor, kwargs)
     where = {name: kwargs[name] for name in _WHERE if name in kwargs}
-    settings = config if config is not None else AutoConfig.from_pretrained(model, **where)
-    if settings.model_type not in CONFIGS:
-        return _theirs(task, model, config, image_processor, kwargs)
+    base, settings = model, config
+    if not hasattr(config, "model_type"):
+        base, model_type = _described(model, where)
+        settings = AutoConfig.from_pretrained(config or base, **where) if model_type in CONFIGS else None
+    if getattr(settings, "model_type", None) not in CONFIGS:
+        return _theirs(task, str(model), config, image_processor, kwargs)
     if task is None:
         classifies = any(name.endswith("ForImageClassification") for name in settings.architectures or [])
         task = "image-classification" if classifies else "image-feature-extraction"
@@ -186,11 +196,31 @@ def pipeline(
             options[name] = kwargs.pop(name)
     backend = {name: kwargs.pop(name) for name in ("use_fast", "backend") if name in kwargs}
     if image_processor is None:
-        image_processor = AutoImageProcessor.from_pretrained(model, **where, **backend)
+        image_processor = AutoImageProcessor.from_pretrained(base, **where, **backend)
     elif isinstance(image_processor, (str, Path)):
         image_processor = AutoImageProcessor.from_pretrained(image_processor, **where, **backend)
     loaded = auto.from_pretrained(model, config=as_ours(settings), **options)
     return _theirs(task, loaded, None, image_processor, kwargs)
+
+
+def _described(source: Any, where: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """The folder or repository whose configuration tells what model it is, and the model type; None without one.
+
+    That is `source` itself, or the model that an adapter in it belongs to.
+    """
+    try:
+        plain, _ = transformers.PretrainedConfig.get_config_dict(source, **where)
+    except OSError:
+        plain = {}
+    if plain.get("model_type") or not is_peft_available():
+        return source, plain.get("model_type")
+    try:
+        adapter = find_adapter_config_file(str(source), **where)
+    except OSError:
+        adapter = None
+    if adapter is None:
+        return source, None
+    return _described(json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"], {})
 
 
 def as_ours(config: Any) -> Any:

@@ -68,7 +68,7 @@ class _Backbone(Trunk):
         as_dict = self.wants_dict(told.pop("return_dict", None))
         wanted = self.wanted_of(told)
         places = self._places()
-        complete = wanted["output_hidden_states"] is not False or wanted["output_attentions"]
+        complete = wanted["output_hidden_states"] or wanted["output_attentions"]
         maps: list[Tensor] = []
 
         def collect(stage: int, tokens: Tensor) -> None:

@@ -17,9 +17,6 @@ def problem_of(labels: Tensor, num_labels: int, problem_type: str | None) -> str
         return problem_type
     if num_labels == 1:
         return "regression"
-    one_each = labels.ndim < 2 or labels.shape[-1] == 1
-    if not labels.is_floating_point() and one_each:
-        return "single_label_classification"
     return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
 
 
@@ -68,7 +65,7 @@ def warn_about_fresh_head(source: Any, missing: Iterable[str]) -> None:
     """Warns when a checkpoint had no classifier, and names the repository that has one."""
     if not any(key.startswith("classifier.") for key in missing):
         return
-    name = str(source).rstrip("/")
+    name = "the given state dict" if source is None else str(source).rstrip("/")
     known = name.startswith("facebook/dinov2") and "imagenet1k" not in name
     way_out = (
         f"{name}-imagenet1k-1-layer has one for the classes of ImageNet"

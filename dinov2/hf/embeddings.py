@@ -91,7 +91,7 @@ class Dinov2Embeddings(nn.Module):
         patches = self.patch_embeddings(pixels)  # [B, N, D]
         if bool_masked_pos is not None:
             patches = self._masked(patches, bool_masked_pos)
-        position = self._position(self._grid(pixel_values)).to(patches.dtype)
+        position = self._position(self._grid(pixel_values))  # under autocast of a wider type than the patches
         cls_token: Tensor = self.cls_token
         if self.mask_token is not None and self.training and bool_masked_pos is None and not is_recording():
             # A gradient of zero for the mask token: processes that train together expect one for every parameter.

@@ -126,6 +126,10 @@ def passes(
             "call the model image by image for these"
         )
     masks = [None] * len(images) if masks is None else list(masks)
+    if len(masks) != len(images):
+        raise ValueError(
+            f"there are {len(images)} images and {len(masks)} masks; give one for each, None where none is meant"
+        )
     batches = [image[None] if image.ndim == 3 else image for image in images]
     masks = [mask[None] if mask is not None and mask.ndim == 1 else mask for mask in masks]
     tokens, layout = pack([embeddings(batch, bool_masked_pos=mask) for batch, mask in zip(batches, masks, strict=True)])
@@ -141,8 +145,10 @@ def passes(
 
 
 def _wanted_states(asked: bool | int | Sequence[int], n_states: int) -> set[int]:
-    if isinstance(asked, bool):
-        return set(range(n_states)) if asked else set()
+    if not asked:  # 0 is false, as in every version
+        return set()
+    if asked is True:
+        return set(range(n_states))
     indices = [asked] if isinstance(asked, int) else list(asked)
     beyond = [index for index in indices if not -n_states <= index < n_states]
     if beyond:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dinov2.errors import ConfigError
@@ -171,14 +171,15 @@ class Dinov2MLP(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, inner)
         self.activation = activation_of(config.hidden_act)
         self.fc2 = nn.Linear(inner, config.hidden_size)
-        self._is_exact_gelu = config.hidden_act == "gelu"
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         """`[..., D]` -> `[..., D]`."""
         if not (is_plain(self.fc1) and is_plain(self.fc2)):
             output: Tensor = self.fc2(self.activation(self.fc1(hidden_state)))
             return output
-        activation = F.gelu if self._is_exact_gelu else self.activation
+        activation: Any = self.activation
+        if type(activation) is GELUActivation and not _is_hooked(activation):
+            activation = F.gelu  # known by `mlp`, which has a kernel for it
         return mlp(hidden_state, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, activation)
 
 
@@ -308,5 +309,6 @@ def _rows_of(layer: nn.Linear, rows: Tensor, *, dim: int) -> nn.Linear:
     kept.weight = nn.Parameter(weight.clone(), requires_grad=layer.weight.requires_grad)
     if layer.bias is not None:
         bias = layer.bias.detach()
-        kept.bias = nn.Parameter((bias.index_select(0, rows) if dim == 0 else bias).clone())
+        bias = (bias.index_select(0, rows) if dim == 0 else bias).clone()
+        kept.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
     return kept

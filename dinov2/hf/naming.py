@@ -4,6 +4,7 @@ Files hold the names on disk, whatever version wrote them, unless they were save
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["files_with_names_in_memory", "read_with_names_on_disk", "rename_gates", "rename_projections"]
+__all__ = [
+    "files_with_names_in_memory",
+    "has_names_in_memory",
+    "read_with_names_on_disk",
+    "rename_gates",
+    "rename_projections",
+    "with_names_on_disk",
+]
 
 _PROJECTIONS = {
     "q_proj": "attention.query",
@@ -21,7 +29,10 @@ _PROJECTIONS = {
     "v_proj": "attention.value",
     "o_proj": "output.dense",
 }
-_TELLING = (".q_proj.weight", ".gate_proj.weight")
+# Within a block of ours: heads of users may have projections of these names, which are theirs.
+_IN_MEMORY = re.compile(
+    r"(?P<prefix>(?:.*\.)?encoder\.layer\.\d+\.(?:attention|mlp)\.)(?:[qkvo]|gate|up|down)_proj\.(?:weight|bias)"
+)
 
 
 def rename_projections(state_dict: dict[str, Any], prefix: str) -> None:
@@ -53,11 +64,11 @@ def files_with_names_in_memory(source: Any, subfolder: str = "") -> list[Path]:
     index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if whole.is_file():
         with safe_open(whole, framework="pt") as file:
-            return [whole] if _has_names_in_memory(file.keys()) else []
+            return [whole] if has_names_in_memory(file.keys()) else []
     if not index.is_file():
         return []
     places: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    return [folder / name for name in sorted(set(places.values()))] if _has_names_in_memory(places) else []
+    return [folder / name for name in sorted(set(places.values()))] if has_names_in_memory(places) else []
 
 
 def read_with_names_on_disk(files: Iterable[Path]) -> dict[str, Tensor]:
@@ -65,11 +76,18 @@ def read_with_names_on_disk(files: Iterable[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= load_file(file)
-    for prefix in {key.rsplit(".", 2)[0] + "." for key in tensors}:
-        rename_projections(tensors, prefix)
-        rename_gates(tensors, prefix)
-    return tensors
+    return with_names_on_disk(tensors)
 
 
-def _has_names_in_memory(keys: Iterable[str]) -> bool:
-    return any(key.endswith(_TELLING) for key in keys)
+def with_names_on_disk(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors; those of blocks that have the names in memory get the names on disk."""
+    renamed = dict(tensors)
+    for prefix in {found["prefix"] for found in map(_IN_MEMORY.fullmatch, tensors) if found}:
+        rename_projections(renamed, prefix)
+        rename_gates(renamed, prefix)
+    return renamed
+
+
+def has_names_in_memory(keys: Iterable[str]) -> bool:
+    """Whether any of the keys is a name in memory of a tensor in a block of ours."""
+    return any(map(_IN_MEMORY.fullmatch, keys))

@@ -7,11 +7,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from dinov2.errors import WeightsError
 from dinov2.hf.arguments import UNSET, fitting
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
 from dinov2.hf.embeddings import Dinov2Embeddings
 from dinov2.hf.layers import Dinov2LayerScale
-from dinov2.hf.naming import files_with_names_in_memory, read_with_names_on_disk
+from dinov2.hf.naming import (
+    files_with_names_in_memory,
+    has_names_in_memory,
+    read_with_names_on_disk,
+    with_names_on_disk,
+)
 
 try:
     from transformers import initialization as init
@@ -43,12 +49,27 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the type of the weights is the checkpoint's unless `dtype` says otherwise."""
+        """As in transformers; the type of the weights is the checkpoint's unless `dtype` says otherwise.
+
+        Raises `WeightsError` for names of tensors that would leave the blocks without weights.
+        """
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
             kwargs["dtype"] = "auto"  # version 4 would take float32
+        if kwargs.get("state_dict") is not None:
+            kwargs["state_dict"] = with_names_on_disk(kwargs["state_dict"])
         files = files_with_names_in_memory(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
         if not files:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            wants_info = kwargs.pop("output_loading_info", False)
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+            if has_names_in_memory(info["unexpected_keys"]):
+                raise WeightsError(
+                    f"{pretrained_model_name_or_path} holds weights by the names that transformers has in memory since "
+                    "5.18 (q_proj, gate_proj), which are read from local safetensors files only; download the "
+                    "repository and load its folder, or read the file yourself and pass it as state_dict"
+                )
+            return (model, info) if wants_info else model
         config = kwargs.pop("config", None)
         if not isinstance(config, PretrainedConfig):
             loading = {name: kwargs.pop(name) for name in _OF_THE_LOADER if name in kwargs}
@@ -127,9 +148,6 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             init.trunc_normal_(module.weight, mean=0.0, std=spread)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
         elif isinstance(module, Dinov2Embeddings):
             init.trunc_normal_(module.position_embeddings, mean=0.0, std=spread)
             init.trunc_normal_(module.cls_token, mean=0.0, std=spread)
@@ -138,6 +156,12 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
                     init.zeros_(token)
         elif isinstance(module, Dinov2LayerScale):
             init.constant_(module.lambda1, self.config.layerscale_value)
+        else:  # norms, and whatever the head of a user is made of: models are built without values and filled here
+            super()._init_weights(module)
+            if getattr(module, "running_mean", None) is not None:  # which version 4 leaves out
+                init.zeros_(module.running_mean)
+                init.ones_(module.running_var)
+                init.zeros_(module.num_batches_tracked)
 
     def _with_embeddings(self) -> Any:
         """The module that holds embeddings and encoder: this one, or the backbone inside a model with a head."""

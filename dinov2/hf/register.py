@@ -58,7 +58,7 @@ def _take_folders(theirs: Any, ours: Any) -> None:
         return
 
     def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        if _is_ours(pretrained_model_name_or_path):
+        if _is_ours(pretrained_model_name_or_path, kwargs.get("subfolder") or ""):
             kwargs.pop("_from_pipeline", None)
             return ours.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         return stock(pretrained_model_name_or_path, *args, **kwargs)
@@ -67,9 +67,9 @@ def _take_folders(theirs: Any, ours: Any) -> None:
     theirs.from_pretrained = classmethod(from_pretrained)
 
 
-def _is_ours(source: Any) -> bool:
+def _is_ours(source: Any, subfolder: str) -> bool:
     try:
-        config = Path(source) / "config.json"
+        config = Path(source) / subfolder / "config.json"
         return json.loads(config.read_text(encoding="utf-8")).get("model_type") in auto.CONFIGS
     except (OSError, TypeError, ValueError):
         return False

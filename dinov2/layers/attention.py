@@ -49,7 +49,9 @@ def attention_weights(
     """What `attend_heads` weighs the values with, for whoever wants to see or change it; rows sum to 1."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        # The least number and not -inf: a row that attends to nothing stays finite.
+        least = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask, least) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(dim=-1)
 
 

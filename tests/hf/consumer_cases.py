@@ -1,11 +1,13 @@
 """What `register()` changes, which is the whole process: tests run these functions in processes of their own."""
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 
 import dinov2.hf as hf
@@ -74,12 +76,14 @@ def answers_after_register(folder: Path) -> dict[str, Any]:
     """What the Auto classes of transformers build before and after `register()`; folders are one word each."""
     for family in FAMILIES:
         our_model(family, "ForImageClassification").save_pretrained(folder / family)
+        _put_into_cache(folder / family, f"someone/{family}", folder / "cache")
+    ours = {family: _without_registering(family, folder / "cache") for family in FAMILIES}
     before = [type(transformers.AutoModel.from_pretrained(family)).__module__ for family in FAMILIES]
     hf.register(replace=False)
     kept = type(transformers.AutoModel.from_config(transformers.Dinov2Config(**settings("Dinov2")))).__module__
     for _ in range(2):  # again changes nothing
         hf.register()
-    answers: dict[str, Any] = {"before": before, "stock config without replacing": kept}
+    answers: dict[str, Any] = {"ours": ours, "before": before, "stock config without replacing": kept}
     for family in FAMILIES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -88,6 +92,26 @@ def answers_after_register(folder: Path) -> dict[str, Any]:
     other.save_pretrained(folder / "vit")
     answers["another model"] = type(transformers.AutoModel.from_pretrained("vit")).__name__
     return answers
+
+
+def _put_into_cache(folder: Path, name: str, cache: Path) -> None:
+    """Lays a folder where a download of the repository `name` would be kept."""
+    repository, commit = cache / f"models--{name.replace('/', '--')}", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit, encoding="utf-8")
+    shutil.copytree(folder, repository / "snapshots" / commit)
+
+
+def _without_registering(family: str, cache: Path) -> dict[str, Any]:
+    """What our own Auto classes and pipeline make of a folder of one word, and of a downloaded repository."""
+    name, picture = f"someone/{family}", Image.new("RGB", (90, 60), "red")
+    backbones = [hf.AutoBackbone.from_pretrained(family), hf.AutoBackbone.from_pretrained(name, cache_dir=cache)]
+    pipelines = [hf.pipeline(model=family), hf.pipeline(model=name, cache_dir=cache)]
+    return {
+        "backbones": [f"{type(one).__name__} {one.channels}" for one in backbones],
+        "answers": [len(classify(picture)) for classify in pipelines],
+        "crops": [classify.image_processor.crop_size["height"] for classify in pipelines],
+    }
 
 
 def _answers(family: str, folder: Path) -> dict[str, Any]:

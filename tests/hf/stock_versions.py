@@ -5,7 +5,6 @@ or installed once with pip below pytest's cache. Tests that call `run_under` are
 no index.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from tests.hf.processes import REPOSITORY, run_alone
+
 __all__ = ["OLDER_VERSIONS", "run_under"]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / ".pytest_cache" / "d"
 
 # What each version needs in another version than the newest transformers brings; all else is installed already.
@@ -34,28 +34,9 @@ NO_INDEX = ("(from versions: none)", "NewConnectionError", "Max retries exceeded
 
 
 def run_under(version: str, script: str, folder: Path) -> Any:
-    """What `script` assigned to `result`, through JSON. It runs in `folder`, where larger things go through files."""
-    program = (
-        "import json, pathlib, transformers\n"
-        f"assert transformers.__version__ == {version!r}, transformers.__version__\n"
-        f"{textwrap.dedent(script)}\n"
-        "pathlib.Path('result.json').write_text(json.dumps(result))\n"
-    )
-    (folder / "script.py").write_text(program, encoding="utf-8")
-    (folder / "result.json").unlink(missing_ok=True)
-    # The offline switches: whatever is not in `folder` is a mistake of the script.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(installed(version)), str(REPOSITORY)]),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-    }
-    run = subprocess.run(
-        [sys.executable, "script.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=1200
-    )
-    assert run.returncode == 0, f"under transformers {version}:\n{run.stdout[-2000:]}\n{run.stderr[-6000:]}"
-    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    """What `script` assigned to `result`, as `run_alone`, with that version of transformers."""
+    known = f"import transformers\nassert transformers.__version__ == {version!r}, transformers.__version__\n"
+    return run_alone(known + textwrap.dedent(script), folder, packages=installed(version))
 
 
 def installed(version: str) -> Path:

@@ -71,10 +71,8 @@ def test_configurations_build_ours_whosever_they_are(family: str, kind: str) -> 
     for config in (
         stock,
         getattr(hf, family + "Config")(**settings(family)),
-        hf.AutoConfig.for_model(stock.model_type),
+        hf.AutoConfig.for_model(stock.model_type, **settings(family)),
     ):
-        if config.num_hidden_layers > 2:
-            continue  # the default size is for larger machines
         model = getattr(hf, AUTO[kind]).from_config(config, attn_implementation="eager")
         assert type(model) is getattr(hf, family + kind)
         assert (model.config.hidden_size, model.config._attn_implementation) == (32, "eager")
@@ -159,6 +157,12 @@ def all_ours(answers: dict[str, Any]) -> None:
     assert answers["stock config without replacing"] == stock[0]
     assert answers["another model"] == "ViTModel"
     for family in FAMILIES:
+        # A downloaded repository without a preprocessor file is taken for a released one, of 224 pixels.
+        assert answers["ours"][family] == {
+            "backbones": [f"{family}Backbone [32]"] * 2,
+            "answers": [5, 5],
+            "crops": [32, 224],
+        }
         found = answers[family]
         assert found.pop("maps") == [1, 2]
         assert found == {

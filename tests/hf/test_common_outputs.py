@@ -144,22 +144,31 @@ def test_flex_attention_agrees_with_explicit_weights(family: str, dtype: torch.d
     agrees_with_explicit_weights("flex_attention", family, "Model", dtype, padding)
 
 
-def agrees_with_explicit_weights(implementation: str, family: str, kind: str, dtype: torch.dtype, padding: str) -> None:
-    model = our_model(family, kind).to(dtype)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention needs a GPU")
+@EVERY_FAMILY
+def test_flash_attention_agrees_with_explicit_weights(family: str) -> None:
+    pytest.importorskip("flash_attn")
+    agrees_with_explicit_weights("flash_attention_2", family, "Model", torch.bfloat16, "none", device="cuda")
+
+
+def agrees_with_explicit_weights(
+    implementation: str, family: str, kind: str, dtype: torch.dtype, padding: str, *, device: str = "cpu"
+) -> None:
+    model, x = our_model(family, kind).to(device, dtype), images().to(device)
     told: dict[str, Any] = {}
     length = n_tokens(model)
     if padding == "scores":  # a mask that is added to the scores
-        told["attention_mask"] = torch.randn(2, 1, length, length).to(dtype)
+        told["attention_mask"] = torch.randn(2, 1, length, length).to(device, dtype)
     elif padding != "none":
-        mask = torch.ones(2, length, dtype=torch.long)
+        mask = torch.ones(2, length, dtype=torch.long, device=device)
         mask[1, slice(-9, None) if padding == "right" else slice(1, 9)] = 0
         told["attention_mask"] = mask
     results = {}
     with torch.no_grad():
         for name in ("eager", implementation):
             model.set_attn_implementation(name)
-            results[name] = leaves(model(images(), **told))
-            with_maps = model(images(), **told, output_attentions=True)
+            results[name] = leaves(model(x, **told))
+            with_maps = model(x, **told, output_attentions=True)
             assert len(with_maps.attentions) == N_LAYERS
             scale = max(float(tensor.abs().max()) for tensor in results["eager"])
             assert difference(results[name], leaves(with_maps)[: len(results[name])]) <= TOLERANCES[dtype] * scale

@@ -47,7 +47,7 @@ def is_fresh(name: str, value: torch.Tensor, spread: float) -> bool:
     return abs(float(value.mean())) < several and abs(float(value.std()) - spread) < several
 
 
-# Files.
+# Files; the older format stands in test_checkpoints.py.
 
 
 @EVERY_CLASS
@@ -87,15 +87,6 @@ def test_the_file_holds_exactly_the_keys_of_the_state_dict(family: str, kind: st
 def test_weights_can_come_without_a_checkpoint(family: str, kind: str) -> None:
     model = our_model(family, kind)
     loaded = our_class(family, kind).from_pretrained(None, config=model.config, state_dict=model.state_dict())
-    assert difference(outputs(loaded), outputs(model)) == 0
-
-
-@EVERY_CLASS
-def test_the_older_file_format_loads(family: str, kind: str, tmp_path: Path) -> None:
-    model = our_model(family, kind)
-    model.config.save_pretrained(tmp_path)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    loaded = our_class(family, kind).from_pretrained(tmp_path)
     assert difference(outputs(loaded), outputs(model)) == 0
 
 

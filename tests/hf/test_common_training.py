@@ -82,6 +82,19 @@ def test_gradients_are_the_same_for_both_kernels(family: str, kind: str) -> None
     assert difference(list(found[0].values()), list(found[1].values())) < 1e-5
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flex attention has its own gradients on GPUs only")
+@EVERY_FAMILY
+def test_gradients_of_flex_attention_on_a_gpu_are_those_of_explicit_weights(family: str) -> None:
+    model = our_model(family, "Model", hidden_size=64).to("cuda").train()
+    x, found = images().to("cuda"), []
+    for implementation in ("eager", "flex_attention"):
+        model.set_attn_implementation(implementation)
+        model.zero_grad()
+        model(x).last_hidden_state.square().mean().backward()
+        found.append(torch.cat([one.grad.flatten() for one in model.parameters()]))
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-2
+
+
 # Checkpointing of activations.
 
 
@@ -150,16 +163,7 @@ def test_inputs_of_a_frozen_embedding_can_be_made_to_require_gradients(family: s
     assert not leaves(model(images()))[0].requires_grad
 
 
-# Labels.
-
-
-@EVERY_FAMILY
-@pytest.mark.parametrize("dtype", [torch.long, torch.int32, torch.uint8], ids=str)
-def test_the_loss_of_class_numbers_is_cross_entropy(family: str, dtype: torch.dtype) -> None:
-    model = our_model(family, "ForImageClassification").train()
-    output = model(images(), labels=torch.tensor([1, 3], dtype=dtype))
-    assert difference(output.loss, F.cross_entropy(output.logits, torch.tensor([1, 3]))) < 1e-6
-    output.loss.backward()
+# Labels; their types stand in test_defects_labels.py.
 
 
 @EVERY_FAMILY
@@ -187,14 +191,6 @@ def test_every_problem_type_has_its_loss_and_trains(
     torch.testing.assert_close(output.loss, expected)
     output.loss.backward()
     assert all(parameter.grad is not None for parameter in model.classifier.parameters())
-
-
-@EVERY_FAMILY
-def test_one_model_takes_one_kind_of_labels_after_the_other(family: str) -> None:
-    model = our_model(family, "ForImageClassification")
-    assert model(images(), labels=torch.tensor([1, 3])).loss > 0
-    assert model(images(), labels=torch.rand(2, 5)).loss > 0
-    assert model.config.problem_type is None
 
 
 @EVERY_FAMILY

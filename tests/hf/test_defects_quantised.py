@@ -1,4 +1,7 @@
-"""Checkpoints that are quantised while they load; `row n` counts the known defects of the stock classes."""
+"""Checkpoints that are quantised while they load; `row n` counts the known defects of the stock classes.
+
+Saving them and reading them again stands in test_quantisation.py.
+"""
 
 import warnings
 from pathlib import Path
@@ -8,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from tests.hf.model_cases import FAMILIES, NETWORKS, images, our_model, stock_and_ours
+from tests.hf.model_cases import FAMILIES, NETWORKS, images, stock_and_ours
 
 torchao = pytest.importorskip("torchao")
 
@@ -44,18 +47,3 @@ def test_quantising_while_loading_keeps_every_weight(family: str, network: str, 
     with torch.inference_mode():
         found, logits = model(images()).logits, exact(images()).logits
     assert 0 < float((found - logits).norm() / logits.norm()) < 0.05
-
-
-# Row 44.
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_quantised_model_is_saved_and_read_again(family: str, tmp_path: Path) -> None:
-    exact = our_model(family, "ForImageClassification", hidden_size=96, use_swiglu_ffn=True)
-    exact.save_pretrained(tmp_path / "exact")
-    model, _ = quantised(exact, tmp_path / "exact")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.save_pretrained(tmp_path / "quantised")
-        again, info = type(exact).from_pretrained(tmp_path / "quantised", output_loading_info=True)
-    assert not info["missing_keys"]
-    with torch.inference_mode():
-        assert torch.equal(again.eval()(images()).logits, model(images()).logits)

@@ -4,33 +4,24 @@
 and run from there with `-m network`.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import dinov2.hf as hf
-from tests.hf.common_cases import EVERY_CLASS, EVERY_FAMILY, LABELS, leaves, our_class, picture, saved_folder
+from tests.hf.common_cases import EVERY_CLASS, EVERY_FAMILY, LABELS, our_class, picture, saved_folder
 from tests.hf.model_cases import difference, images, our_model, settings
-from tests.test_docs import REPOSITORY, blocks
+from tests.test_docs import blocks
 
 IMPLEMENTATIONS = ("eager", "sdpa")
-TRACING = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 
 
 def pixels(folder: Path) -> Tensor:
     processor = hf.AutoImageProcessor.from_pretrained(folder)
     return processor(images=picture(), return_tensors="pt").pixel_values
-
-
-def states(model: nn.Module, x: Tensor) -> list[Tensor]:
-    with torch.no_grad():
-        return leaves(model(x))
 
 
 # Use 1.
@@ -91,43 +82,7 @@ def test_the_embedding_of_a_picture_has_a_grid_of_patches(family: str, tmp_path:
     assert torch.equal(grid.permute(0, 3, 1, 2), feature_map)
 
 
-# Use 5.
-@TRACING
-@EVERY_CLASS
-def test_the_documented_trace_recipe_works(family: str, kind: str) -> None:
-    model = our_model(family, kind)
-    model.config.return_dict = False
-    x, other = images(1), images(2, 24, 48)
-    with torch.no_grad():
-        traced = torch.jit.trace(model, [x])
-    for inputs in (x, other):
-        assert difference(states(traced, inputs), states(model, inputs)) <= 1e-4
-
-
-# Use 5.
-@TRACING
-@EVERY_CLASS
-@pytest.mark.parametrize("by", ["torchscript", "no strictness"])
-def test_other_ways_to_trace_work(family: str, kind: str, by: str) -> None:
-    model = our_model(family, kind, **({"torchscript": True} if by == "torchscript" else {}))
-    x = images(1)
-    with torch.no_grad():
-        traced = torch.jit.trace(model, [x], strict=by == "torchscript")
-    assert difference(states(traced, x), states(model, x)) <= 1e-4
-
-
-# Use 5.
-@TRACING
-@EVERY_FAMILY
-@pytest.mark.parametrize("told", ["output_attentions", "output_hidden_states"])
-def test_a_traced_model_can_be_saved_with_all_its_outputs(family: str, told: str, tmp_path: Path) -> None:
-    model = our_model(family, "Model", return_dict=False, **{told: True})
-    x = images(2)
-    with torch.no_grad():
-        torch.jit.trace(model, [x]).save(tmp_path / "traced.pt")
-    loaded = torch.jit.load(tmp_path / "traced.pt")
-    assert len(states(loaded, x)) == len(states(model, x)) > 2
-    assert difference(states(loaded, x), states(model, x)) <= 1e-4
+# Use 5 stands in test_defects_recording.py.
 
 
 # Use 6.
@@ -154,36 +109,10 @@ def test_a_backbone_loads_from_a_folder(
     assert [list(one.shape) for one in maps] == [[1, 32, 16, 16]] * 3
 
 
-# Use 10.
-@pytest.mark.slow  # imports everything in a process of its own
-def test_folders_load_without_a_network_in_auto_classes_and_pipelines(tmp_path: Path) -> None:
-    saved_folder(tmp_path / "mine", "Dinov2WithRegisters")
-    (tmp_path / "mine" / "preprocessor_config.json").unlink()
-    code = (
-        "import transformers, dinov2.hf\n"
-        "from PIL import Image\n"
-        "picture = Image.new('RGB', (90, 60), 'red')\n"
-        "print(dinov2.hf.AutoBackbone.from_pretrained('mine').channels)\n"
-        "print(len(dinov2.hf.pipeline(model='mine')(picture)))\n"
-        "dinov2.hf.register()\n"
-        "print(type(transformers.AutoBackbone.from_pretrained('mine')).__module__)\n"
-        "print(type(transformers.AutoModel.from_pretrained('mine')).__module__)\n"
-        "print(len(transformers.pipeline('image-classification', model='mine')(picture)))\n"
-    )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["[32]", "5", "dinov2.hf.backbone", "dinov2.hf.models", "5"]
+# Use 10 without a network stands in test_auto.py.
 
 
-# Use 11.
-@EVERY_CLASS
-@pytest.mark.parametrize("by", ["argument", "config"])
-def test_states_and_maps_come_by_argument_and_by_config(family: str, kind: str, by: str) -> None:
-    told = {"output_hidden_states": True, "output_attentions": True}
-    model = our_model(family, kind, **(told if by == "config" else {}))
-    output = model(images(), **(told if by == "argument" else {}))
-    assert (len(output.hidden_states), len(output.attentions)) == (3, 2)
+# Use 11: states and maps stand in test_common_outputs.py, plain tuples in test_defects.py.
 
 
 # Use 11.
@@ -210,19 +139,6 @@ def test_masked_patches_are_not_seen(family: str) -> None:
     outputs = [model(one, bool_masked_pos=mask).last_hidden_state for one in (x, changed)]
     assert difference(*outputs) == 0
     assert difference(model(x).last_hidden_state, outputs[0]) > 1e-3
-
-
-# Use 11.
-@EVERY_CLASS
-@pytest.mark.parametrize("by", ["argument", "config"])
-def test_plain_tuples_come_by_argument_and_by_config(family: str, kind: str, by: str) -> None:
-    model = our_model(family, kind)
-    expected = model(images()).to_tuple()
-    if by == "config":
-        model.config.return_dict = False
-    output = model(images(), **({"return_dict": False} if by == "argument" else {}))
-    assert type(output) is tuple
-    assert difference(output, expected) == 0
 
 
 # Use 11.

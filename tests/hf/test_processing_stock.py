@@ -172,6 +172,51 @@ def test_transparency_is_laid_on_white_as_the_newest_stock_classes_do() -> None:
             assert difference(*pixels) <= 1e-5, (backend, name)
 
 
+def odd_pictures() -> dict[str, Any]:
+    """One picture in forms that are rare, and rare pictures."""
+    array = smooth_picture(50, 61)
+    picture, tensor = Image.fromarray(array), torch.from_numpy(array)
+    return {
+        **{mode: picture.convert(mode) for mode in ("YCbCr", "HSV", "LAB")},
+        "one column": Image.fromarray(array[:, :1]),
+        "one row": Image.fromarray(array[:1]),
+        "one pixel": Image.fromarray(array[:1, :1]),
+        "three rows": array[:3],
+        "four columns": array[:, :4],
+        "channels first by strides": array.transpose(2, 0, 1),
+        "float16": tensor.half(),
+        "float64": tensor.double(),
+        "int16": tensor.to(torch.int16),
+        "booleans": array > 128,
+        "grey with an axis": array[..., :1],
+        "grey batch": np.stack([array[None, ..., 0]] * 2),
+        "several kinds and sizes": [picture, array[:40], tensor[:, :45]],
+        "nested": [[array, array[:40]], [tensor]],
+    }
+
+
+@pytest.mark.parametrize("backend", ["torchvision", "pil"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        {},
+        {"do_resize": False},
+        {"do_rescale": False, "do_normalize": False},
+        {"size": {"shortest_edge": 30, "longest_edge": 40}, "resample": 2},
+        {"crop_size": {"height": 31, "width": 90}, "image_mean": 0.5, "image_std": 0.25},
+    ],
+    ids=str,
+)
+def test_odd_pictures_equal_the_stock_class_of_the_same_backend(backend: str, call: dict[str, Any]) -> None:
+    told = {**RELEASED, "size": 48, "crop_size": 40}
+    ours, theirs = BitImageProcessor(**told, backend=backend), stock_class(backend)(**told)
+    found = {}
+    for name, form in odd_pictures().items():
+        pixels = [processor(form, return_tensors="pt", **call).pixel_values for processor in (ours, theirs)]
+        found[name] = difference(*pixels)
+    assert {name: value for name, value in found.items() if value > 1e-5} == {}
+
+
 def test_a_batch_of_many_sizes_equals_stock_image_by_image() -> None:
     pictures = [Image.fromarray(smooth_picture(height, width)) for height, width in ((60, 80), (80, 60), (60, 80))]
     ours, theirs = BitImageProcessor(**RELEASED), transformers.BitImageProcessor(**RELEASED)

@@ -1,6 +1,7 @@
 """Our models beside the stock ones: the newest version here, older ones in processes of their own."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,46 +63,50 @@ def test_bfloat16_is_as_near_to_float32_as_the_stock_class(family: str, network:
     assert difference(*outputs) < 0.1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("version", OLDER_VERSIONS)
-def test_older_versions_agree_as_the_newest_does(version: str, tmp_path: Path) -> None:
-    script = """
-    from tests.hf import model_cases as cases
-    here = pathlib.Path(".").resolve()
-    exchanged = cases.folders_are_exchanged(here / "exchanged")
-    result = [cases.output_differences(), cases.config_files_agree(here), exchanged]
-    """
-    outputs, configs, exchanged = run_under(version, script, tmp_path)
-    assert len(outputs) > 200
-    assert {case: value for case, value in outputs.items() if not value <= 1e-5} == {}
-    assert len(configs) == 26
-    assert [case for case, agrees in configs.items() if not agrees] == []
-    assert len(exchanged) >= 24
-    assert {case: fault for case, fault in exchanged.items() if fault} == {}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("version", OLDER_VERSIONS)
-def test_folders_travel_between_versions_in_both_directions(version: str, tmp_path: Path) -> None:
-    new = tmp_path / "new"
+@pytest.fixture(scope="module", params=OLDER_VERSIONS)
+def older(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """What an older version finds beside ours and in folders written here, and the folder with what it wrote."""
+    folder = tmp_path_factory.mktemp("older")
     for family in FAMILIES:
         for network, changes in NETWORKS.items():
             for kind in CLASSES:
-                model = our_model(family, kind, **changes)
-                model.save_pretrained(new / f"{family}{kind} {network}")
-                write_reference(model, new / f"{family}{kind} {network}")
+                model, name = our_model(family, kind, **changes), f"{family}{kind} {network}"
+                model.save_pretrained(folder / "new" / name)
+                write_reference(model, folder / "new" / name)
     script = """
     from tests.hf import model_cases as cases
     here = pathlib.Path(".").resolve()
-    result = [cases.write_stock_folders(here / "old"), cases.reading_differences(here / "new", transformers)]
+    result = {
+        "outputs": cases.output_differences(),
+        "configs": cases.config_files_agree(here),
+        "exchanged": cases.folders_are_exchanged(here / "exchanged"),
+        "written": cases.write_stock_folders(here / "old"),
+        "read": cases.reading_differences(here / "new", transformers),
+    }
     """
-    names, read_there = run_under(version, script, tmp_path)
-    read_here = reading_differences(tmp_path / "old", hf)
-    assert sorted(read_here) == sorted(names)
-    assert len(read_there) == 12
-    for found in (read_here, read_there):
-        assert {name: told for name, told in found.items() if told["missing"] or told["unexpected"]} == {}
-        assert {name: told for name, told in found.items() if not told["difference"] <= 1e-5} == {}
+    return run_under(request.param, script, folder), folder
+
+
+@pytest.mark.slow
+def test_older_versions_agree_as_the_newest_does(older: tuple[dict[str, Any], Path]) -> None:
+    found, _ = older
+    assert len(found["outputs"]) > 200
+    assert {case: value for case, value in found["outputs"].items() if not value <= 1e-5} == {}
+    assert len(found["configs"]) == 26
+    assert [case for case, agrees in found["configs"].items() if not agrees] == []
+    assert len(found["exchanged"]) >= 24
+    assert {case: fault for case, fault in found["exchanged"].items() if fault} == {}
+
+
+@pytest.mark.slow
+def test_folders_travel_between_versions_in_both_directions(older: tuple[dict[str, Any], Path]) -> None:
+    found, folder = older
+    read_here = reading_differences(folder / "old", hf)
+    assert sorted(read_here) == sorted(found["written"])
+    assert len(found["read"]) == 12
+    for read in (read_here, found["read"]):
+        assert {name: told for name, told in read.items() if told["missing"] or told["unexpected"]} == {}
+        assert {name: told for name, told in read.items() if not told["difference"] <= 1e-5} == {}
 
 
 @pytest.mark.slow

@@ -156,13 +156,14 @@ def resized_size(height: int, width: int, size: Size) -> tuple[int, int]:
     if size.max_height and size.max_width:
         scale = min(size.max_height / height, size.max_width / width)
         return max(1, int(height * scale)), max(1, int(width * scale))
-    new_short: float = size.shortest_edge or 0
+    new_short = size.shortest_edge or 0
+    new_long = int(new_short * long / short)
     if size.longest_edge and long / short * new_short > size.longest_edge:
-        new_short = size.longest_edge * short / long
-        sides = (max(1, round(new_short)), int(new_short * long / short))
-    else:
-        sides = (int(new_short), int(new_short * long / short))
-    return sides if height <= width else (sides[1], sides[0])
+        exact = size.longest_edge * short / long
+        new_short, new_long = max(1, round(exact)), int(exact * long / short)
+    if size.longest_edge and new_short == short:
+        return height, width
+    return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
 def resize(pixels: Tensor, size: Size, resample: Resampling, backend: Backend) -> Tensor:  # [C, H, W] -> [C, h, w]

@@ -2,6 +2,7 @@
 
     python scripts/record_runs.py healthy collapse learning_rate temperature starved
     python scripts/record_runs.py still_teacher one_view koleo_only collapse_no_koleo temperature_no_koleo
+    python scripts/record_runs.py weight_decay tiny_crops unchanged
     python scripts/record_runs.py healthy --into somewhere/else
 
 Each is the preset `toy` with less data and fewer steps, and the one thing changed that its name says. What is kept is
@@ -98,6 +99,9 @@ ONE_VIEW = (
     "crops.grayscale_p=0.0",
 )
 
+# About one pixel of a picture in each crop: nothing that two crops of an image have in common.
+TINY_CROPS = ("crops.global_crops_scale=[0.001,0.002]", "crops.local_crops_scale=[0.001,0.002]")
+
 NO_KOLEO = "dino.koleo_loss_weight=0.0"
 
 RECIPES = {
@@ -113,6 +117,10 @@ RECIPES = {
     "koleo_only": Recipe(("dino.loss_weight=0.0",)),
     "collapse_no_koleo": Recipe(("train.centering=centering", NO_KOLEO), without_centering),
     "temperature_no_koleo": Recipe(("teacher.warmup_teacher_temp=0.5", "teacher.teacher_temp=0.5", NO_KOLEO)),
+    # Recorded after the second set of rules was written.
+    "weight_decay": Recipe(("optim.weight_decay=4.0", "optim.weight_decay_end=40.0")),  # 0.04 to 0.4
+    "unchanged": Recipe(),  # a control: as many steps as most
+    "tiny_crops": Recipe((*TINY_CROPS, "train.OFFICIAL_EPOCH_LENGTH=50", "evaluation.eval_period_iterations=50")),
 }
 
 

@@ -10,6 +10,39 @@ __all__ = ["evaluation_curves", "health"]
 
 _COLORS = 5  # of the theme
 
+# A chart a line: its title, and the measures drawn in it (the key behind `health_`) with their names.
+_CHARTS: Mapping[str, Mapping[str, str]] = {
+    "Entropy of the teacher's assignments, class tokens (nats)": {
+        "teacher_entropy": "of a crop's assignment",
+        "marginal_entropy": "of the batch's mean assignment",
+    },
+    "Entropy of the teacher's assignments, patches (nats)": {
+        "patch_teacher_entropy": "of a patch's assignment",
+        "patch_marginal_entropy": "of the mean assignment",
+    },
+    "Prototypes in use, of those a batch could use": {
+        "prototype_usage": "class tokens",
+        "patch_prototype_usage": "patches",
+    },
+    "Divergence of the mean assignment from the uniform one (nats)": {
+        "kl_to_uniform": "class tokens",
+        "patch_kl_to_uniform": "patches",
+    },
+    "Effective rank of the features": {
+        "rank": "class tokens",
+        "rank_me": "class tokens, not centred (RankMe)",
+        "patch_rank": "patches",
+    },
+    "Distances of class tokens on the sphere": {
+        "koleo_distance": "to the nearest other image",
+        "spread": "to the mean direction",
+    },
+    "Similarity of patches of one image": {
+        "near_similarity": "neighbours",
+        "far_similarity": "half the image apart",
+    },
+}
+
 
 def health(run: RunRecord) -> str:
     """What the teacher's assignments and features look like without labels (`health_*` in the log)."""
@@ -17,53 +50,23 @@ def health(run: RunRecord) -> str:
     if not found:
         return absent("Health was not measured during this training (evaluation.health_period_iterations).")
 
-    def series(**names: str) -> list[Series]:
-        return [Series(name, found.get(key, []), color) for color, (key, name) in enumerate(names.items(), start=1)]
-
     charts = [
         line_chart(
-            series(teacher_entropy="of a crop's assignment", marginal_entropy="of the batch's mean assignment"),
-            title="Entropy of the teacher's assignments, class tokens (nats)",
+            [Series(name, found.get(key, []), color) for color, (key, name) in enumerate(curves.items(), start=1)],
+            title=title,
+            levels=_bound(found.get("rank_bound", [])) if "rank" in curves else [],
             scale="linear",
-        ),
-        line_chart(
-            series(patch_teacher_entropy="of a patch's assignment", patch_marginal_entropy="of the mean assignment"),
-            title="Entropy of the teacher's assignments, patches (nats)",
-            scale="linear",
-        ),
-        line_chart(
-            series(prototype_usage="class tokens", patch_prototype_usage="patches"),
-            title="Prototypes in use, of those a batch could use",
-            scale="linear",
-        ),
-        line_chart(
-            series(kl_to_uniform="class tokens", patch_kl_to_uniform="patches"),
-            title="Divergence of the mean assignment from the uniform one (nats)",
-            scale="linear",
-        ),
-        line_chart(
-            series(rank="class tokens", rank_me="class tokens, not centred (RankMe)", patch_rank="patches"),
-            title="Effective rank of the features",
-            levels=_bound(found.get("rank_bound", [])),
-            scale="linear",
-        ),
-        line_chart(
-            series(koleo_distance="to the nearest other image", spread="to the mean direction"),
-            title="Distances of class tokens on the sphere",
-            scale="linear",
-        ),
-        line_chart(
-            series(near_similarity="neighbours", far_similarity="half the image apart"),
-            title="Similarity of patches of one image",
-            scale="linear",
-        ),
+        )
+        for title, curves in _CHARTS.items()
+    ]
+    charts.append(
         line_chart(
             [Series("above three medians", [(x, 100 * y) for x, y in found.get("high_norm_share", [])], 1)],
             title="Patches of high norm",
             scale="linear",
             unit=" %",
-        ),
-    ]
+        )
+    )
     return (
         "<p class=lead>None of this needs labels. The entropy of a single crop's assignment should lie well below that "
         "of the mean one: then the teacher tells images apart. Both high is a teacher that is sure of nothing, both "

@@ -71,17 +71,23 @@ def _measures(training: Training, batch: CropBatch, teacher_temp: float) -> dict
         cls, patches = features["x_norm_clstoken"], features["x_norm_patchtokens"]  # [G*B, D], [G*B, N, D]
         cls_scores = ssl.teacher["dino_head"](cls) if ssl.dino_weight else None
         patch_scores = None
-        if ssl.ibot_weight and batch.masked_indices.numel():
+        if ssl.ibot_weight:
             head = ssl.teacher["ibot_head" if ssl.separate_ibot_head else "dino_head"]
             patch_scores = head(patches.flatten(0, 1).index_select(0, batch.masked_indices))
+    # First what all processes do together, whatever a part of the batch is like: a process that has found values that
+    # are not finite, or has no masked patch, must not leave the others waiting.
+    of_cls = of_patches = None
+    if cls_scores is not None:
+        of_cls = _assigned(ssl.dino_loss, ssl.centering, cls_scores, teacher_temp)
+    if patch_scores is not None:
+        of_patches = _assigned(ssl.ibot_patch_loss, ssl.centering, patch_scores, teacher_temp)
     found = _of_features(_for_float64(cls), _for_float64(patches))
     grid = (batch.global_crops.shape[-2] // teacher.patch_size, batch.global_crops.shape[-1] // teacher.patch_size)
     before_norm = features["x_prenorm"][:, 1 + teacher.num_register_tokens :]
     found |= patch_health(patches.unflatten(1, grid), before_norm.unflatten(1, grid))
-    if cls_scores is not None:
-        found |= assignment_health(_for_float64(_assigned(ssl.dino_loss, ssl.centering, cls_scores, teacher_temp)))
-    if patch_scores is not None:
-        of_patches = _assigned(ssl.ibot_patch_loss, ssl.centering, patch_scores, teacher_temp)
+    if of_cls is not None:
+        found |= assignment_health(_for_float64(of_cls))
+    if of_patches is not None and len(of_patches):
         found |= {f"patch_{name}": value for name, value in assignment_health(_for_float64(of_patches)).items()}
     return found
 

@@ -1,14 +1,26 @@
 """What the doctor says about a machine, from plain numbers and from this one."""
 
+import os
 import re
+import shlex
+import shutil
+import sys
 from importlib.metadata import requires, version
+from pathlib import Path
 
 import pytest
 import torch
 
 from dinov2.apps.doctor import Diagnosis, Finding, examine, in_words
 from dinov2.apps.doctor.machine import Machine, examine_machine, observe_machine
-from dinov2.apps.doctor.packages import parse_requirement, requirements, torchvision_pair, version_key
+from dinov2.apps.doctor.packages import (
+    _PURPOSES,
+    parse_requirement,
+    pip_command,
+    requirements,
+    torchvision_pair,
+    version_key,
+)
 
 GIB = 2**30
 FIT = Machine(
@@ -41,7 +53,9 @@ def test_a_fit_machine_has_nothing_but_fine_findings():
     [
         ({"threads": 16}, "threads", "problem", "export OMP_NUM_THREADS=8"),
         ({"threads": 1}, "threads", "note", "export OMP_NUM_THREADS=8"),
-        ({"load": 7.0}, "load", "note", "uptime"),
+        ({"load": 7.0}, "load", "note", "train.num_threads=1"),
+        ({"load": 7.0, "threads": 1}, "load", "note", "top"),
+        ({"device": "cuda", "accelerators": ("A",), "cores": 1, "threads": 1}, "loader", "note", "train.num_workers=0"),
         ({"shared_memory": 64 * 2**20}, "shared memory", "problem", "--shm-size=8g"),
         ({"memory": GIB // 2}, "memory", "problem", "train.cache_dataset=false"),
         ({"disk": {"current folder": 2 * GIB}}, "disk", "note", "train.keep_checkpoints=1"),
@@ -67,12 +81,20 @@ def test_the_precision_is_explained():
     assert "AVX512-BF16 or AMX" in found(FIT, "precision").says and "5.0 times as slow" in found(FIT, "precision").says
     gpu = changed(device="cuda", accelerators=("A", "B"), precision="bfloat16", products_per_second={})
     assert "tensor cores" in found(gpu, "precision").says
-    assert "2 GPU(s): A, B" in found(gpu, "device").says
+    assert "2 GPUs: A, B" in found(gpu, "device").says
 
 
 def test_loader_workers_leave_a_core_to_the_training():
     assert "train.num_workers=7" in found(FIT, "loader").says
     assert "needs no worker" in found(changed(cores=2, threads=2), "loader").says
+    two = changed(device="cuda", accelerators=("A", "B"))
+    assert "train.num_workers=3" in found(two, "loader").says and "each of the 2 processes" in found(two, "loader").says
+
+
+def test_a_busy_machine_is_neither_told_to_use_more_threads_nor_measured():
+    busy = changed(load=7.0, threads=1, products_per_second={"float32": 1e9, "bfloat16": 4e9})
+    assert found(busy, "threads").level == "fine"
+    assert found(busy, "precision").level == "fine" and "this machine is busy" in found(busy, "precision").says
 
 
 def test_this_machine_is_observed():
@@ -134,6 +156,19 @@ def test_a_missing_torchvision_is_found():
 def test_the_pair_that_runs_these_tests_matches():
     assert torchvision_pair().level == "fine"
     assert any(re.match(r"torch\b", line) for line in requires("torchvision"))
+
+
+def test_the_command_for_pip_reaches_the_python_that_asks(monkeypatch, tmp_path):
+    for path in (f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", str(tmp_path)):
+        monkeypatch.setenv("PATH", path)
+        python, *words = shlex.split(pip_command("install"))
+        assert Path(shutil.which(python)).parent == Path(sys.executable).parent
+        assert words == ["-m", "pip", "install"]
+
+
+def test_every_optional_package_is_told_with_what_it_is_for():
+    extras = {requirement.extra for requirement in requirements()} - {""}
+    assert extras == set(_PURPOSES)
 
 
 # The whole.

@@ -1,8 +1,9 @@
-"""The doctor's verdict on runs that were really trained (tests/apps/recorded_runs), and on single signs."""
+"""The doctor on single signs of a run's log, on its life and end, and on its folder."""
 
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,148 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from dinov2.apps.doctor import VERDICTS, diagnose, examine_run, in_words
-from dinov2.apps.doctor.run_log import RunLog, read_run_log
+from dinov2.apps.doctor import diagnose, examine_run, in_words
+from dinov2.apps.doctor.run_log import read_run_log
 from dinov2.errors import DataError
 from dinov2.train.train import train
+from tests.apps.doctor_logs import LN_K, RECORDED, found, made_log
 from tests.train.tiny_run import tiny_config
 
-RECORDED = Path(__file__).parent / "recorded_runs"
-
-K = 32
-LN_K = math.log(K)
-
-
-# Runs that were trained, four of them made to fail.
-
-EXPECTED = {
-    "healthy": ("learns", ""),
-    "collapse": ("collapsed", "sinkhorn_knopp"),
-    "learning_rate": ("diverged", "optim.base_lr"),
-    "temperature": ("uniform", "teacher.teacher_temp=0.04"),
-    "starved": ("starved", "train.cache_dataset=true"),
-}
-
-
-@pytest.mark.parametrize("name", EXPECTED)
-def test_the_verdict_on_a_recorded_run_is_right_and_says_what_to_try(name):
-    verdict, remedy = EXPECTED[name]
-    diagnosis = examine_run(RECORDED / name)
-    assert (diagnosis.state, diagnosis.verdict) == ("finished", verdict)
-    assert diagnosis.healthy == (verdict == "learns")
-    problems = [finding.remedy for finding in diagnosis.findings if finding.level == "problem"]
-    assert remedy in "".join(problems[:1])
-    assert in_words(diagnosis).startswith(f"{name}: {verdict} ({VERDICTS[verdict]}), finished")
-
-
-@pytest.mark.parametrize("name", EXPECTED)
-def test_the_verdict_needs_no_health_where_the_losses_alone_show_it(name):
-    """As from the log of the public release, which has none of our keys."""
-    log = read_run_log(RECORDED / name)
-    rows = [{k: v for k, v in row.items() if not k.startswith(("health_", "grad_norm_"))} for row in log.rows]
-    verdict = diagnose(replace(log, rows=rows)).verdict
-    assert verdict == EXPECTED[name][0]
-
-
-@pytest.mark.parametrize("name", EXPECTED)
-def test_the_verdict_is_the_same_with_health_at_the_default_period(name):
-    """The runs were recorded with health in every row; by default it is in every tenth."""
-    log = read_run_log(RECORDED / name)
-    rows = [
-        {k: v for k, v in row.items() if row["iteration"] % 100 == 0 or not k.startswith("health_")} for row in log.rows
-    ]
-    assert diagnose(replace(log, rows=rows)).verdict == EXPECTED[name][0]
-
-
-def test_the_healthy_run_never_looks_ill_on_its_way():
-    log = read_run_log(RECORDED / "healthy")
-    verdicts = [diagnose(replace(log, rows=log.rows[:n], accuracies={})).verdict for n in range(1, len(log.rows) + 1)]
-    assert set(verdicts) == {"too early", "learns"} and verdicts == sorted(verdicts, reverse=True)
-
-
-def test_the_healthy_run_is_too_young_to_judge_in_its_first_steps():
-    log = read_run_log(RECORDED / "healthy")
-    assert diagnose(replace(log, rows=log.rows[:7], accuracies={})).verdict == "too early"
-
-
-@pytest.mark.parametrize("name", ["collapse", "starved"])
-def test_what_is_plain_is_said_early(name):
-    log = read_run_log(RECORDED / name)
-    assert diagnose(replace(log, rows=log.rows[: len(log.rows) // 2], accuracies={})).verdict == EXPECTED[name][0]
-
-
-# Failures that were recorded after the rules were frozen: what the doctor says of them, whether it is right or not.
-
-
-def test_of_a_teacher_that_never_moves_it_says_stalled_but_not_why():
-    log = read_run_log(RECORDED / "still_teacher")
-    assert {row["mom"] for row in log.rows} == {1.0}
-    assert [value for _, value in log.accuracies["k-NN top-1"]] == [20.4, 20.4, 20.4]
-    diagnosis = examine_run(RECORDED / "still_teacher")
-    assert (diagnosis.state, diagnosis.verdict, diagnosis.healthy) == ("finished", "stalled", False)
-    words = in_words(diagnosis)
-    assert "0.002 nats" in words and "k-NN top-1 20.4 -> 20.4 %" in words
-    assert "momentum" not in words
-
-
-def test_of_a_teacher_that_never_moves_it_wrongly_says_uniform_without_health():
-    log = read_run_log(RECORDED / "still_teacher")
-    rows = [{k: v for k, v in row.items() if not k.startswith(("health_", "grad_norm_"))} for row in log.rows]
-    assert diagnose(replace(log, rows=rows)).verdict == "uniform"
-    assert min(row["health_marginal_entropy"] - row["health_teacher_entropy"] for row in log.rows) > 0.08
-
-
-def test_of_a_training_on_one_view_it_wrongly_says_that_it_learns():
-    log = read_run_log(RECORDED / "one_view")
-    assert (log.cfg.crops.global_crops_scale, log.cfg.crops.local_crops_number) == ((1.0, 1.0), 0)
-    assert [value for _, value in log.accuracies["k-NN top-1"]] == [18.6, 19.4, 19.2]  # 20.4 % before training
-    diagnosis = examine_run(RECORDED / "one_view")
-    assert (diagnosis.state, diagnosis.verdict, diagnosis.healthy) == ("finished", "learns", True)
-    words = in_words(diagnosis)
-    assert "1.588 nats" in words and "k-NN top-1 18.6 -> 19.2 %" in words
-    assert all(finding.level == "fine" for finding in diagnosis.findings)
-
-
-def test_of_a_training_with_koleo_alone_it_wrongly_says_that_it_is_too_early():
-    diagnosis = examine_run(RECORDED / "koleo_only")
-    assert (diagnosis.state, diagnosis.verdict) == ("finished", "too early")
-    assert "300 steps are too few" in in_words(diagnosis)
-
-
-@pytest.mark.parametrize("name", ["collapse", "temperature"])
-def test_accuracy_that_rises_in_a_broken_run_does_not_rise_without_koleo(name):
-    """The note on accuracy names KoLeo; the verdict does not depend on it."""
-    with_koleo, without = examine_run(RECORDED / name), examine_run(RECORDED / f"{name}_no_koleo")
-    assert with_koleo.verdict == without.verdict == EXPECTED[name][0]
-    assert "rises all the same" in in_words(with_koleo) and "rises all the same" not in in_words(without)
-
-
 # Single signs.
-
-
-def made_log(n=40, *, every=10, overrides=(), **values):
-    """A log of `n` rows; each value is a number or a function of the iteration."""
-    cfg = tiny_config("train.OFFICIAL_EPOCH_LENGTH=100", "optim.epochs=10", "train.log_every=10", *overrides)
-    given = {
-        "iter_time": 0.1,
-        "data_time": 0.01,
-        "lr": 1e-3,
-        "teacher_temp": 0.04,
-        "current_batch_size": 64,
-        "dino_local_crops_loss": 2.0,
-        "dino_global_crops_loss": 1.0,
-        "total_loss": 3.0,
-        **values,
-    }
-    rows = [
-        {"iteration": i, **{key: value(i) if callable(value) else value for key, value in given.items()}}
-        for i in range(0, n * every, every)
-    ]
-    return RunLog("made", rows, cfg)
-
-
-def found(log, subject):
-    return [finding for finding in diagnose(log).findings if finding.subject == subject]
 
 
 def test_a_loss_at_ln_k_is_a_uniform_teacher():
@@ -300,6 +167,11 @@ def test_a_process_that_is_silent_is_known_by_the_log_that_it_holds_open(tmp_pat
         log.write_text(f"I20250814 12:03:41 {process.pid} dinov2 train.py:1] begun\n")
         read = read_run_log(tmp_path, now=log.stat().st_mtime + 3600)
         assert read.process == process.pid and diagnose(read).state == "silent"
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        paused = diagnose(read_run_log(tmp_path, now=log.stat().st_mtime + 3600))
+        assert paused.state == "paused" and f"kill -CONT {process.pid}" in in_words(paused)
+        os.kill(process.pid, signal.SIGCONT)
         process.communicate()
     assert read_run_log(tmp_path).process is None
 
@@ -318,3 +190,70 @@ def test_folders_without_a_training_and_broken_logs_are_one_sentence(tmp_path):
     (tmp_path / "training_metrics.json").write_text("nonsense\n{}\n")
     with pytest.raises(DataError, match="line 1"):
         examine_run(tmp_path)
+    with pytest.raises(DataError, match="is no folder"):
+        examine_run(tmp_path / "training_metrics.json")
+
+
+def written(folder, *lines):
+    (folder / "training_metrics.json").write_text("\n".join(lines))
+    return folder
+
+
+def test_a_log_that_was_cut_in_the_middle_of_a_line_is_read_up_to_there(tmp_path):
+    whole = (RECORDED / "healthy" / "training_metrics.json").read_text()
+    (tmp_path / "config.yaml").write_bytes((RECORDED / "healthy" / "config.yaml").read_bytes())
+    written(tmp_path, whole[: len(whole) * 3 // 4])
+    log = read_run_log(tmp_path)
+    assert len(log.rows) == whole[: len(whole) * 3 // 4].count("\n") and diagnose(log).verdict == "learns"
+    assert read_run_log(written(tmp_path, '{"iterat')).rows == []
+
+
+def test_a_broken_configuration_is_said_and_the_log_is_judged_all_the_same(tmp_path):
+    (tmp_path / "config.yaml").write_text("train: {batch_size_per_gpu: many}\n")
+    written(tmp_path, (RECORDED / "starved" / "training_metrics.json").read_text())
+    diagnosis = examine_run(tmp_path)
+    assert diagnosis.verdict == "starved" and "batch_size_per_gpu" in found_in(diagnosis, "configuration").says
+
+
+def found_in(diagnosis, subject):
+    (finding,) = (finding for finding in diagnosis.findings if finding.subject == subject)
+    return finding
+
+
+def released_rows(first, last, **changes):
+    """As the release writes them: every tenth step, no health, NaN as it is."""
+    row = {
+        "iter_time": 0.5,
+        "data_time": 0.01,
+        "lr": 1e-3,
+        "mom": 0.992,
+        "last_layer_lr": 1e-3,
+        "current_batch_size": 64,
+    }
+    row |= {"total_loss": 9.0, "dino_local_crops_loss": 6.0, "dino_global_crops_loss": 1.5, "ibot_loss": 1.0, **changes}
+    return [json.dumps({"iteration": i, **row}) for i in range(first, last, 10)]
+
+
+def test_a_run_of_the_release_is_read_with_its_checkpoints_and_what_it_wrote_twice(tmp_path):
+    """It names checkpoints by their last step, appends after a resume without dropping rows, and knows NaN."""
+    (tmp_path / "config.yaml").write_text(
+        "train: {OFFICIAL_EPOCH_LENGTH: 100}\noptim: {epochs: 10, warmup_epochs: 1}\n"
+    )
+    (tmp_path / "model_0000249.rank_0.pth").touch()
+    (tmp_path / "model_final.rank_0.pth").touch()
+    written(tmp_path, *released_rows(0, 400), *released_rows(250, 300), "")
+    log = read_run_log(tmp_path, now=(tmp_path / "config.yaml").stat().st_mtime + 9e5)
+    assert log.checkpoints == [250] and [i for i, _ in log.series("lr")] == [*range(0, 250, 10), *range(250, 300, 10)]
+    diagnosis = diagnose(log)
+    assert (diagnosis.state, diagnosis.verdict) == ("killed", "learns")
+    assert "goes on from step 250 and repeats 41 steps" in in_words(diagnosis)
+    written(tmp_path, *released_rows(0, 400), *released_rows(400, 500, total_loss=math.nan), "")
+    assert examine_run(tmp_path).verdict == "diverged"
+
+
+def test_baselines_are_read_where_a_summary_has_them(tmp_path):
+    written(tmp_path, *released_rows(0, 20), "")
+    (tmp_path / "summary.json").write_text('{"raw_pixels": 29.6, "untrained": 21, "environment": {}}')
+    assert read_run_log(tmp_path).baselines == {"raw_pixels": 29.6, "untrained": 21.0}
+    (tmp_path / "summary.json").write_text("[")
+    assert read_run_log(tmp_path).baselines == {}

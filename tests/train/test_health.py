@@ -1,6 +1,7 @@
 """Health without labels, measured while a training runs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,16 @@ def test_a_network_that_is_not_finite_has_no_health_and_stops_nobody(tmp_path):
     batch = next(iter(batches(training)))
     training.ssl.teacher["backbone"].cls_token.data.fill_(torch.nan)
     assert training_health(training, batch, 0.04) == {}
+
+
+def without_masks(batch):
+    return replace(batch, masked_indices=batch.masked_indices[:0])
+
+
+def test_without_masked_patches_there_are_no_figures_of_patches_assignments(tmp_path):
+    training = build(tiny_config(*PATCHES_TOO), RunFolder(tmp_path))
+    health = health_of(training_health(training, without_masks(next(iter(batches(training)))), 0.04))
+    assert "teacher_entropy" in health and "patch_teacher_entropy" not in health
 
 
 def test_without_the_dino_term_patches_alone_are_judged(tmp_path):

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Iterable
 
-from dinov2.apps.doctor.findings import Diagnosis, Finding
+from dinov2.apps.doctor.findings import Diagnosis, Finding, counted, note
 from dinov2.apps.doctor.lifecycle import examine_life
 from dinov2.apps.doctor.machine import examine_machine
 from dinov2.apps.doctor.packages import examine_packages
-from dinov2.apps.doctor.rules import VERDICTS, examine_learning
+from dinov2.apps.doctor.rules import examine_learning
 from dinov2.apps.doctor.run_log import RunLog, read_run_log
 from dinov2.apps.doctor.signs import signs_of
+from dinov2.apps.doctor.task import examine_task
+from dinov2.apps.doctor.verdicts import VERDICTS
 
 __all__ = ["VERDICTS", "Diagnosis", "Finding", "diagnose", "examine", "examine_run", "in_words"]
 
@@ -35,7 +37,10 @@ def diagnose(log: RunLog) -> Diagnosis:
     """The diagnosis of what was read from a run's folder."""
     signs = signs_of(log)
     state, life = examine_life(log, signs)
-    verdict, findings = examine_learning(log, signs)
+    verdict, findings = examine_task(log, signs, *examine_learning(log, signs))
+    if log.unusable:
+        says = f"the configuration cannot be read, and what needs it was left out ({log.unusable})"
+        findings = [*findings, note("configuration", says, "mend config.yaml, or put the original in its place")]
     return Diagnosis(log.name, verdict, [life, *findings], state=state)
 
 
@@ -43,7 +48,7 @@ def in_words(diagnosis: Diagnosis) -> str:
     """The diagnosis for people: the verdict, then a line a finding, with what to do below."""
     if diagnosis.patient == "machine":
         problems = sum(finding.level == "problem" for finding in diagnosis.findings)
-        head = "this machine is ready" if not problems else f"this machine has {_count(problems, 'problem')}"
+        head = "this machine is ready" if not problems else f"this machine has {counted(problems, 'problem')}"
     else:
         head = f"{diagnosis.patient}: {diagnosis.verdict} ({VERDICTS[diagnosis.verdict]}), {diagnosis.state}"
     return "\n".join([head, "", *_lines(diagnosis.findings)])
@@ -54,7 +59,3 @@ def _lines(findings: Iterable[Finding]) -> Iterable[str]:
         yield f"{_MARKS[finding.level]:8} {finding.subject}: {finding.says}"
         if finding.remedy:
             yield f"{'':8}   -> {finding.remedy}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'s' if n != 1 else ''}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Diagnosis", "Finding", "Level", "fine", "note", "problem"]
+__all__ = ["Diagnosis", "Finding", "Level", "counted", "fine", "note", "problem"]
 
 Level = Literal["fine", "note", "problem"]
 """`problem` needs something done, `note` is worth knowing, `fine` was looked at and is as it should be."""
@@ -67,6 +67,11 @@ def note(subject: str, says: str, remedy: str = "", **facts: Any) -> Finding:
 def problem(subject: str, says: str, remedy: str, **facts: Any) -> Finding:
     """Needs something done."""
     return Finding("problem", subject, says, remedy, facts)
+
+
+def counted(n: int, noun: str, plural: str = "s") -> str:
+    """`1 core`, `2 cores`."""
+    return f"{n} {noun}{plural if n != 1 else ''}"
 
 
 def _plain(value: Any) -> Any:

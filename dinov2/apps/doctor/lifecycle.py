@@ -12,8 +12,9 @@ _LEAST_PATIENCE = 120.0
 
 
 def examine_life(log: RunLog, signs: Signs) -> tuple[str, Finding]:
-    """The run's state in a word, and what it means: `finished`, `running`, `silent`, `stopped`, `gave up`, `killed`.
+    """The run's state in a word, and what it means.
 
+    One of `finished`, `gave up`, `paused`, `running`, `silent`, `stopped`, `killed`, as docs/doctor.md explains them.
     Without times of its files (`silent_for` None) an unfinished run is never called running.
     """
     done, of_all = f"{signs.done:,}", f" of {signs.total:,}" if signs.total else ""
@@ -26,21 +27,24 @@ def examine_life(log: RunLog, signs: Signs) -> tuple[str, Finding]:
         return "gave up", problem(
             "state", says, "look at skipped_steps.json; start anew with what is said below", **facts
         )
+    if log.process is not None and log.paused:
+        says = f"process {log.process} was paused after {done}{of_all} steps, {_words(log.silent_for)} ago"
+        return "paused", note("state", says, f"kill -CONT {log.process}", **facts, process=log.process)
     if log.silent_for is not None and log.silent_for < patience(log):
         return "running", fine("state", f"running: {done}{of_all} steps done", **facts)
-    again = "the same command goes on"
+    again = f"the same command goes on from step {saved:,}" if saved else "the same command begins anew"
     if log.process is not None:
         return "silent", note(
             "state",
             f"process {log.process} is there but has written nothing for {_words(log.silent_for)}: it hangs, or is in "
             "a long evaluation",
-            f"if it stays silent, end process {log.process}; {again} from step {saved:,}",
+            f"if it stays silent, end process {log.process}; {again}",
             **facts,
             process=log.process,
         )
     if saved > log.last_iteration() and saved:
         says = f"stopped after {done}{of_all} steps; a checkpoint holds all of them"
-        return "stopped", note("state", says, f"{again} from step {saved:,}", **facts)
+        return "stopped", note("state", says, again, **facts)
     if not log.rows and not saved:
         says = "ended before a single step was logged"
         return "killed", problem("state", says, "start it again; what it said last is in logs/log.txt", **facts)
@@ -50,7 +54,7 @@ def examine_life(log: RunLog, signs: Signs) -> tuple[str, Finding]:
     return "killed", problem(
         "state",
         f"ended in the middle after {done}{of_all} steps{silence}: killed, or out of memory, or a power cut; {where}",
-        f"{again} from step {saved:,} and repeats {lost:,} steps; a smaller train.checkpoint_every loses less",
+        f"{again} and repeats {lost:,} steps; a smaller train.checkpoint_every loses less",
         **facts,
     )
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from dinov2.apps.doctor.findings import Finding, fine, note, problem
+from dinov2.apps.doctor.findings import Finding, counted, fine, note, problem
+from dinov2.apps.doctor.packages import pip_command
 from dinov2.engine.memory import available_memory
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.models.download.fetch import cache_folder
@@ -67,14 +68,8 @@ def examine_machine(machine: Machine | None = None) -> Iterator[Finding]:
     yield _device(here)
     yield _precision(here)
     yield _threads(here)
-    if here.load is not None and here.load > 0.5 * here.cores:
-        yield note(
-            "load",
-            f"other work keeps this machine busy ({here.load:.1f} processes wanted its {here.cores} cores over the "
-            "last minute): times measured now say little",
-            "uptime",
-            load=here.load,
-        )
+    if _is_busy(here):
+        yield _load(here)
     yield from _loading(here)
     if here.memory is not None:
         says = f"{_size(here.memory)} of main memory are free"
@@ -118,12 +113,13 @@ def observe_machine() -> Machine:
 def _device(here: Machine) -> Finding:
     if here.accelerators:
         names = ", ".join(here.accelerators)
-        return fine("device", f"torch computes on {len(here.accelerators)} GPU(s): {names}", device=here.device)
+        gpus = counted(len(here.accelerators), "GPU")
+        return fine("device", f"torch computes on {gpus}: {names}", device=here.device)
     if here.gpu_hardware and here.torch_cuda is None:
         return problem(
             "device",
             "there is an NVIDIA GPU, but this torch was built for CPUs only",
-            "python -m pip install --upgrade --force-reinstall torch torchvision",
+            f"{pip_command('install')} --upgrade --force-reinstall torch torchvision",
             device=here.device,
         )
     if here.gpu_hardware:
@@ -140,12 +136,14 @@ def _device(here: Machine) -> Finding:
 def _precision(here: Machine) -> Finding:
     facts = {"auto": here.precision, "flops": here.products_per_second}
     full, half = (here.products_per_second.get(name, 0.0) for name in ("float32", "bfloat16"))
-    measured = (
-        f"measured here, a matrix product in bfloat16 is {max(half / full, full / half):.1f} times as "
-        f"{'fast' if half >= full else 'slow'} as in float32"
-        if full and half
-        else "bfloat16 does not run here"
-    )
+    if _is_busy(here) and here.device == "cpu":  # other work would decide which product waits
+        full = half = 0.0
+        measured = "the two were not compared, because this machine is busy"
+    elif full and half:
+        times, kind = max(half / full, full / half), "fast" if half >= full else "slow"
+        measured = f"measured here, a matrix product in bfloat16 is {times:.1f} times as {kind} as in float32"
+    else:
+        measured = "bfloat16 does not run here"
     reasons = {
         ("cuda", "bfloat16"): "this GPU has tensor cores for it",
         ("cuda", "float32"): "this GPU is older than the first with bfloat16 (compute capability 8.0)",
@@ -163,11 +161,11 @@ def _precision(here: Machine) -> Finding:
 
 
 def _threads(here: Machine) -> Finding:
-    says = f"torch computes with {here.threads} threads on {here.cores} usable cores"
+    says = f"torch computes with {counted(here.threads, 'thread')} on {counted(here.cores, 'usable core')}"
     facts = {"threads": here.threads, "cores": here.cores}
     if here.threads > here.cores:
         return problem("threads", f"{says}: they wait for each other", f"export OMP_NUM_THREADS={here.cores}", **facts)
-    if here.device == "cpu" and here.threads < here.cores:
+    if here.device == "cpu" and here.threads < here.cores and not _is_busy(here):
         return note(
             "threads",
             f"{says}: the others idle, unless several processes share the machine",
@@ -177,16 +175,38 @@ def _threads(here: Machine) -> Finding:
     return fine("threads", says, **facts)
 
 
+def _load(here: Machine) -> Finding:
+    says = (
+        f"other work keeps this machine busy ({here.load:.1f} processes wanted {counted(here.cores, 'core')} over the "
+        "last minute): times measured now say little"
+    )
+    if here.device != "cpu" or here.threads == 1:
+        return note("load", says, "top", load=here.load)
+    says += ", and several threads that wait for each other make small steps slow"
+    return note("load", says, "train.num_threads=1", load=here.load)
+
+
+def _is_busy(here: Machine) -> bool:
+    return here.load is not None and here.load > 0.5 * here.cores
+
+
 def _loading(here: Machine) -> Iterator[Finding]:
-    workers = max(1, here.cores - 1)
-    if here.cores < 3 and here.device == "cpu":
+    processes = max(1, len(here.accelerators))  # one a GPU
+    workers = here.cores // processes - 1
+    if workers < 2 and here.device == "cpu":
         says = (
-            f"with {here.cores} cores for model and loader, decode once and keep the images: "
+            f"with {counted(here.cores, 'core')} for model and loader, decode once and keep the images: "
             "train.augmentation_backend=tensor train.cache_dataset=true needs no worker"
         )
         yield fine("loader", says, workers=0)
+    elif workers < 1:
+        says = f"{counted(here.cores, 'core')} for {counted(processes, 'training process', 'es')} and their loaders"
+        remedy = "train.augmentation_backend=tensor train.cache_dataset=true train.num_workers=0"
+        yield note("loader", f"{says} are few: images are better decoded once and kept", remedy, workers=0)
     else:
-        yield fine("loader", f"{workers} loader workers leave a core to the training: train.num_workers={workers}")
+        each = f" of each of the {processes} processes" if processes > 1 else ""
+        says = f"{counted(workers, 'loader worker')} leave a core to the training{each}: train.num_workers={workers}"
+        yield fine("loader", says, workers=workers)
     if here.shared_memory is not None and here.shared_memory < _LEAST_SHARED_MEMORY:
         yield problem(
             "shared memory",

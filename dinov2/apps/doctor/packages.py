@@ -5,7 +5,10 @@ clone), so that no list here can differ from the one that pip reads.
 """
 
 import importlib
+import importlib.util
 import re
+import shlex
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -13,21 +16,35 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from dinov2.apps.doctor.findings import Finding, fine, note, problem
 
-__all__ = ["Requirement", "examine_packages", "parse_requirement", "requirements", "torchvision_pair", "version_key"]
+__all__ = [
+    "Requirement",
+    "examine_packages",
+    "parse_requirement",
+    "pip_command",
+    "requirements",
+    "torchvision_pair",
+    "version_key",
+]
 
 _DISTRIBUTION = "dinov2-anywhere"
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*\(?([^;)]*)\)?\s*(?:;(.*))?")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
 # Tools of those who change this package, and the union of the others.
 _NOT_FOR_USERS = {"dev", "all"}
+# Extras that install only where there is an NVIDIA GPU.
+_FOR_CUDA = {"cuml"}
 _PURPOSES = {
     "hf": "transformers' classes and models by their Hugging Face names",
     "hub": "downloads from the Hugging Face hub",
     "parquet": "data sets and embeddings in Parquet files",
     "datasets": "data sets of the package datasets",
     "index": "k-NN on tens of millions of features",
+    "logistic": "logistic regression by scikit-learn",
+    "cuml": "logistic regression by cuML",
     "slurm": "launching on a SLURM cluster",
     "export": "ONNX files",
     "report": "matplotlib pictures in a report",
@@ -59,7 +76,7 @@ def examine_packages() -> Iterator[Finding]:
         yield note(
             "packages",
             "this package is neither installed nor beside its pyproject.toml, so what it needs is not known here",
-            "python -m pip install -e .",
+            f"{pip_command('install')} -e .",
         )
     installed: list[str] = []
     for requirement in wanted:
@@ -76,7 +93,7 @@ def examine_packages() -> Iterator[Finding]:
         yield problem(
             "packages",
             "another distribution called dinov2 is installed and takes this package's import name",
-            f"{_pip('uninstall')} dinov2",
+            f"{pip_command('uninstall')} dinov2",
         )
 
 
@@ -111,9 +128,11 @@ def torchvision_pair(lines: list[str] | None = None, found: Mapping[str, str] | 
     `lines` and `found` stand in for torchvision's requirements and the installed versions.
     """
     actual = found if found is not None else {name: _installed(name) or "" for name in ("torch", "torchvision")}
-    reinstall = f"{_pip('install')} --upgrade --force-reinstall torch torchvision"
+    reinstall = f"{pip_command('install')} --upgrade --force-reinstall torch torchvision"
     if missing := [name for name in ("torch", "torchvision") if not actual[name]]:
-        return problem("torch", f"{' and '.join(missing)} cannot be found", f"{_pip('install')} {' '.join(missing)}")
+        return problem(
+            "torch", f"{' and '.join(missing)} cannot be found", f"{pip_command('install')} {' '.join(missing)}"
+        )
     facts = {"torch": actual["torch"], "torchvision": actual["torchvision"]}
     needed = requires("torchvision") if lines is None else lines
     line = next((line for line in needed or [] if re.match(r"torch\b(?!vision)", line)), "")
@@ -145,7 +164,7 @@ def _loading_trouble() -> str:
 
 def _needed(requirement: Requirement) -> Finding | None:
     found = _installed(requirement.name)
-    command = f"{_pip('install')} --upgrade '{requirement}'"
+    command = f"{pip_command('install')} --upgrade '{requirement}'"
     if found is None:
         return problem("packages", f"{requirement.name} is not installed", command)
     if requirement.least and version_key(found) < version_key(requirement.least):
@@ -157,6 +176,8 @@ def _needed(requirement: Requirement) -> Finding | None:
 def _optional(wanted: list[Requirement]) -> Iterator[Finding]:
     by_extra: dict[str, list[Requirement]] = {}
     for requirement in wanted:
+        if requirement.extra in _FOR_CUDA and not torch.cuda.is_available():
+            continue
         by_extra.setdefault(requirement.extra, []).append(requirement)
     present = []
     for extra, members in by_extra.items():
@@ -169,7 +190,7 @@ def _optional(wanted: list[Requirement]) -> Iterator[Finding]:
             )
             purpose = _PURPOSES.get(extra, extra)
             quoted = " ".join(f"'{one}'" for one in lacking)
-            yield note("optional packages", f"for {purpose}: {names} not there", f"{_pip('install')} {quoted}")
+            yield note("optional packages", f"for {purpose}: {names} not there", f"{pip_command('install')} {quoted}")
     if present:
         yield fine("optional packages", f"there: {', '.join(present)}")
 
@@ -185,8 +206,14 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _pip(verb: str) -> str:
-    return f"python -m pip {verb}"
+def pip_command(verb: str) -> str:
+    """`python -m pip install`, by the name that reaches this very Python from a shell; by uv where there is no pip."""
+    found = shutil.which("python")
+    same = found is not None and Path(found).parent == Path(sys.executable).parent
+    python = "python" if same else shlex.quote(sys.executable)
+    if importlib.util.find_spec("pip") is None:
+        return f"uv pip {verb} --python {python}"
+    return f"{python} -m pip {verb}"
 
 
 def _from_clone(file: Path) -> list[str]:

@@ -2,8 +2,9 @@
 
 from dinov2.apps.doctor.run_log import RunLog
 from dinov2.apps.doctor.signs import Signs, recent
+from dinov2.configs import Config
 
-__all__ = ["HIGH_LR", "calmer", "feeding", "livelier", "spread_out"]
+__all__ = ["HIGH_LR", "calmer", "feeding", "harder", "livelier", "moving", "spread_out"]
 
 HIGH_LR = 0.02
 """Peak learning rates of AdamW beyond which vision transformers are known to break; recipes use 0.0001 to 0.007."""
@@ -26,7 +27,7 @@ def spread_out(log: RunLog, signs: Signs) -> str:
     if log.cfg is not None and not log.cfg.dino.koleo_loss_weight:
         ways.append("dino.koleo_loss_weight=0.1")
     temperature = recent(signs.teacher_temp)
-    ways.append(f"a higher teacher.teacher_temp (now {temperature:g})")
+    ways.append(f"a higher teacher.teacher_temp (now {temperature:.2g})")
     ways.append(calmer(signs))
     return "; or ".join(ways)
 
@@ -52,6 +53,30 @@ def livelier(log: RunLog, signs: Signs) -> str:
         ways.append(f"a higher optim.base_lr (the peak is {signs.peak_lr:g})")
     temperature = recent(signs.teacher_temp)
     if temperature > 0.07:
-        ways.append(f"a lower teacher.teacher_temp (now {temperature:g})")
+        ways.append(f"a lower teacher.teacher_temp (now {temperature:.2g})")
     ways += ["a longer run", "another optim.base_lr, three times up and down", "weaker crops and colours"]
     return "; or ".join(ways)
+
+
+def harder(cfg: Config | None) -> str:
+    """What to try against a task that is too easy, or beside the point."""
+    ways = []
+    if cfg is not None and cfg.crops.global_crops_scale[0] > 0.5:
+        ways.append("'crops.global_crops_scale=[0.32,1.0]'")
+    if cfg is not None and not cfg.crops.local_crops_number:
+        ways.append("crops.local_crops_number=8")
+    if cfg is not None and not (cfg.crops.color_jitter_p and cfg.crops.color_jitter_strength):
+        ways.append("crops.color_jitter_p=0.8 crops.color_jitter_strength=1.0")
+    if cfg is not None and not cfg.crops.grayscale_p:
+        ways.append("crops.grayscale_p=0.2")
+    return " ".join(ways) or (
+        "compare the labelled images with those of the training: do they show the same things? Then try a longer run, "
+        "or another optim.base_lr"
+    )
+
+
+def moving(signs: Signs) -> str:
+    """What to try against a teacher that stays where it is: a momentum that lets go of the start within the run."""
+    # Along the cosine to 1, a start of 1 - x keeps exp(-x * steps / 2) of the first weights: here exp(-5) or less.
+    start = 0.992 if signs.total is None else min(0.992, max(0.9, 1 - 10 / signs.total))
+    return f"teacher.momentum_teacher={start:.3g} teacher.final_momentum_teacher=1.0"

@@ -8,25 +8,14 @@ for values of the last quarter of the log, so that the noise of a start does not
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
 from dinov2.apps.doctor.findings import Finding, fine, note, problem
 from dinov2.apps.doctor.remedies import HIGH_LR, calmer, feeding, livelier, spread_out
 from dinov2.apps.doctor.run_log import RunLog
 from dinov2.apps.doctor.signs import Signs, first_of, recent, trend, wavering
+from dinov2.apps.doctor.verdicts import VERDICTS, Judged
 
-__all__ = ["VERDICTS", "examine_learning"]
-
-VERDICTS = {
-    "diverged": "losses or gradients are not finite, or large steps have broken the network",
-    "collapsed": "the teacher says the same of every image, or all features are the same",
-    "uniform": "the teacher is sure of nothing: every prototype is as likely as every other, for every image",
-    "starved": "the model waits for data most of the time",
-    "stalled": "the student does not come to know more about an image than guessing",
-    "learns": "the student knows more about an image than guessing",
-    "too early": "too few steps to judge",
-}
-"""Every verdict, the most serious first, and what it means."""
+__all__ = ["examine_learning"]
 
 _FEWEST_ROWS = 8
 _FEWEST_STEPS = 100
@@ -37,12 +26,7 @@ _STUDENT_TEMP = 0.1
 # What a student that learns knows at least beyond guessing, in parts of ln K: more than the noise of single steps.
 _ENOUGH = 0.005
 
-_Rule = Callable[[RunLog, Signs], "_Judged | None"]
-
-
-class _Judged(NamedTuple):
-    verdict: str
-    finding: Finding
+_Rule = Callable[[RunLog, Signs], Judged | None]
 
 
 def examine_learning(log: RunLog, signs: Signs) -> tuple[str, list[Finding]]:
@@ -57,7 +41,7 @@ def examine_learning(log: RunLog, signs: Signs) -> tuple[str, list[Finding]]:
     return verdict, [*kept, *_remarks(log, signs, broken=broken)]
 
 
-def _diverged(log: RunLog, signs: Signs) -> _Judged | None:
+def _diverged(log: RunLog, signs: Signs) -> Judged | None:
     """Values that are not finite at the end of the log: null in a row, or as many skipped steps as end a run."""
     last = log.rows[-max(3, len(log.rows) // 4) :]
     broken = [row for row in last if any(row.get(key, 0.0) is None for key in ("total_loss", "loss"))]
@@ -66,10 +50,10 @@ def _diverged(log: RunLog, signs: Signs) -> _Judged | None:
     if not broken and len(skipped) < limit:
         return None
     says = f"the loss or its gradients are not finite in {max(len(skipped), len(broken))} of the last steps"
-    return _Judged("diverged", problem("loss", says, calmer(signs), skipped=len(log.skipped)))
+    return Judged("diverged", problem("loss", says, calmer(signs), skipped=len(log.skipped)))
 
 
-def _broken(log: RunLog, signs: Signs) -> _Judged | None:
+def _broken(log: RunLog, signs: Signs) -> Judged | None:
     """The student knows nothing behind the warm-up, and two traces or more say that large steps broke the network."""
     if signs.ln_k is None or not signs.known or signs.done < _ripe(signs):
         return None
@@ -81,7 +65,7 @@ def _broken(log: RunLog, signs: Signs) -> _Judged | None:
         return None
     known_words = f"the student knows {known:.3f} nats beyond guessing"
     says = f"large steps have broken the network: {known_words}, and {'; '.join(traces)}"
-    return _Judged("diverged", problem("loss", says, calmer(signs), known=known, traces=traces))
+    return Judged("diverged", problem("loss", says, calmer(signs), known=known, traces=traces))
 
 
 def _traces_of_large_steps(log: RunLog, signs: Signs) -> Iterator[str]:
@@ -108,7 +92,7 @@ def _traces_of_large_steps(log: RunLog, signs: Signs) -> Iterator[str]:
             yield f"{name} fell from {series[0][1]:.1f} to {series[-1][1]:.1f} %"
 
 
-def _collapsed(log: RunLog, signs: Signs) -> _Judged | None:
+def _collapsed(log: RunLog, signs: Signs) -> Judged | None:
     """The teacher is constant (entropy of its mean assignment, or the loss, below a tenth of ln K)."""
     if signs.ln_k is None:
         return None
@@ -122,11 +106,11 @@ def _collapsed(log: RunLog, signs: Signs) -> _Judged | None:
             f"the teacher gives every image the same assignment (it uses {prototypes}), so that the {signs.term} term "
             f"is at {level:.3f} without anything being learned"
         )
-        return _Judged("collapsed", problem("teacher", says, spread_out(log, signs), level=level, marginal=used))
+        return Judged("collapsed", problem("teacher", says, spread_out(log, signs), level=level, marginal=used))
     return None
 
 
-def _same_features(log: RunLog, signs: Signs) -> _Judged | None:
+def _same_features(log: RunLog, signs: Signs) -> Judged | None:
     """Class tokens of different images coincide: no spread, or most of them duplicates, or KoLeo beyond 8."""
     width, copies = recent(log.series("health_spread")), recent(log.series("health_duplicates"))
     rank, koleo = recent(log.series("health_rank")), recent(signs.koleo)
@@ -140,15 +124,15 @@ def _same_features(log: RunLog, signs: Signs) -> _Judged | None:
             f"(KoLeo term at {'infinity' if infinite else f'{koleo:.1f}'}, the logarithm of one over their distance)"
         )
         remedy = f"look for copies of one image in the data; if there are none, {calmer(signs)}"
-        return _Judged("collapsed", problem("features", says, remedy, **facts))
+        return Judged("collapsed", problem("features", says, remedy, **facts))
     start = first_of(log.series("health_spread"))
     if width < 0.02 or (rank < 2 and width < 0.5 * start):
         says = f"the features of all images are the same (spread {width:.3f} of 1, effective rank {rank:.1f})"
-        return _Judged("collapsed", problem("features", says, calmer(signs), **facts))
+        return Judged("collapsed", problem("features", says, calmer(signs), **facts))
     return None
 
 
-def _uniform(log: RunLog, signs: Signs) -> _Judged | None:
+def _uniform(log: RunLog, signs: Signs) -> Judged | None:
     """The teacher's mean entropy is within half a per cent of ln K; without health, the loss sits on ln K."""
     if signs.ln_k is None or signs.done < _ripe(signs):
         return None
@@ -172,25 +156,29 @@ def _uniform(log: RunLog, signs: Signs) -> _Judged | None:
     elif signs.peak_lr is not None and signs.peak_lr > HIGH_LR:
         remedy = calmer(signs)
     else:
-        remedy = f"halve teacher.teacher_temp and teacher.warmup_teacher_temp (now {temperature:g})"
-    return _Judged("uniform", problem("teacher", says, remedy, **facts))
+        remedy = f"halve teacher.teacher_temp and teacher.warmup_teacher_temp (now {temperature:.2g})"
+    return Judged("uniform", problem("teacher", says, remedy, **facts))
 
 
-def _starved(log: RunLog, signs: Signs) -> _Judged | None:
+def _starved(log: RunLog, signs: Signs) -> Judged | None:
     """More than 40 % of the time is spent waiting for data."""
     share = recent(signs.waiting)
     if not share > 0.4:
         return None
     says = f"{share:.0%} of the time is spent waiting for data; the model computes in the rest"
-    return _Judged("starved", problem("data", says, feeding(log), share=share))
+    return Judged("starved", problem("data", says, feeding(log), share=share))
 
 
-def _knowing(log: RunLog, signs: Signs) -> _Judged | None:
+def _knowing(log: RunLog, signs: Signs) -> Judged | None:
     """Learns when the student knows clearly more than nothing, or an accuracy rises; stalls when it had time to."""
     needed = _ripe(signs)
     if len(signs.cross_entropy) < _FEWEST_ROWS or signs.done < needed:
         says = f"{signs.done:,} steps are too few to judge learning"
-        return _Judged("too early", note("learning", says, f"ask again after step {needed:,}", done=signs.done))
+        over = signs.total is not None and signs.done >= signs.total
+        remedy = (
+            f"a longer run, of {needed:,} steps at least (optim.epochs)" if over else f"ask again after step {needed:,}"
+        )
+        return Judged("too early", note("learning", says, remedy, done=signs.done))
     if not signs.known:
         return None
     known, told = recent(signs.known), recent(signs.message)
@@ -207,21 +195,21 @@ def _knowing(log: RunLog, signs: Signs) -> _Judged | None:
         f"{name} {log.accuracies[name][0][1]:.1f} -> {log.accuracies[name][-1][1]:.1f} %" for name in gains
     )
     if enough and not (halves is not None and halves.falls):
-        more = " and it still grows" if rising else ""
-        return _Judged(
+        more = ", and it still grows" if rising else ""
+        return Judged(
             "learns", Finding("fine", "learning", f"{words}{more}{f'; {shown}' if shown else ''}", facts=facts)
         )
     if better:
-        return _Judged("learns", Finding("fine", "learning", f"{words}, but accuracy rises: {shown}", facts=facts))
+        return Judged("learns", Finding("fine", "learning", f"{words}, but accuracy rises: {shown}", facts=facts))
     if enough:
         says = f"{words}, and it is losing that again{f'; {shown}' if shown else ''}"
-        return _Judged("stalled", Finding("problem", "learning", says, calmer(signs), facts))
+        return Judged("stalled", Finding("problem", "learning", says, calmer(signs), facts))
     young = signs.total is not None and signs.done < 0.5 * signs.total
     if young and (rising or halves is None):
         says = f"{words}, which {'grows' if rising else 'may still grow'}"
-        return _Judged("too early", Finding("note", "learning", says, "ask again later", facts))
+        return Judged("too early", Finding("note", "learning", says, "ask again later", facts))
     says = f"{words}: next to nothing{f'; {shown}' if shown else ''}"
-    return _Judged("stalled", Finding("problem", "learning", says, livelier(log, signs), facts))
+    return Judged("stalled", Finding("problem", "learning", says, livelier(log, signs), facts))
 
 
 _DECIDING: tuple[_Rule, ...] = (_diverged, _broken, _collapsed, _same_features, _uniform, _starved, _knowing)

@@ -23,6 +23,7 @@ __all__ = ["RunLog", "Series", "read_run_log"]
 Series = list[tuple[int, float]]
 """(iteration, value), in order; values that were not finite are NaN."""
 
+_RELEASE_CHECKPOINT = re.compile(r"model_(\d+)\.rank_0\.pth")
 _PID = re.compile(rb"^[A-Z]\d{8} [\d:]+ (\d+) ", re.MULTILINE)
 
 
@@ -32,9 +33,11 @@ class RunLog:
 
     name: str
     rows: list[dict[str, Any]]
-    """Of `training_metrics.json`, in order."""
+    """Of `training_metrics.json`, one an iteration, in order; None stands for a value that was not finite."""
     cfg: Config | None = None
     """None when there is no readable `config.yaml`."""
+    unusable: str = ""
+    """Why a `config.yaml` that is there cannot be read."""
     skipped: list[int] = field(default_factory=list)
     """Iterations of steps that were not finite."""
     unreadable: int = 0
@@ -42,11 +45,15 @@ class RunLog:
     checkpoints: list[int] = field(default_factory=list)
     """Steps done at each complete checkpoint that is still there."""
     accuracies: dict[str, Series] = field(default_factory=dict)
-    """Evaluations on the way by name, in per cent."""
+    """Evaluations on the way by name, in per cent, in order."""
+    baselines: dict[str, float] = field(default_factory=dict)
+    """k-NN accuracies to beat, in per cent, where `summary.json` has them: `raw_pixels`, `untrained`."""
     silent_for: float | None = None
     """Seconds since something was last written; None when it is not known."""
     process: int | None = None
     """Number of the process that wrote the log, if it is on this machine and still holds it open."""
+    paused: bool = False
+    """Whether that process was told to stop (a signal, Ctrl-Z) and waits to be continued."""
 
     def series(self, key: str) -> Series:
         """The values of a key in the rows that have it."""
@@ -71,23 +78,51 @@ def read_run_log(folder: str | os.PathLike[str], *, now: float | None = None) ->
             f"{path} holds no training (neither config.yaml nor training_metrics.json); "
             "give the output folder of a training"
         )
-    rows = [row for row in (read_metrics(metrics) if metrics.exists() else []) if _is_step(row)]
     skipped = path / "skipped_steps.json"
+    process = _process(path / "logs" / "log.txt")
+    cfg, unusable = _config(config)
     return RunLog(
-        name=path.absolute().name,
-        rows=rows,
-        cfg=_config(config),
-        skipped=[int(row["iteration"]) for row in read_metrics(skipped) if _is_step(row)] if skipped.exists() else [],
+        name=path.resolve().name or str(path),
+        rows=_in_order(_steps(metrics)),
+        cfg=cfg,
+        unusable=unusable,
+        skipped=sorted({int(row["iteration"]) for row in _steps(skipped)}),
         unreadable=_unreadable(path / "unreadable_images.json"),
-        checkpoints=CheckpointStore(path / "checkpoints").steps() if (path / "checkpoints").is_dir() else [],
+        checkpoints=_checkpoints(path),
         accuracies=_accuracies(path),
+        baselines=_baselines(path / "summary.json"),
         silent_for=_silence(path, now if now is not None else time.time()),
-        process=_process(path / "logs" / "log.txt"),
+        process=process,
+        paused=process is not None and _is_paused(process),
     )
 
 
-def _is_step(row: dict[str, Any]) -> bool:
-    return isinstance(row.get("iteration"), int | float)
+def _steps(file: Path) -> list[dict[str, Any]]:
+    """Rows that belong to a step; none where there is no file. JSON has no NaN, but the release wrote some."""
+    rows = read_metrics(file) if file.exists() else []
+    plain = [{key: None if _is_broken(value) else value for key, value in row.items()} for row in rows]
+    return [row for row in plain if isinstance(row.get("iteration"), int | float)]
+
+
+def _is_broken(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the rows that a resumed run wrote again: the release appends, and leaves the old ones in place."""
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        while kept and kept[-1]["iteration"] >= row["iteration"]:
+            kept.pop()
+        kept.append(row)
+    return kept
+
+
+def _checkpoints(folder: Path) -> list[int]:
+    """Steps done at each checkpoint; the release's are files `model_0001249.rank_0.pth` named by their last step."""
+    own = CheckpointStore(folder / "checkpoints").steps() if (folder / "checkpoints").is_dir() else []
+    found = (_RELEASE_CHECKPOINT.fullmatch(file.name) for file in folder.glob("model_*.rank_0.pth"))
+    return sorted({*own, *(int(match[1]) + 1 for match in found if match is not None)})
 
 
 def _number(value: object) -> float:
@@ -95,11 +130,12 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _config(file: Path) -> Config | None:
+def _config(file: Path) -> tuple[Config | None, str]:
+    """The configuration, or why there is none; "" where there is no file."""
     try:
-        return load_config(str(file)) if file.exists() else None
-    except DinoError:  # of another version, or edited: what the log says still counts
-        return None
+        return (load_config(str(file)) if file.exists() else None), ""
+    except DinoError as error:  # of another version, or edited: what the log says still counts
+        return None, str(error)
 
 
 def _unreadable(file: Path) -> int:
@@ -118,19 +154,34 @@ def _accuracies(folder: Path) -> dict[str, Series]:
             found["k-NN top-1"] = [(int(point["iteration"]), _number(point["top1"])) for point in points]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # being rewritten, or broken: the log says enough
-    for row in read_metrics(rows) if rows.exists() else []:
-        if row.get("metric") == "top-1" and row.get("task") != "knn":
+    for row in _steps(rows):
+        if row.get("metric") == "top-1" and row.get("task") not in (None, "knn"):
             series = found.setdefault(f"{row['task']} top-1", [])
-            series.append((int(row["iteration"]), _number(row["value"])))
-    return found
+            series.append((int(row["iteration"]), _number(row.get("value"))))
+    return {name: sorted(series) for name, series in found.items()}
+
+
+def _baselines(file: Path) -> dict[str, float]:
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        return {name: float(summary[name]) for name in ("raw_pixels", "untrained") if name in summary}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _silence(folder: Path, now: float) -> float | None:
     names = ("config.yaml", "training_metrics.json", "logs/log.txt", "evaluation_metrics.json")
     files = [folder / name for name in names]
-    files += list((folder / "eval").glob("*")) + list((folder / "checkpoints").glob("*"))
-    times = [file.stat().st_mtime for file in files if file.exists()]
+    files += [*(folder / "eval").glob("*"), *(folder / "checkpoints").glob("*"), *folder.glob("model_*.pth")]
+    times = [written for file in files if (written := _written(file)) is not None]
     return max(0.0, now - max(times)) if times else None
+
+
+def _written(file: Path) -> float | None:
+    try:
+        return file.stat().st_mtime
+    except OSError:  # not there, or gone since it was listed: a live run clears old checkpoints away
+        return None
 
 
 def _process(log: Path) -> int | None:
@@ -144,3 +195,12 @@ def _process(log: Path) -> int | None:
     except OSError:
         return None
     return int(numbers[-1]) if os.path.realpath(log) in held else None
+
+
+def _is_paused(process: int) -> bool:
+    """Whether the process is stopped by a signal (where the system tells)."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[:1] == ["T"]

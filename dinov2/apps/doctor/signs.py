@@ -78,9 +78,12 @@ def signs_of(log: RunLog) -> Signs:
     dino = _sum(log.series("dino_local_crops_loss"), log.series("dino_global_crops_loss"))
     term, cross_entropy = ("DINO", dino) if dino else ("iBOT", [(i, 2 * value) for i, value in log.series("ibot_loss")])
     prefix = "" if dino else "patch_"
-    ln_k = _ln_k(cfg, term) if cfg is not None else None
     entropy = log.series(f"health_{prefix}teacher_entropy")
     marginal = log.series(f"health_{prefix}marginal_entropy")
+    uneven = log.series(f"health_{prefix}kl_to_uniform")
+    # The two are parts of ln K, which a log without its configuration still tells in this way.
+    whole = recent(_combined(uneven, marginal, lambda divergence, left: divergence + left))
+    ln_k = _ln_k(cfg, term) if cfg is not None else (whole if math.isfinite(whole) else None)
     message = _combined(marginal, entropy, lambda all_rows, one_row: all_rows - one_row)
     batch = 2 * _last(log.series("current_batch_size"), 0.0) if term == "DINO" else 0.0
     return Signs(

@@ -6,7 +6,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dinov2.data.datasets.base import ImageDataset
+from dinov2.data.datasets.imagenet_variants import class_ids_of
 from dinov2.data.eval_transform import EvalTransform
+from dinov2.features.metrics import Scoring
 
 __all__ = ["WithTransform"]
 
@@ -17,12 +19,17 @@ class WithTransform(Dataset[tuple[Tensor, Any]]):
     def __init__(self, dataset: ImageDataset, transform: EvalTransform, *, channels: int = 3) -> None:
         self.dataset, self.transform, self.channels = dataset, transform, channels
         self.class_names = dataset.class_names
+        self.class_ids = class_ids_of(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def path_of(self, index: int) -> str:
         return self.dataset.path_of(index)
+
+    def scoring(self, images: Tensor) -> Scoring | None:
+        """The data set's own rules of scoring for the images at these positions (int64 `[S]`)."""
+        return Scoring.of(self.dataset, images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         image = (

@@ -29,8 +29,11 @@ def add_command(
     return parser
 
 
-def add_compute_options(parser: argparse.ArgumentParser, *, batch_size: int | None = None) -> None:
-    """How a model computes: `--device`, `--precision`, and `--batch-size` with the given default."""
+def add_compute_options(parser: "argparse._ActionsContainer", *, batch_size: int | None = None) -> None:
+    """How a model computes: `--device`, `--precision`, and `--batch-size` with the given default.
+
+    `parser` may be one of a parser's groups.
+    """
     if batch_size is not None:
         parser.add_argument(
             "--batch-size",

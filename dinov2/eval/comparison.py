@@ -15,7 +15,7 @@ from dinov2.errors import DataError
 from dinov2.eval.outcome import Outcome
 from dinov2.features.metrics import SampleRecords, bootstrap_interval, sample_records
 
-__all__ = ["Comparison", "Estimate", "compare", "hits", "holm", "mcnemar_p_value", "records_of"]
+__all__ = ["Comparison", "Estimate", "compare", "holm", "mcnemar_p_value", "records_of"]
 
 
 class Estimate(NamedTuple):
@@ -42,11 +42,6 @@ class Comparison(NamedTuple):
 def records_of(outcome: Outcome) -> SampleRecords:
     """The records of an outcome: hits, ranks, confidences."""
     return sample_records(outcome.probabilities, outcome.targets, indices=outcome.indices)
-
-
-def hits(outcome: Outcome, *, k: int = 1) -> Tensor:  # bool [S]
-    """Whether the true class is among the k likeliest; k is limited to the number of classes."""
-    return records_of(outcome).hits(k=k)
 
 
 def compare(first: SampleRecords, second: SampleRecords, *, n_resamples: int = 10_000, seed: int = 0) -> Comparison:

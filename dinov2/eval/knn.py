@@ -2,12 +2,12 @@
 
 `evaluate_knn` goes from two sets of features to result rows; `KnnModule` has the call surface of the public release and
 keeps only its share of the training features on each process. Both find exact neighbours (`dinov2.eval.neighbours`).
-Labels may be any numbers: classes are those of the training set, matched by name where both sets know names. The
-results file is one JSON document that also holds the release's keys.
+Labels may be any numbers: classes are those of the training set (`dinov2.eval.classes`), and test sets that have rules
+of their own, such as ImageNet-A, are scored by them (`dinov2.eval.scoring`). The results file is one JSON document that
+also holds the release's keys.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from dinov2 import distributed
 from dinov2.errors import ConfigError
 from dinov2.eval.classes import Classification, few_shot_rows, match_classes
-from dinov2.eval.neighbours import nearest_neighbours, neighbours_of_shared_rows, soft_vote
-from dinov2.eval.setup import get_args_parser as get_setup_args_parser
+from dinov2.eval.neighbours import nearest_neighbours, neighbours_of_shared_rows, own_share, soft_vote
+from dinov2.eval.scoring import Ranks, class_counts, figures_of_ranks, image_ranks, rows_of_tries
+from dinov2.eval.setup import evaluation_parser
 from dinov2.features.extract import Features
-from dinov2.features.metrics import mean_interval, target_ranks, wilson_interval
 from dinov2.features.results import Result, write_results
 
 __all__ = [
+    "SEARCHES",
     "KnnModule",
     "evaluate_knn",
     "get_args_parser",
@@ -36,7 +37,11 @@ __all__ = [
     "write_knn_results",
 ]
 
+SEARCHES = {"exact": "torch", "faiss": "faiss", "faiss-ivf": "faiss-ivf"}
+"""Ways to search, and the backend of `nearest_neighbours` that each is."""
+
 _RESULTS_FILE = "results_eval_knn.json"
+_CHECKED_QUERIES = 100
 
 
 def evaluate_knn(
@@ -47,6 +52,7 @@ def evaluate_knn(
     temperature: float = 0.07,
     n_per_class_list: Sequence[int] = (-1,),
     n_tries: int = 1,
+    search: str = "exact",
     device: torch.device | str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> list[Result]:
@@ -56,6 +62,8 @@ def evaluate_knn(
         nb_knn: numbers of neighbours; those above the number of training images are limited to it, with a note.
         n_per_class_list: -1 for all training images, n for tries with n images of each class drawn with the seeds
             0 .. n_tries - 1. A few-shot evaluation votes with every k of `nb_knn` up to n, and with k = n.
+        search: `exact`, or `faiss` (all training images, on the CPU) and `faiss-ivf` (some clusters of them, so that
+            neighbours are missed; the share that is found is measured on some queries and noted).
         device: where to search; None searches on the CPU.
         provenance: further fields of every `Result` row (dataset, split, model, transform, precision).
 
@@ -65,7 +73,13 @@ def evaluate_knn(
 
     Raises:
         DataError: a set has no labels, the two share no class, or a feature is not finite.
+        ConfigError: there is no such search, or a number of neighbours, images or tries makes no sense.
+        MissingDependency: FAISS is not installed.
     """
+    if search not in SEARCHES:
+        raise ConfigError(f"no search is called {search!r}; choose {', '.join(SEARCHES)}")
+    if n_tries < 1 or not temperature > 0:
+        raise ConfigError(f"{n_tries} tries at temperature {temperature} were asked for; write 1 or more, and above 0")
     task = match_classes(train, val)
     rows = []
     for n_per_class in n_per_class_list:
@@ -73,10 +87,12 @@ def evaluate_knn(
             raise ConfigError("0 images per class were asked for; write a positive number, or -1 for all images")
         seeds = [None] if n_per_class < 0 else list(range(n_tries))
         started = time.perf_counter()
-        tries = [_one_try(task, nb_knn, temperature, n_per_class, seed, device) for seed in seeds]
+        tries = [_one_try(task, nb_knn, temperature, n_per_class, seed, device, search=search) for seed in seeds]
         seconds = time.perf_counter() - started
         rows += _rows(task, tries, n_per_class, temperature, seconds, provenance or {})
-    return rows
+    if search == "exact":
+        return rows
+    return [replace(row, settings={**row.settings, "search": search}) for row in rows]
 
 
 def leave_one_out_knn(
@@ -180,12 +196,8 @@ def get_args_parser(
     parents: Sequence[argparse.ArgumentParser] = (),
     add_help: bool = True,
 ) -> argparse.ArgumentParser:
-    """The flags of the release's k-NN command."""
-    parser = argparse.ArgumentParser(
-        description=description, parents=[*parents, get_setup_args_parser(add_help=False)], add_help=add_help
-    )
-    parser.add_argument("--train-dataset", default="ImageNet:split=TRAIN", help="labelled images to vote with")
-    parser.add_argument("--val-dataset", default="ImageNet:split=VAL", help="labelled images to classify")
+    """The flags of the release's k-NN command, with its defaults."""
+    parser = evaluation_parser(description, parents, add_help, train="to vote with", val="to classify")
     parser.add_argument("--nb_knn", nargs="+", type=int, default=[10, 20, 100, 200], help="numbers of neighbours")
     parser.add_argument("--temperature", type=float, default=0.07, help="softmax temperature of the vote")
     parser.add_argument("--gather-on-cpu", action="store_true", help="accepted; features are always kept on the CPU")
@@ -198,7 +210,7 @@ def get_args_parser(
 
 
 class _Try(NamedTuple):
-    ranks: dict[int, Tensor]  # k -> int64 [Q]
+    ranks: dict[int, Ranks]  # by k
     notes: tuple[str, ...]
 
 
@@ -211,6 +223,7 @@ def _one_try(
     device: torch.device | str | None,
     *,
     leave_one_out: bool = False,
+    search: str = "exact",
 ) -> _Try:
     notes = []
     if seed is None:
@@ -232,38 +245,56 @@ def _one_try(
     ks = sorted({min(k, available) for k in asked})
 
     # Each process classifies a share of the queries; all hold the training features already.
-    n_queries, rank, world_size = len(task.val_features), distributed.get_global_rank(), distributed.get_global_size()
-    own = slice(n_queries * rank // world_size, n_queries * (rank + 1) // world_size)
+    own = own_share(len(task.val_features))
     similarities, indices = nearest_neighbours(
         task.val_features[own],
         train_features,
         k=ks[-1],
         cosine=True,
-        exclude=torch.arange(n_queries)[own] if leave_one_out else None,
+        exclude=torch.arange(len(task.val_features))[own] if leave_one_out else None,
         device=device,
+        backend=SEARCHES[search],
     )
-    ranks = _ranks(similarities, train_classes[indices], task.val_classes[own], task.n_classes, ks, temperature)
-    return _Try({k: distributed.all_gather_rows(ranks[k]) for k in ks}, tuple(notes))
+    if search == "faiss-ivf":
+        share = _found_share(task.val_features[own], train_features, indices, device)
+        notes.append(f"approximate search: it found {100 * share:.1f} % of the {ks[-1]} nearest training images")
+    ranks = _ranks(similarities, train_classes[indices], task, own, ks, temperature)
+    return _Try(
+        {k: Ranks(*(distributed.all_gather_rows(part) for part in ranks[k])) for k in ks},
+        tuple(notes),
+    )
+
+
+def _found_share(queries: Tensor, train: Tensor, indices: Tensor, device: torch.device | str | None) -> float:
+    """The share of the nearest training rows that are among the found ones [Q, K], measured on some queries."""
+    n = min(len(queries), _CHECKED_QUERIES)
+    rows = torch.arange(n) * len(queries) // max(n, 1)
+    _, nearest = nearest_neighbours(queries[rows], train, k=indices.shape[1], cosine=True, device=device)
+    found = [torch.isin(exact, own).double().mean() for exact, own in zip(nearest, indices[rows], strict=True)]
+    return float(torch.stack(found).mean()) if found else 1.0
 
 
 def _ranks(
-    similarities: Tensor, labels: Tensor, targets: Tensor, n_classes: int, ks: Sequence[int], temperature: float
-) -> dict[int, Tensor]:  # k -> int64 [q]
-    """How many classes score better than the target; C for a target that has no class or got no vote.
-
-    Without that last rule top-5 would depend on chance: among k neighbours fewer than five classes are common, and a
-    sorting routine fills the five with arbitrary classes of score zero.
-    """
-    ranks: dict[int, list[Tensor]] = {k: [torch.empty(0, dtype=torch.int64)] for k in ks}
-    block = max(1, 16_000_000 // n_classes)  # bounds the scores of one k to 64 MB
+    similarities: Tensor,  # [q, K]
+    labels: Tensor,  # int64 [q, K]
+    task: Classification,
+    own: slice,
+    ks: Sequence[int],
+    temperature: float,
+) -> dict[int, Ranks]:
+    """Ranks of the queries `own` for each k, by blocks of them: scores of all classes for all would fill the memory."""
+    answers, none = task.answers, torch.empty(0, dtype=torch.int64)
+    targets = answers.targets[own]
+    label_sets = None if answers.label_sets is None else answers.label_sets[own]
+    found: dict[int, list[Ranks]] = {k: [Ranks(none, none)] for k in ks}
+    block = max(1, 16_000_000 // task.n_classes)  # bounds the scores of one k to 64 MB
     for first in range(0, len(targets), block):
         part = slice(first, first + block)
-        votes = soft_vote(similarities[part], labels[part], n_classes=n_classes, ks=ks, temperature=temperature)
-        classes = targets[part].clamp_min(0)
+        votes = soft_vote(similarities[part], labels[part], n_classes=task.n_classes, ks=ks, temperature=temperature)
         for k, scores in votes.items():
-            voted_for = (scores.gather(1, classes.unsqueeze(1)).squeeze(1) > 0) & (targets[part] >= 0)
-            ranks[k].append(torch.where(voted_for, target_ranks(scores, classes), n_classes))
-    return {k: torch.cat(parts) for k, parts in ranks.items()}
+            sets = None if label_sets is None else label_sets[part]
+            found[k].append(image_ranks(answers.columns(scores), targets[part], sets))
+    return {k: Ranks(*(torch.cat(column) for column in zip(*parts, strict=True))) for k, parts in found.items()}
 
 
 def _rows(
@@ -274,36 +305,19 @@ def _rows(
     seconds: float,
     provenance: Mapping[str, Any],
 ) -> list[Result]:
-    few_shot = n_per_class > 0
     settings: dict[str, Any] = {
-        "n_per_class": n_per_class if few_shot else "all",
+        "n_per_class": n_per_class if n_per_class > 0 else "all",
         "temperature": temperature,
-        "n_classes": task.n_classes,
+        **class_counts(task),
         "n_train": len(task.train_features),
     }
-    rows = []
+    fields: dict[str, Any] = {
+        **provenance,
+        "seconds": seconds,
+        "notes": tuple(dict.fromkeys((*task.notes, *(note for one in tries for note in one.notes)))),
+    }
+    rows: list[Result] = []
     for k in tries[0].ranks:
-        for top in (1, 5):
-            n_hits = [int((one.ranks[k] < min(top, task.n_classes)).sum()) for one in tries]
-            n = len(tries[0].ranks[k])
-            values = [100.0 * hits / n for hits in n_hits]
-            # One draw: the uncertainty of the images. Several: the spread over draws, which is larger.
-            if len(values) == 1:
-                low, high = (100.0 * bound for bound in wilson_interval(n_hits[0], n))
-            else:
-                low, high = (min(max(bound, 0.0), 100.0) for bound in mean_interval(values))
-            spread = {"tries": values, "std": statistics.stdev(values) if len(values) > 1 else None}
-            fields: dict[str, Any] = {
-                **provenance,
-                "task": "knn",
-                "metric": f"top-{top}",
-                "value": statistics.fmean(values),
-                "ci": (low, high),
-                "k": k,
-                "n": n,
-                "settings": {**settings, **(spread if few_shot else {})},
-                "seconds": seconds,
-                "notes": tuple(dict.fromkeys((*task.notes, *(note for one in tries for note in one.notes)))),
-            }
-            rows.append(Result(**fields))
+        by_try = [figures_of_ranks(one.ranks[k], task.answers) for one in tries]
+        rows += rows_of_tries(by_try, method="knn", settings=settings, drawn=n_per_class > 0, k=k, **fields)
     return rows

@@ -7,7 +7,7 @@ from typing import Any
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.data.transforms import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-__all__ = ["eval_transform_for", "get_args_parser"]
+__all__ = ["eval_transform_for", "evaluation_parser", "get_args_parser"]
 
 
 def eval_transform_for(cfg: Any) -> EvalTransform:
@@ -31,4 +31,21 @@ def get_args_parser(
     parser.add_argument("--pretrained-weights", type=str, help="weight file or a run's folder")
     parser.add_argument("--output-dir", default="", type=str, help="where results are written")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help="config overrides")
+    return parser
+
+
+def evaluation_parser(
+    description: str | None,
+    parents: Sequence[argparse.ArgumentParser],
+    add_help: bool,
+    *,
+    train: str,
+    val: str,
+) -> argparse.ArgumentParser:
+    """What the parser of each of these commands begins with; `train` and `val` say what its images are for."""
+    parser = argparse.ArgumentParser(
+        description=description, parents=[*parents, get_args_parser(add_help=False)], add_help=add_help
+    )
+    parser.add_argument("--train-dataset", default="ImageNet:split=TRAIN", help=f"labelled images {train}")
+    parser.add_argument("--val-dataset", default="ImageNet:split=VAL", help=f"labelled images {val}")
     return parser

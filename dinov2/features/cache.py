@@ -19,6 +19,7 @@ from torch import Tensor
 from dinov2.distributed import all_reduce_max, barrier, is_main_process
 from dinov2.errors import DataError
 from dinov2.features.extract import Features
+from dinov2.features.metrics import Scoring
 from dinov2.features.results import write_json
 from dinov2.whole_files import replacing
 
@@ -36,6 +37,7 @@ EXTRACTOR_VERSION = 1
 """Part of every key; it rises when the same model and images would give other features."""
 
 _MANIFEST, _TENSORS = "manifest.json", "features.safetensors"
+_RULES = ("class_mapping", "label_sets", "part_numbers")  # tensors of `Scoring`
 
 
 def content_key(parts: Mapping[str, Any]) -> str:
@@ -76,6 +78,11 @@ def save_features(folder: Path | str, features: Features, *, parts: Mapping[str,
         tensors["labels"] = features.labels
     if features.indices is not None:
         tensors["indices"] = features.indices
+    scoring = features.scoring
+    rules = None if scoring is None else {"own_classes": scoring.own_classes, "parts": scoring.parts}
+    tensors |= (
+        {} if scoring is None else {name: rows for name in _RULES if (rows := getattr(scoring, name)) is not None}
+    )
     (entry / _MANIFEST).unlink(missing_ok=True)  # from here until the new manifest the entry does not exist
     with replacing(entry / _TENSORS) as unfinished:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished)
@@ -86,6 +93,8 @@ def save_features(folder: Path | str, features: Features, *, parts: Mapping[str,
         "rows": len(features),
         "width": features.features.shape[1],
         "class_names": features.class_names,
+        "class_ids": features.class_ids,
+        "scoring": rules,
         "unreadable": features.unreadable,
     }
     write_json(entry / _MANIFEST, manifest)
@@ -93,7 +102,10 @@ def save_features(folder: Path | str, features: Features, *, parts: Mapping[str,
 
 
 def load_features(folder: Path | str, *, parts: Mapping[str, Any]) -> Features | None:
-    """The entry for `parts`; None when there is none. Raises `DataError` for one that is damaged."""
+    """The entry for `parts`; None when there is none. Raises `DataError` for one that is damaged.
+
+    Entries of older versions know neither identifiers of classes nor rules of scoring; both are None then.
+    """
     entry = Path(folder) / content_key(parts)
     if not (entry / _MANIFEST).is_file():
         return None
@@ -103,13 +115,15 @@ def load_features(folder: Path | str, *, parts: Mapping[str, Any]) -> Features |
         if checksum != manifest["sha256"]:
             raise ValueError(f"checksum {checksum[:12]} instead of {manifest['sha256'][:12]}")
         tensors = load_file(entry / _TENSORS)
-        names = manifest["class_names"]
+        names, ids, rules = manifest["class_names"], manifest.get("class_ids"), manifest.get("scoring")
         return Features(
             features=tensors["features"],
             labels=tensors.get("labels"),
             class_names=None if names is None else tuple(names),
             unreadable=tuple((path, reason) for path, reason in manifest["unreadable"]),
             indices=tensors.get("indices"),
+            class_ids=None if ids is None else tuple(ids),
+            scoring=None if rules is None else _scoring(rules, tensors),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"the cached features in {entry} are damaged ({error}); delete that folder") from error
@@ -139,6 +153,11 @@ def cached_features(
         save_features(folder, features, parts=parts)
     barrier()
     return features
+
+
+def _scoring(rules: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scoring:
+    parts = tuple((str(name), int(severity)) for name, severity in rules["parts"])
+    return Scoring(rules["own_classes"], parts=parts, **{name: tensors.get(name) for name in _RULES})
 
 
 def _file_checksum(path: Path) -> str:

@@ -17,7 +17,9 @@ from torch.nn.functional import normalize as l2_normalize
 from torch.utils.data import DataLoader, Dataset
 
 from dinov2 import distributed
+from dinov2.data.datasets.imagenet_variants import class_ids_of
 from dinov2.errors import ConfigError, DataError
+from dinov2.features.metrics.scoring import Scoring
 
 __all__ = ["Features", "LabelledImages", "evaluating", "extract_features"]
 
@@ -44,6 +46,10 @@ class Features:
     """(path, reason) of every image that was left out."""
     indices: Tensor | None = None
     """int64 [S]: position of each row's image in the data set; None means 0, 1, 2, ..."""
+    class_ids: tuple[str, ...] | None = None
+    """Identifier of class 0, 1, ... (WordNet's of ImageNet's classes), which tells before a name does."""
+    scoring: Scoring | None = None
+    """How answers for these images are scored, where not by one label each among all classes."""
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -55,6 +61,7 @@ class Features:
             features=self.features[rows],
             labels=None if self.labels is None else self.labels[rows],
             indices=rows if self.indices is None else self.indices[rows],
+            scoring=None if self.scoring is None else self.scoring.take(rows),
         )
 
 
@@ -149,13 +156,15 @@ def extract_features(
     if not len(indices):
         path, reason = all_failures[0]
         raise DataError(f"none of the {n_images} images could be read; the first is {path}: {reason}")
-    class_names = getattr(dataset, "class_names", None)
+    class_names, class_ids = getattr(dataset, "class_names", None), class_ids_of(dataset)
     return Features(
         features=rows,
         labels=labels if bool((labels != _NO_LABEL).any()) else None,
         class_names=None if class_names is None else tuple(class_names),
         unreadable=tuple(all_failures),
         indices=indices,
+        class_ids=None if class_ids is None else tuple(class_ids),
+        scoring=Scoring.of(dataset, indices),
     )
 
 

@@ -1,6 +1,7 @@
 """One row a figure, with everything needed to find out later where the figure came from, and atomic JSON files.
 
-Rows carry names, digests and versions, never a path of the machine they were made on, so that they can be published.
+Rows carry names, digests and versions, and of paths only what the user typed: a result can be published that was asked
+for with names that can be.
 """
 
 import json
@@ -65,6 +66,7 @@ class Result:
     n: int | None = None
     """Number of samples that were scored."""
     dataset: str = ""
+    """As it was typed."""
     split: str = ""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Architecture, digest of the weights, ..."""

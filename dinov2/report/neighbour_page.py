@@ -13,7 +13,7 @@ from PIL import Image
 
 from dinov2.report.theme import framed, written
 
-__all__ = ["THUMBNAIL_SIDE", "Shot", "ShotRow", "neighbour_page", "thumbnail"]
+__all__ = ["SHOT_STYLE", "THUMBNAIL_SIDE", "Shot", "ShotRow", "neighbour_page", "shot_section", "thumbnail"]
 
 THUMBNAIL_SIDE = 176
 """Longer side of a thumbnail in pixels: sharp on a screen of twice the density."""
@@ -66,9 +66,9 @@ def neighbour_page(
         lead = "On the left the query, then the images whose features are most similar, with their cosine similarity."
         if any(shot.kind in ("right", "wrong") for row in neighbours for shot in row.shots):
             lead += " Green is the same class, red another."
-        sections.append(_section("neighbours", "Nearest images", lead, neighbours))
+        sections.append(shot_section("neighbours", "Nearest images", lead, neighbours))
     if duplicates is not None:
-        sections.append(_section("duplicates", "Near-duplicates", duplicates_lead, duplicates))
+        sections.append(shot_section("duplicates", "Near-duplicates", duplicates_lead, duplicates))
     return framed(
         title,
         eyebrow="Neighbours in feature space",
@@ -76,17 +76,18 @@ def neighbour_page(
         facts=facts,
         main="\n".join(sections),
         footer=f"{written()} This file is complete in itself.",
-        style=_STYLE,
+        style=SHOT_STYLE,
     )
 
 
-def _section(anchor: str, heading: str, lead: str, rows: Sequence[ShotRow]) -> str:
+def shot_section(anchor: str, heading: str, lead: str, rows: Sequence[ShotRow]) -> str:
+    """Rows of pictures below a heading and a sentence."""
     body = "".join(
         f'<div class="card shots">{"".join(map(_figure, row.shots))}'
         f"{f'<p class=note>{escape(row.remark)}</p>' if row.remark else ''}</div>"
         for row in rows
     )
-    return f'<section id="{anchor}"><h2>{heading}</h2><p class="lead">{escape(lead)}</p>{body}</section>'
+    return f'<section id="{anchor}"><h2>{escape(heading)}</h2><p class="lead">{escape(lead)}</p>{body}</section>'
 
 
 def _figure(shot: Shot) -> str:
@@ -102,7 +103,7 @@ def _figure(shot: Shot) -> str:
     )
 
 
-_STYLE = """
+SHOT_STYLE = """
 section:first-child h2 { margin-top: 1rem; }
 .shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr)); gap: .7rem .6rem;
   align-items: start; margin-bottom: 1rem; }
@@ -118,3 +119,4 @@ section:first-child h2 { margin-top: 1rem; }
   -webkit-box-orient: vertical; overflow: hidden; }
 .shots .note { grid-column: 1 / -1; margin: 0; }
 """
+"""Style of `shot_section`, to be added to the theme."""

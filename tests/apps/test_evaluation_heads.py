@@ -7,11 +7,12 @@ from torch.testing import assert_close
 
 from dinov2.apps.evaluation.datasets import NamedSet, labelled
 from dinov2.apps.evaluation.features import FeatureBank
-from dinov2.apps.evaluation.released_head import attach_head, read_class_mapping, score_head, score_head_on, wnids_of
+from dinov2.apps.evaluation.released_head import attach_head, mapped, read_class_mapping, score_head, score_head_on
 from dinov2.apps.evaluation.subjects import subject_of
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
 from dinov2.errors import DataError, WeightsError
 from dinov2.features.extract import Features
+from dinov2.features.metrics import Scoring
 from dinov2.models.linear_head import LinearHead
 from dinov2.pretrained import load
 from tests.runs import pictures
@@ -81,7 +82,7 @@ def test_folders_named_by_imagenet_s_identifiers_or_names_are_matched_by_them(he
         head.bias.zero_()
         head.bias[7] = 9.0  # says class 7 of everything
     labels = torch.as_tensor(one.images.get_targets())
-    found = score_head(head, Features(torch.zeros(8, 2), labels, tuple(one.images.class_names)), one.images)
+    found = score_head(head, one.with_rules(Features(torch.zeros(8, 2), labels, one.class_names)))
     outcome = next(iter(found.outcomes.values()))
     assert sorted(set(outcome.targets.tolist())) == [-1, 2, 7, 999]
     assert outcome.class_names[7] == IMAGENET_CLASSES[7].name
@@ -89,33 +90,24 @@ def test_folders_named_by_imagenet_s_identifiers_or_names_are_matched_by_them(he
     assert any("2 validation images are of classes without training images" in note for note in found.rows[0].notes)
 
 
-def test_a_data_set_that_knows_its_identifiers_is_asked_for_them(here):
-    one = folder_of_classes(here, ["cat", "dog"])
-    assert wnids_of(one.images) is None
-    one.images.class_ids = ["n02123045", "n02085620"]
-    assert wnids_of(one.images) == ["n02123045", "n02085620"]
-
-
-def test_classes_that_cannot_be_brought_together_are_refused(here):
-    images = folder_of_classes(here, ["cat", "dog"]).images
+def test_classes_that_cannot_be_brought_together_are_refused():
     features = Features(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), ("cat", "dog"))
     with pytest.raises(
         DataError, match="the classifier knows 1000 classes and the images have 2, and their names do not"
     ):
-        score_head(LinearHead(1, num_classes=1000), features, images)
-    found = score_head(LinearHead(1, num_classes=2), features, images)
+        score_head(LinearHead(1, num_classes=1000), features)
+    found = score_head(LinearHead(1, num_classes=2), features)
     assert next(iter(found.outcomes.values())).class_names == ("cat", "dog")
 
 
 def test_an_explicit_mapping_restricts_the_answers_as_the_release_does(here):
-    images = folder_of_classes(here, ["cat", "dog"]).images
     head = LinearHead(2, num_classes=5)
     features = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = head(features)
     np.save(here / "mapping.npy", np.array([4, 1]))
     mapping = read_class_mapping("mapping.npy")
-    found = score_head(head, Features(features, torch.tensor([0, 1, 0, 1]), ("cat", "dog")), images, mapping=mapping)
+    found = score_head(head, mapped(Features(features, torch.tensor([0, 1, 0, 1]), ("cat", "dog")), mapping))
     outcome = next(iter(found.outcomes.values()))
     assert outcome.class_names == ("cat", "dog")
     assert_close(outcome.probabilities, logits[:, [4, 1]].softmax(dim=1))
@@ -134,16 +126,29 @@ def test_files_that_are_no_class_mapping_are_refused(here, content, reason):
         read_class_mapping("m.npy")
 
 
-def test_reassessed_labels_are_scored_beside_the_original_ones(here):
-    class WithSets:
-        class_mapping = np.arange(3)
-        class_names = ("a", "b", "c")
-        label_sets = np.array([[0, 2], [1, -1], [-1, -1]])
+def test_a_set_of_two_hundred_classes_is_answered_among_them_by_identifier(here):
+    for number in (8, 6):  # hen and stingray, whose identifiers sort the other way round
+        pictures(here / "imagenet-a" / IMAGENET_CLASSES[number].wnid, n=2)
+    one = NamedSet("ImageNetA:root=imagenet-a", labelled("ImageNetA:root=imagenet-a"))
+    head = LinearHead(1, num_classes=1000)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+        head.bias[0], head.bias[8] = 9.0, 1.0  # a tench of everything, but among the two a hen
+    labels = torch.as_tensor(one.images.get_targets())
+    found = score_head(head, one.with_rules(Features(torch.zeros(4, 2), labels, one.class_names)))
+    (outcome,) = found.outcomes.values()
+    assert outcome.class_names == ("stingray", "hen") and outcome.probabilities.shape == (4, 2)
+    assert found.rows[0].value == 50.0 and found.rows[0].settings["n_answers"] == 2
+    assert "answers are chosen among the 2 classes of the validation set, not among all 1000" in found.rows[0].notes
 
+
+def test_reassessed_labels_are_scored_beside_the_original_ones():
     head = LinearHead(1, num_classes=3)
     with torch.no_grad():
         head.weight.zero_()
         head.bias.copy_(torch.tensor([0.0, 1.0, 2.0]))  # says c of everything
-    found = score_head(head, Features(torch.zeros(3, 2), torch.tensor([0, 1, 2])), WithSets())
+    scoring = Scoring(own_classes=True, label_sets=torch.tensor([[0, 2], [1, -1], [-1, -1]]))
+    found = score_head(head, Features(torch.zeros(3, 2), torch.tensor([0, 1, 2]), ("a", "b", "c"), scoring=scoring))
     real = next(row for row in found.rows if row.metric == "real top-1")
     assert (real.value, real.n) == (50.0, 2)  # the third image has no label, the first may be a c

@@ -1,5 +1,6 @@
 """Retrieval as a function: folders of classes, a gallery that holds the queries, and a tiny revisited benchmark."""
 
+import io
 import json
 import pickle
 import shutil
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
+from dinov2.apps.evaluation.page import retrieval_record_of, write_retrieval_page
 from dinov2.apps.evaluation.retrieval import retrieval
 from dinov2.apps.evaluation.session import Inputs
 from dinov2.errors import ConfigError, DataError
@@ -76,6 +78,54 @@ def test_a_revisited_benchmark_is_cropped_ranked_and_measured(run, here):
     assert not any(row.metric == "GAP" for row in report.rows)
     again = retrieval(Inputs(model=run), ground_truth=here / "out" / "ground_truth.json", images="images")
     assert values(again) == values(report)
+
+
+def test_the_page_shows_what_is_nearest_without_the_query_and_marks_it_by_class(run, here):
+    pictures(here / "photos", n=12, classes=3)
+    report = retrieval(Inputs(model=run, output_dir="out"), query_dataset="photos")
+    paths = sorted((here / "photos").rglob("*.png"))
+    tokens = class_tokens(run, paths)
+    similarities = (tokens @ tokens.T).fill_diagonal_(-2)
+    record = retrieval_record_of(report)
+    (group,) = record.groups
+    assert [row.shots[0].title for row in group.rows] == [path.name for path in paths]
+    for own, path, row in zip(similarities, paths, group.rows, strict=True):
+        order = [paths[int(number)] for number in own.argsort(descending=True)[:10]]
+        assert [shot.title for shot in row.shots[1:]] == [one.name for one in order]
+        assert [shot.kind for shot in row.shots[1:]] == [
+            "right" if one.parent == path.parent else "wrong" for one in order
+        ]
+        assert row.shots[1].note == f"{float(own.max()):.2f}"
+    mean = sum(record.precisions) / len(record.precisions)
+    assert 100 * mean == pytest.approx(values(report)["mAP", None])
+
+
+def test_of_many_queries_the_page_shows_some_and_the_hardest(run, here):
+    report = retrieval(Inputs(model=run, output_dir="out"), query_dataset="toy:split=TRAIN:n=60")
+    some, hardest = retrieval_record_of(report).groups
+    assert len(some.rows) == len(hardest.rows) == 10
+    precisions = [int(row.remark.split()[2]) for row in hardest.rows]
+    assert precisions == sorted(precisions)
+    shown = [row.shots[0].title for group in (some, hardest) for row in group.rows]
+    assert len(set(shown)) == 20
+    assert write_retrieval_page(report) == report.output_dir / "results_eval_retrieval.html"
+
+
+def test_the_page_of_a_benchmark_leaves_junk_out_and_shows_the_query_s_box(run, here):
+    pictures(here / "images", n=8, size=40)
+    names = [f"{number:03}" for number in range(7)]
+    truth = {
+        "imlist": names,
+        "qimlist": ["007"],
+        "gnd": [{"bbx": [0, 0, 20, 40], "easy": [3], "hard": [5], "junk": [0, 1]}],
+    }
+    (here / "gnd_tiny.pkl").write_bytes(pickle.dumps(truth))
+    record = retrieval_record_of(retrieval(Inputs(model=run), ground_truth="gnd_tiny.pkl", images="images"))
+    assert list(record.figures) == ["easy", "medium", "hard"]
+    ((query, *found),) = [row.shots for row in record.groups[0].rows]
+    assert Image.open(io.BytesIO(query.jpeg)).size == (20, 40)
+    assert {shot.name for shot in found} == {f"00{number}.png" for number in (2, 3, 4, 5, 6)}
+    assert {shot.name for shot in found if shot.kind == "right"} == {"003.png", "005.png"}
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,8 @@ import re
 
 import pytest
 
-from dinov2.cli import evaluate
-from dinov2.cli.evaluation import retrieval
-from tests.runs import only_sentence, pictures
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    monkeypatch.setattr(evaluate, "_TASKS", tuple(dict.fromkeys((*evaluate._TASKS, retrieval))))
+from dinov2.apps.evaluation import features
+from tests.runs import contents, only_sentence, pictures
 
 
 def test_figures_are_printed_with_intervals_and_written(dinov2, here, run):
@@ -23,10 +17,36 @@ def test_figures_are_printed_with_intervals_and_written(dinov2, here, run):
         "eval", "retrieval", "--model", run, "--query-dataset", "photos", "--k", "1", "3", "--output-dir", "out"
     )
     assert ended.code == 0, ended.err
-    printed = re.findall(r"^ +(\S+) +([\d.]+) %  \([\d.]+ to [\d.]+\)$", ended.out, re.MULTILINE)
-    assert [name for name, _ in printed] == ["mAP", "recall@1", "mP@1", "recall@3", "mP@3", "GAP"]
+    printed = re.findall(r"^(\S+) +([\d.]+) %( \([\d.]+ to [\d.]+\))?$", ended.out, re.MULTILINE)
+    assert [name for name, _, interval in printed if interval] == ["mAP", "recall@1", "mP@1", "recall@3", "mP@3"]
+    assert printed[-1][0] == "GAP"  # of all queries together, so that there is nothing to resample
     rows = json.loads((here / "out" / "results_eval_retrieval.json").read_text())["rows"]
-    assert [f"{row['value']:.2f}" for row in rows] == [value for _, value in printed]
+    assert [f"{row['value']:.2f}" for row in rows] == [value for _, value, _ in printed]
+
+
+def test_a_page_with_queries_and_what_they_found_is_written_beside_the_results(dinov2, here, run):
+    pictures(here / "photos", n=8, classes=2)
+    ended = dinov2("eval", "retrieval", "--model", run, "--query-dataset", "photos", "--output-dir", "out")
+    assert ended.out.splitlines()[-1] == f"the page is {os.path.join('out', 'results_eval_retrieval.html')}"
+    page = (here / "out" / "results_eval_retrieval.html").read_text(encoding="utf-8")
+    # Eight queries, each with the seven others: three of its class and four of the other one.
+    assert page.count('<figure class="query"') == 8
+    assert page.count('<figure class="right"') == 8 * 3 and page.count('<figure class="wrong"') == 8 * 4
+    assert str(here) not in page
+
+
+@pytest.mark.parametrize("words", [("--query-dataset", "photos"), ("--ground-truth", "gnd.pkl", "--images", "photos")])
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(dinov2, here, run, words, monkeypatch):
+    monkeypatch.setattr(features, "extract_features", lambda *a, **k: pytest.fail("work was done"))
+    pictures(here / "photos", n=8, classes=2 if "--query-dataset" in words else 0)
+    truth = {"imlist": ["000", "001"], "qimlist": ["002"], "gnd": [{"easy": [0], "hard": [], "junk": []}]}
+    (here / "gnd.pkl").write_bytes(pickle.dumps(truth))
+    before = contents(here)
+    ended = dinov2("eval", "retrieval", "--model", run, *words, "--dry-run", "--cache-dir", "kept")
+    assert ended.code == 0 and ended.err == ""
+    assert re.search(r"^\w+: \d images.*, features have to be extracted$", ended.out, re.MULTILINE)
+    assert re.search(r"^results would be in runs/\d+-\d+-retrieval; nothing was written$", ended.out, re.MULTILINE)
+    assert contents(here) == before
 
 
 class Code:

@@ -32,11 +32,15 @@ def teacher(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(newest_teacher(run), weights_only=True)["teacher"]
 
 
+def figures(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "top-" in line]
+
+
 def test_the_newest_teacher_of_a_run_is_evaluated(dinov2, here, run):
     ended = dinov2("eval", "knn", "--model", run, *SETS, "--output-dir", "Zahlen ü")
     assert ended.code == 0 and ended.err == ""
     assert f"{newest_teacher(run)}: 35 tensors loaded; 6 of projection heads left out" in ended.out
-    assert re.findall(r"^model +k=(\d) +(top-\d) +[\d.]+ %$", ended.out, re.MULTILINE) == [
+    assert re.findall(r"^model +k=(\d) +(top-\d) +[\d.]+ % \([\d.]+ to [\d.]+\)$", ended.out, re.MULTILINE) == [
         ("3", "top-1"), ("3", "top-5"), ("5", "top-1"), ("5", "top-5"),
     ]  # fmt: skip
     results = json.loads((here / "Zahlen ü" / "results_eval_knn.json").read_text(encoding="utf-8"))
@@ -67,7 +71,32 @@ def test_without_an_output_folder_results_are_in_a_new_printed_folder_below_runs
 def test_few_shot_figures_say_how_many_images_a_class(dinov2, here, run):
     ended = dinov2("eval", "knn", "--model", run, *SETS, "--n-per-class-list", "2", "-1", "--n-tries", "2")
     assert ended.code == 0
-    assert re.search(r"^model +k=2 +top-1 +[\d.]+ %, 2 images a class$", ended.out, re.MULTILINE)
+    assert re.search(r"^model +k=2 +2 images a class +top-1 +[\d.]+ % \(", ended.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("search", ["faiss", "faiss-ivf"])
+def test_faiss_searches_on_request_and_says_what_it_missed(dinov2, here, run, search):
+    pytest.importorskip("faiss", reason="needs faiss-cpu")
+    exact = dinov2("eval", "knn", "--model", run, *SETS, "--output-dir", "exact")
+    ended = dinov2("eval", "knn", "--model", run, *SETS, "--search", search, "--output-dir", "out")
+    assert ended.code == 0 and ended.err == ""
+    rows = json.loads((here / "out" / "results_eval_knn.json").read_text())["rows"]
+    assert {row["settings"]["search"] for row in rows} == {search}
+    note = re.search(r"^note: approximate search: it found ([\d.]+) % of the 5 nearest", ended.out, re.MULTILINE)
+    if search == "faiss":
+        assert note is None and figures(ended.out) == figures(exact.out)
+    else:
+        # 40 images make one cluster, so that here nothing is missed.
+        assert float(note[1]) == 100
+
+
+def test_a_search_that_is_not_installed_is_one_sentence_before_any_work(dinov2, here, run, monkeypatch):
+    monkeypatch.setattr(features, "extract_features", lambda *a, **k: pytest.fail("work was done"))
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    ended = dinov2("eval", "knn", "--model", run, *SETS, "--search", "faiss")
+    assert ended.code == 2
+    assert only_sentence(ended).endswith("needs a package that is not installed; run: pip install 'faiss-cpu'")
+    assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["teacher", "bare backbone", "wrapped", "safetensors"])
@@ -84,11 +113,11 @@ def test_weights_come_in_several_wrappings_and_give_the_same_figures(dinov2, her
             torch.save({"model": {f"module.teacher.{key}": t for key, t in tensors.items()}}, file)
         case "safetensors":
             file = newest_teacher(run).with_name("backbone.safetensors")
-    figures = [line for line in dinov2("eval", "knn", "--model", run, *SETS).out.splitlines() if "top-" in line]
+    expected = figures(dinov2("eval", "knn", "--model", run, *SETS).out)
     ended = dinov2("eval", "knn", "--model", file, *SETS)
     # A bare file does not say with which mean, deviation and position rule it was trained: those of the release.
     assert ended.code == 0
-    assert [line for line in ended.out.splitlines() if "top-" in line] == figures
+    assert figures(ended.out) == expected
 
 
 def test_an_image_that_cannot_be_read_is_left_out_and_mentioned(dinov2, here, run):

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from dinov2.apps.evaluation import features
+from dinov2.apps.evaluation.everything import RETRIEVAL
+from dinov2.apps.evaluation.methods import METHODS
+from dinov2.cli.evaluation.everything import METHOD_NAMES
 from dinov2.pretrained import load
 from tests.runs import contents, only_sentence, pictures
 
@@ -53,7 +56,7 @@ def test_everything_is_measured_compared_and_shown(dinov2, here, run):
     assert ended.code == 0 and ended.err == ""
     assert len(re.findall(r"^fertig/training_\d+: k-NN k=20: top-1 [\d.]+ % \(", ended.out, re.MULTILINE)) == 2
     assert re.search(r"^k-NN: fertig/training_4 less fertig/training_11 is [+-][\d.]+ points", ended.out, re.MULTILINE)
-    assert sorted(path.name for path in (here / "out").iterdir()) == ["report.html", "results_eval_all.json"]
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["results_eval_all.html", "results_eval_all.json"]
 
 
 @pytest.mark.parametrize("task", ["knn", "log-regression", "linear", "all"])
@@ -66,6 +69,52 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(dinov2, here, run,
     assert re.search(r"[\d.,]+ synthetic images of 32 pixels a second", ended.out)
     assert re.search(rf"results would be in runs/\d+-\d+-{task}; nothing was written", ended.out)
     assert contents(here) == {}
+
+
+def test_a_dry_run_of_several_models_plans_each_and_ends_once(dinov2, here, run):
+    older = run / "eval" / "training_4" / "teacher_checkpoint.pth"
+    ended = dinov2("eval", "all", "--model", run, "--model", older, "--dataset", "toy:n=50", "--dry-run")
+    assert ended.code == 0 and ended.err == ""
+    assert ended.out.count("synthetic images") == 2
+    assert ended.out.count("nothing was written") == 1 and ended.out.count("40 images to train") == 1
+
+
+def test_the_methods_of_the_command_are_those_of_the_table(dinov2, run):
+    assert [*METHOD_NAMES] == [*(method.key for method in METHODS), RETRIEVAL]
+    ended = dinov2("eval", "all", "--model", run, *SETS, "--methods", "svm", "--dry-run")
+    assert ended.code == 2
+    assert "invalid choice: 'svm' (choose from" in ended.err
+
+
+def test_a_dry_run_knows_the_sets_besides_and_that_a_classifier_needs_none_to_learn_from(dinov2, here, run):
+    width = 2 * load(run).embed_dim
+    torch.save({"weight": torch.randn(10, width), "bias": torch.zeros(10)}, here / "h.pth")
+    words = ("--val-dataset", "toy:split=VAL:n=30", "--test-datasets", "toy:n=20", "--classifier-fpath", "h.pth")
+    ended = dinov2("eval", "linear", "--model", run, *words, "--dry-run")
+    assert ended.code == 0 and ended.err == ""
+    assert re.findall(r"^(toy:.*): (\d+) images", ended.out, re.MULTILINE) == [
+        ("toy:split=VAL:n=30", "30"), ("toy:n=20", "20"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ((), "holds a backbone without a classifier"),
+        (("--classifier-fpath", "no.pth"), "there is no weight file no.pth"),
+    ],
+)
+def test_a_dry_run_misses_the_classifier_that_the_work_would_miss(dinov2, run, words, sentence):
+    ended = dinov2("eval", "linear", "--model", run, "--val-dataset", "toy:split=VAL:n=30", *words, "--dry-run")
+    assert ended.code == 2
+    assert sentence in only_sentence(ended)
+
+
+def test_a_dry_run_of_the_papers_protocol_counts_every_crop(dinov2, run):
+    words = ("--protocol", "release", "--iterations", 30, "--step-size", 100)
+    ended = dinov2("eval", "linear", "--model", run, *SETS, *words, "--no-cache", "--dry-run")
+    assert "training takes 3,000 images, cropped and encoded anew each time" in ended.out
+    assert "for 3,030 images, decoding apart" in ended.out
 
 
 def test_a_dry_run_finds_what_is_kept(dinov2, run):
@@ -85,7 +134,6 @@ def test_a_dry_run_finds_what_is_kept(dinov2, run):
         ("linear", ("--learning-rates", "0", *SETS), "learning rates must be positive, got [0.0]"),
         ("linear", ("--val-dataset", "toy:n=20"), "a backbone without a classifier; give a --train-dataset"),
         ("linear", (), "no images to score were named"),
-        ("all", ("--methods", "svm", *SETS), "no method is called 'svm'"),
         ("knn", ("--dataset", "toy", "--val-dataset", "toy"), "one data set to be split and others besides were named"),
         ("knn", ("--resolution", "30", *SETS), "30 pixels is no multiple of the patch size 8; use 24 or 32"),
         ("knn", ("--cache-dir", "file", *SETS), "this was the --cache-dir, and --no-cache keeps nothing"),
@@ -115,6 +163,6 @@ def test_results_name_no_path_of_this_machine(dinov2, here, run):
     pictures(here / "photos" / "val", n=8, classes=2)
     sets = ("--train-dataset", "photos/train", "--val-dataset", "photos/val")
     assert dinov2("eval", "all", "--model", run, *sets, "--methods", "knn", "--output-dir", "out").code == 0
-    for file in ("results_eval_all.json", "report.html"):
+    for file in ("results_eval_all.json", "results_eval_all.html"):
         assert str(here) not in (here / "out" / file).read_text(encoding="utf-8")
     assert json.loads((here / "out" / "results_eval_all.json").read_text())["val_dataset"] == "photos/val"

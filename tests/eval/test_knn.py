@@ -190,7 +190,13 @@ def test_leaving_one_out_equals_removing_each_image_by_hand():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"nb_knn": (0,)}, "must be 1 or more"), ({"nb_knn": ()}, "1 or more"), ({"n_per_class_list": (0,)}, "0 images")],
+    [
+        ({"nb_knn": (0,)}, "must be 1 or more"),
+        ({"nb_knn": ()}, "1 or more"),
+        ({"n_per_class_list": (0,)}, "0 images"),
+        ({"n_per_class_list": (5,), "n_tries": 0}, "0 tries"),
+        ({"temperature": 0.0}, "temperature 0.0"),
+    ],
 )
 def test_numbers_that_make_no_sense_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):

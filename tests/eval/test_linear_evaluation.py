@@ -12,7 +12,6 @@ from dinov2.eval.linear import (
     LinearHeads,
     LinearSettings,
     LiveBatches,
-    TestSet,
     TokenColumns,
     cached_batches,
     create_linear_input,
@@ -24,6 +23,7 @@ from dinov2.eval.linear import (
     train_heads,
 )
 from dinov2.features.extract import Features
+from dinov2.features.metrics import Scoring
 from dinov2.models.linear_head import LinearHead
 from tests.eval.test_linear import COLUMNS, GOLDEN, SMALL, classifier, problem, tokens
 
@@ -154,10 +154,18 @@ def test_a_given_head_is_scored_without_training(tokens):
 
 def test_a_class_mapping_restricts_the_scores_as_the_reference_does(tokens):
     mapping = torch.tensor([3, 1, 19, 0, 7])
-    val = Features(create_linear_input(tokens, 4, True), torch.tensor([0, 4, 2]), class_names=tuple("abcde"))
-    (outcome,) = evaluate_head(given_head(), val, class_mapping=mapping).outcomes.values()
+    val = Features(
+        create_linear_input(tokens, 4, True),
+        torch.tensor([0, 4, 2]),
+        class_names=tuple("abcde"),
+        scoring=Scoring(class_mapping=mapping),
+    )
+    evaluation = evaluate_head(given_head(), val)
+    (outcome,) = evaluation.outcomes.values()
     assert_close(outcome.probabilities, GOLDEN["logits.mapped"].softmax(1), atol=1e-5, rtol=0)
     assert outcome.class_names == tuple("abcde")
+    assert (evaluation.rows[0].settings["n_classes"], evaluation.rows[0].settings["n_answers"]) == (20, 5)
+    assert "answers are chosen among the 5 classes of the validation set, not among all 20" in evaluation.rows[0].notes
 
 
 def test_classes_of_a_given_head_are_matched_by_name(tokens):
@@ -177,7 +185,8 @@ def test_any_of_several_labels_counts_in_real_figures(tokens):
     label_sets = torch.stack(
         [torch.stack([worst[0], best[0]]), torch.tensor([-1, -1]), torch.stack([worst[2], worst[2]])]
     )
-    found = evaluate_head(given_head(), Features(rows, torch.zeros(3, dtype=torch.int64)), label_sets=label_sets)
+    val = Features(rows, torch.zeros(3, dtype=torch.int64), scoring=Scoring(label_sets=label_sets))
+    found = evaluate_head(given_head(), val)
     real = {row.metric: row for row in found.rows if row.metric.startswith("real")}
     assert (real["real top-1"].value, real["real top-1"].n) == (50.0, 2)
     assert real["real top-5"].value == 50.0
@@ -185,9 +194,9 @@ def test_any_of_several_labels_counts_in_real_figures(tokens):
 
 def test_further_sets_are_scored_with_the_chosen_head():
     train, val = sets()
-    mapped = TestSet("two classes", Features(val.features, (val.labels == 0).long()), torch.tensor([2, 0]))
-    plain = TestSet("once more", val)
-    evaluation = probe(train, val, tests=(mapped, plain))
+    mapping = Scoring(class_mapping=torch.tensor([2, 0]))
+    mapped = Features(val.features, (val.labels == 0).long(), scoring=mapping)
+    evaluation = probe(train, val, tests=(("two classes", mapped), ("once more", val)))
     rows = {(row.dataset, row.metric): row.value for row in evaluation.rows}
     assert rows["", "top-1"] == rows["once more", "top-1"]
     outcomes = list(evaluation.outcomes.values())
@@ -203,14 +212,26 @@ def test_further_sets_are_scored_with_the_chosen_head():
         ({"metric": "f1"}, ConfigError, "no metric is called 'f1'"),
         ({"select_on": "train"}, ConfigError, "on split or val"),
         ({"columns": TokenColumns(4, 2)}, ConfigError, r"make \[B, 12\]"),
-        ({"class_mapping": torch.tensor([0, 1, 9])}, DataError, "names classes that nothing was trained on"),
-        ({"class_mapping": torch.tensor([0, 1])}, DataError, "has 2 entries, but the test images have a label 2"),
-        ({"label_sets": torch.zeros(4, 1, dtype=torch.int64)}, DataError, "one row for each image"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(kwargs, error, message):
     with pytest.raises(error, match=message):
         probe(*sets(60, 30), **kwargs)
+
+
+def test_a_head_can_be_chosen_on_a_set_that_is_scored_among_its_own_classes():
+    train, val = sets()
+    few = (val.labels > 0).nonzero().squeeze(1)
+    mapped = Features(val.features[few], val.labels[few] - 1, scoring=Scoring(class_mapping=torch.tensor([1, 2])))
+    row = probe(train, mapped, select_on="val").rows[0]
+    assert row.value == pytest.approx(row.settings["best_of_grid_on_reported"])
+    assert row.value >= probe(train, val.take(few), select_on="val").rows[0].value
+
+
+def test_test_images_that_are_not_finite_are_refused_by_their_name():
+    train, val = sets(60, 30)
+    with pytest.raises(DataError, match="30 of 30 sketches images are not finite"):
+        probe(train, val, tests=(("sketches", Features(val.features * torch.nan, val.labels)),))
 
 
 @pytest.mark.parametrize(

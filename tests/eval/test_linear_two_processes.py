@@ -10,6 +10,7 @@ from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.eval.linear import LinearHeads, LinearSettings, TokenColumns, cached_batches, head_table, train_heads
 from dinov2.eval.log_regression import evaluate_log_regression, fit_path
 from dinov2.features.extract import Features
+from tests.eval.two_processes import on_two_processes
 
 COLUMNS = TokenColumns(embed_dim=3, n_blocks=2)
 # 21 images a step and 201 rows in all do not divide by two.
@@ -49,22 +50,13 @@ def regressed() -> dict[str, torch.Tensor]:
     return {"weights": fit.weights, "values": values}
 
 
-def run(rank: int, folder: str) -> None:
-    folder_path = Path(folder)
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=(folder_path / "rendezvous").as_uri(), rank=rank, world_size=2
-    )
-    torch.save({**probed(folder_path / "probe"), **regressed()}, folder_path / f"rank{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+def work(rank: int, folder: Path) -> dict[str, torch.Tensor]:
+    return {**probed(folder / "probe"), **regressed()}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.start_processes(run, (str(folder),), nprocs=2, start_method="spawn")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return on_two_processes(work, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.slow

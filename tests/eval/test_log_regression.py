@@ -1,6 +1,7 @@
 """Logistic regression against scikit-learn, a Newton iteration written out, and the rules of its evaluation."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from dinov2.errors import ConfigError, DataError, MissingDependency
 from dinov2.eval.log_regression import C_GRID, LogisticRegression, evaluate_log_regression, fit_path, get_args_parser
 from dinov2.eval.log_regression.held_out import random_split, stratified_split
 from dinov2.features.extract import Features
+from dinov2.features.metrics import Scoring
 
 KINDS = ("round", "two classes", "imbalanced", "collinear", "scaled", "separable", "wide")
 
@@ -160,6 +162,12 @@ def test_scikit_learn_can_do_the_fitting():
     assert_close(ours.predict_proba(X), theirs.predict_proba(X), rtol=0, atol=1e-4)
 
 
+def test_a_library_is_not_asked_for_a_class_that_it_does_not_see():
+    X, y = problem("two classes")
+    with pytest.raises(DataError, match="sklearn fits the classes that it sees, which are 2 of 3"):
+        fit_path(X, y, n_classes=3, Cs=[1.0], backend="sklearn")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("cuml") is not None, reason="cuML is installed")
 def test_a_library_that_is_not_installed_is_named():
     X, y = problem("round")
@@ -217,7 +225,7 @@ def test_any_of_several_labels_counts_in_real_figures():
     label_sets = torch.stack([val.labels, best], dim=1)
     label_sets[:50] = -1
     label_sets[50:60] = torch.tensor([7, -1])  # a label that nothing was trained on
-    found = evaluate_log_regression(moved, val, Cs=(0.1,), label_sets=label_sets).rows
+    found = evaluate_log_regression(moved, replace(val, scoring=Scoring(label_sets=label_sets)), Cs=(0.1,)).rows
     real = {row.metric: row for row in found}["real top-1"]
     assert (real.n, real.value) == (150, pytest.approx(100 * 140 / 150))
 

@@ -22,7 +22,7 @@ def sets(n=120, n_val=60, n_classes=3, distance=1.5):
 def test_every_try_is_the_fit_on_its_own_support():
     train, val = sets()
     evaluation = evaluate_few_shot(train, val, shots=(4,), n_tries=3)
-    by_mean, by_logistic = evaluation.rows
+    by_mean, by_logistic = (row for row in evaluation.rows if row.metric == "top-1")
     for seed in range(3):
         support = few_shot_rows(train.labels, n_per_class=4, seed=seed)
         assert by_mean.settings["supports"][seed] == support.tolist()

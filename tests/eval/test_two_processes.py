@@ -1,6 +1,7 @@
 """Extraction and k-NN over two gloo processes give what one process gives."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,14 @@ from torch.testing import assert_close
 
 from dinov2.errors import DataError
 from dinov2.eval.knn import KnnModule, evaluate_knn
+from dinov2.eval.knn_outcome import evaluate_knn_outcome
 from dinov2.features.cache import cached_features
 from dinov2.features.extract import Features, extract_features
+from dinov2.features.metrics import Scoring
 from tests.eval.knn_golden import TEST, TEST_LABELS, TRAIN, TRAIN_LABELS
+from tests.eval.two_processes import on_two_processes
+
+SIZES = (57, 1)  # one image is a share of none and one of one
 
 
 class Rows:
@@ -43,45 +49,61 @@ def accuracies(train):
     return [(row.k, row.metric, row.value) for row in rows]
 
 
-def run(rank: int, folder: str) -> None:
-    folder_path = Path(folder)
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=(folder_path / "rendezvous").as_uri(), rank=rank, world_size=2
+def answers(n: int, scoring: Scoring | None = None) -> dict[str, Any]:
+    """k-NN answers to the first n test images; n is odd, so that the processes have unequal shares."""
+    labels = TEST_LABELS[:n] if scoring is None else TEST_LABELS[:n] % 5
+    found = evaluate_knn_outcome(
+        Features(TRAIN, TRAIN_LABELS), Features(TEST[:n], labels, scoring=scoring), k=7, nb_knn=(7, 20)
     )
+    rows = [(row.k, row.metric, row.value, row.ci) for row in found.rows]
+    return {"rows": rows, "probabilities": [one.probabilities for one in found.outcomes.values()]}
+
+
+RULES = Scoring(
+    class_mapping=torch.tensor([4, 3, 2, 1, 0]),
+    label_sets=torch.stack([TEST_LABELS[:57] % 5, (TEST_LABELS[:57] + 1) % 5], dim=1),
+    parts=(("fog", 1), ("fog", 2)),
+    part_numbers=torch.arange(57) % 2,
+)
+
+
+def ruled(nb_knn=(20,), **options: Any) -> list[tuple[Any, ...]]:
+    """All figures of a test set with every rule there is."""
+    val = Features(TEST[:57], TEST_LABELS[:57] % 5, scoring=RULES)
+    rows = evaluate_knn(Features(TRAIN, TRAIN_LABELS), val, nb_knn=nb_knn, **options)
+    return [(row.k, row.metric, row.value, row.ci) for row in rows]
+
+
+def work(rank: int, folder: Path) -> dict[str, Any]:
     extracted = extract_features(flatten, Rows(), batch_size=64)
-    half = extract_features(flatten, Broken(), batch_size=64)
     own = slice(0, 25) if rank == 0 else slice(25, 60)
     module = KnnModule(TRAIN, TRAIN_LABELS, [10, 20], 0.07, "cpu", num_classes=10)
     # 9 rows over 2 processes are fewer than k for each of them.
     small = KnnModule(TRAIN[:9], TRAIN_LABELS[:9], [7], 0.07, "cpu", num_classes=10)
     # An entry that one process alone can see must be computed by both.
     for _ in range(2):
-        own_disk = folder_path / f"cache{rank}"  # only the main process writes, so the other never finds anything
+        own_disk = folder / f"cache{rank}"  # only the main process writes, so the other never finds anything
         again = cached_features(own_disk, lambda: extract_features(flatten, Rows()), parts={"a": 1})
-    torch.save(
-        {
-            "features": extracted.features,
-            "labels": extracted.labels,
-            "indices": extracted.indices,
-            "unreadable": extracted.unreadable,
-            "half": half.features,
-            "accuracies": accuracies(extracted),
-            "scores": module(TEST[own]),
-            "nothing": module(TEST[:5] if rank else TEST[:0]),
-            "small": small(TEST[own]),
-            "again": again.features,
-        },
-        folder_path / f"rank{rank}.pt",
-    )
-    torch.distributed.destroy_process_group()
+    return {
+        "features": extracted.features,
+        "labels": extracted.labels,
+        "indices": extracted.indices,
+        "unreadable": extracted.unreadable,
+        "half": extract_features(flatten, Broken(), batch_size=64).features,
+        "accuracies": accuracies(extracted),
+        "scores": module(TEST[own]),
+        "nothing": module(TEST[:5] if rank else TEST[:0]),
+        "small": small(TEST[own]),
+        "again": again.features,
+        "answers": [answers(n) for n in SIZES],
+        "restricted": answers(57, RULES),
+        "ruled": ruled(),
+    }
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.start_processes(run, (str(folder),), nprocs=2, start_method="spawn")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return on_two_processes(work, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.slow
@@ -121,3 +143,22 @@ def test_sharing_out_the_training_features_changes_no_score(ranks):
 def test_parts_smaller_than_k_work(ranks):
     expected = KnnModule(TRAIN[:9], TRAIN_LABELS[:9], [7], 0.07, "cpu", num_classes=10)(TEST)[7]
     assert_close(torch.cat([got["small"][7] for got in ranks]), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_answers_are_those_of_one_process_whatever_the_shares(ranks):
+    for got in ranks:
+        for size, found in zip(SIZES, got["answers"], strict=True):
+            alone = answers(size)
+            assert found["rows"] == alone["rows"]
+            for one, other in zip(found["probabilities"], alone["probabilities"], strict=True):
+                assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_rules_of_scoring_hold_in_every_share(ranks):
+    expected, figures = answers(57, RULES), ruled()
+    assert {"real top-1", "error fog 1", "error fog 2"} < {metric for _, metric, _, _ in figures}
+    for got in ranks:
+        assert got["ruled"] == figures and got["restricted"]["rows"] == expected["rows"]
+        assert torch.equal(got["restricted"]["probabilities"][0], expected["probabilities"][0])

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from dinov2.features.cache import (
     state_digest,
 )
 from dinov2.features.extract import Features
+from dinov2.features.metrics import Scoring
 
 PARTS = {"weights": "ab12", "transform": {"crop": 224, "resize": 256}, "data": "cd34"}
 FEATURES = Features(
@@ -64,6 +66,27 @@ def test_features_come_back_as_they_were_saved(tmp_path):
         assert torch.equal(getattr(loaded, name), getattr(FEATURES, name))
     assert (loaded.class_names, loaded.unreadable) == (FEATURES.class_names, FEATURES.unreadable)
     assert load_features(tmp_path, parts={**PARTS, "data": "ef56"}) is None
+
+
+def test_identifiers_and_rules_of_scoring_come_back_and_older_entries_have_none(tmp_path):
+    scoring = Scoring(
+        own_classes=True,
+        label_sets=torch.tensor([[0, 1], [1, -1], [-1, -1], [1, -1]]),
+        parts=(("fog", 1), ("snow", 5)),
+        part_numbers=torch.tensor([0, 0, 1, 1]),
+    )
+    entry = save_features(tmp_path, replace(FEATURES, class_ids=("n1", "n2"), scoring=scoring), parts=PARTS)
+    loaded = load_features(tmp_path, parts=PARTS)
+    assert loaded.class_ids == ("n1", "n2")
+    assert (loaded.scoring.own_classes, loaded.scoring.parts) == (True, scoring.parts)
+    assert loaded.scoring.class_mapping is None
+    for name in ("label_sets", "part_numbers"):
+        assert torch.equal(getattr(loaded.scoring, name), getattr(scoring, name))
+    manifest = json.loads((entry / "manifest.json").read_text())
+    older = {key: value for key, value in manifest.items() if key not in ("class_ids", "scoring")}
+    (entry / "manifest.json").write_text(json.dumps(older))
+    loaded = load_features(tmp_path, parts=PARTS)
+    assert loaded.class_ids is None and loaded.scoring is None and loaded.class_names == ("cat", "dog")
 
 
 def test_an_entry_without_a_manifest_does_not_exist(tmp_path):

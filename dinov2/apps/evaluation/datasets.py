@@ -7,7 +7,8 @@ below another folder are split alike.
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ import torch
 from torch import Tensor
 
 from dinov2.data.datasets.base import FileDataset, ImageDataset, digest
+from dinov2.data.datasets.imagenet_variants import class_ids_of
 from dinov2.data.datasets.subset import Subset
 from dinov2.data.loaders import make_dataset
 from dinov2.errors import ConfigError, DataError
+from dinov2.eval.classes import class_numbers
 from dinov2.features.extract import Features
+from dinov2.features.metrics import Scoring
 
 __all__ = ["VAL_SHARE", "EvaluationSets", "NamedSet", "labelled", "open_sets", "split_rows"]
 
@@ -57,6 +61,25 @@ class NamedSet:
         if self._identity is None:
             self._identity = self._looked_at()
         return self._identity
+
+    @cached_property
+    def class_ids(self) -> tuple[str, ...] | None:
+        """Identifier of each class, where they are ImageNet's."""
+        found = class_ids_of(self.images)
+        return None if found is None else tuple(found)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of each class, where the set knows them."""
+        return None if self.images.class_names is None else tuple(self.images.class_names)
+
+    def with_rules(self, features: Features) -> Features:
+        """Features of these images with what the set itself says of its classes and of how answers are scored.
+
+        It is said anew each time, so that features that an older version has kept are scored by today's rules.
+        """
+        images = torch.arange(len(features)) if features.indices is None else features.indices
+        return replace(features, class_ids=self.class_ids, scoring=Scoring.of(self.images, images))
 
     def _looked_at(self) -> dict[str, Any]:
         targets = self.images.get_targets()
@@ -186,13 +209,9 @@ def _require_two_classes(train: NamedSet) -> None:
 
 
 def _require_common_class(train: NamedSet, val: NamedSet) -> None:
-    of_train, of_val = _classes_of(train), _classes_of(val)
-    train_names, val_names = train.images.class_names, val.images.class_names
-    if train_names is not None and val_names is not None and train_names != val_names:
-        common = {train_names[label] for label in of_train} & {val_names[label] for label in of_val}
-    else:
-        common = {str(label) for label in of_train & of_val}
-    if not common:
+    numbers = class_numbers(train, val)
+    of_val = _classes_of(val)
+    if not _classes_of(train) & (of_val if numbers is None else {int(numbers[label]) for label in of_val}):
         raise DataError(
             f"{train.name} and {val.name} have no class in common; check that both use the same class folders"
         )

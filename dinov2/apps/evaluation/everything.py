@@ -15,7 +15,7 @@ from dinov2.apps.evaluation.features import Extraction
 from dinov2.apps.evaluation.methods import METHODS, OWN_CLASSIFIER, Method
 from dinov2.apps.evaluation.released_head import head_parts, knows_classes_of, score_head
 from dinov2.apps.evaluation.session import Inputs, Session, session
-from dinov2.apps.evaluation.subjects import Subject, subject_of
+from dinov2.apps.evaluation.subjects import Subject, called, subject_of
 from dinov2.distributed import is_main_process
 from dinov2.errors import ConfigError
 from dinov2.eval.comparison import Comparison, compare, holm, records_of
@@ -26,7 +26,6 @@ from dinov2.features.health import feature_health
 from dinov2.features.metrics import Figure, SampleRecords, classification_figures
 from dinov2.features.peers import is_peer
 from dinov2.features.results import SCHEMA, Result, environment, now, write_json
-from dinov2.pretrained import Pretrained
 from dinov2.sources import find
 
 __all__ = [
@@ -137,7 +136,7 @@ def everything(
             if number == 0:
                 inputs = replace(inputs, output_dir=opened.folder)
             sets = opened.sets
-            name = _distinct(_called(opened.loaded), list(extractions), number)
+            name = _distinct(called(opened.loaded), list(extractions), number)
             subject = subject_of(opened.loaded, name=name)
             measured += _measure(opened, subject, chosen)
             retrieval[name] = _retrieve(opened, subject) if not methods or RETRIEVAL in methods else []
@@ -209,6 +208,12 @@ def _entry(study: Study, one: Measured) -> dict[str, Any]:
             name: {"value": 100 * one.figures[name].value, "ci": [100 * bound for bound in one.figures[name].ci]}
             for name in ACCURACIES
             if name in one.figures
+        }
+        # What the test set asks for besides, such as the accuracy by several right labels.
+        | {
+            row.metric: {"value": row.value, "ci": row.ci}
+            for row in rows
+            if row.k == first.k and row.metric not in ACCURACIES
         },
         "selection": {
             "set": first.settings.get("selected_on"),
@@ -239,7 +244,7 @@ def _measure(opened: Session, subject: Subject, methods: Sequence[Method]) -> li
     # Asked for together, so that of a set too large for all parts the images are decoded once nevertheless.
     opened.features(subject, parts=[part for part in subject.parts if any(part in one.parts for one in methods)])
     for method in methods:
-        if method.key == OWN_CLASSIFIER.key and not _has_fitting_head(opened):
+        if method.key == OWN_CLASSIFIER.key and not _has_fitting_head(opened, subject):
             continue
         train, val = opened.features(subject, parts=method.parts_of(subject))
         with measured_cost(subject.device) as cost:
@@ -280,17 +285,17 @@ def _retrieve(opened: Session, subject: Subject) -> list[Result]:
     return rows
 
 
-def _has_fitting_head(opened: Session) -> bool:
+def _has_fitting_head(opened: Session, subject: Subject) -> bool:
     """Whether the model brings a classifier that knows the classes of the scored images."""
     head = opened.loaded.head
-    return head is not None and knows_classes_of(head, opened.sets.val.images)
+    return head is not None and knows_classes_of(head, opened.features(subject)[1])
 
 
 def _by_own_classifier(opened: Session, subject: Subject) -> Evaluation:
     head = opened.loaded.head
     assert head is not None
     val = opened.features(subject, parts=head_parts(head, subject))[1]
-    return score_head(head, val, opened.sets.val.images, **opened.provenance(subject))
+    return score_head(head, val, **opened.provenance(subject))
 
 
 def _pairs(measured: Sequence[Measured]) -> list[Pair]:
@@ -321,14 +326,6 @@ def _look_for(models: Sequence[str | os.PathLike[str]], inputs: Inputs) -> None:
     for model in models:
         if not is_peer(str(model)) or Path(model).exists():
             find(model, progress=inputs.progress)
-
-
-def _called(loaded: Pretrained) -> str:
-    """The model's name; of a run's exported teacher, all of which have one file name, that of its folders."""
-    path = Path(loaded.source)
-    if loaded.name == path.name and path.parent.parent.name == "eval":
-        return f"{path.absolute().parents[2].name}/{path.parent.name}"
-    return loaded.name
 
 
 def _distinct(name: str, taken: Sequence[str], number: int) -> str:

@@ -83,7 +83,7 @@ class FeatureBank:
             raise ConfigError(f"the number of workers is {self.num_workers}; write 0 to load in this process")
 
     def features(self, subject: Subject, images: NamedSet, *, parts: Sequence[str] = ("cls",)) -> Features:
-        """Features `[S, D of the parts]` of all readable images, labels and class names with them.
+        """Features `[S, D of the parts]` of all readable images, with labels, classes and rules of scoring.
 
         Over several processes all call and all get the same. Raises `ConfigError` for a part that the subject does not
         have, `DataError` when features are not finite.
@@ -104,7 +104,7 @@ class FeatureBank:
                 time.perf_counter() - started, len(next(iter(found.values()))), from_cache=read is not None
             )
             self._kept |= {content_key(_key(subject, identity, part)): one for part, one in found.items()}
-        return _side_by_side([self._kept[keys[part]] for part in wanted])
+        return images.with_rules(_side_by_side([self._kept[keys[part]] for part in wanted]))
 
     def is_kept(self, subject: Subject, images: NamedSet, *, parts: Sequence[str] = ("cls",)) -> bool:
         """Whether `features` would find everything on the disk; only the manifests are looked at."""

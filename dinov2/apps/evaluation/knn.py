@@ -15,12 +15,13 @@ from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.errors import ConfigError
-from dinov2.eval.knn import evaluate_knn, write_knn_results
+from dinov2.eval.knn import SEARCHES, evaluate_knn, write_knn_results
+from dinov2.eval.neighbours import nearest_neighbours
 from dinov2.features.extract import Features, extract_features
 from dinov2.features.results import Result
 from dinov2.sources import ShowProgress
 
-__all__ = ["KnnReport", "knn", "knn_of_backbone"]
+__all__ = ["KnnReport", "check_vote", "knn", "knn_of_backbone"]
 
 
 @dataclass
@@ -45,18 +46,25 @@ def knn(
     temperature: float = 0.07,
     n_per_class_list: Sequence[int] = (-1,),
     n_tries: int = 1,
+    search: str = "exact",
     baselines: bool = False,
 ) -> KnnReport:
     """Evaluates any model that `dinov2.load` knows and writes `results_eval_knn.json`.
 
-    Started by torchrun, the processes share the work, and the main one writes.
+    Arguments of the vote and the `search` are those of `dinov2.eval.knn.evaluate_knn`. Started by torchrun, the
+    processes share the work, and the main one writes.
 
-    Raises `DataError` when a data set has no labels, `WeightsError` when the weights do not fit.
+    Raises `DataError` when a data set has no labels, `WeightsError` when the weights do not fit, and what `check_vote`
+    raises.
     """
     vote: dict[str, Any] = {
-        "nb_knn": nb_knn, "temperature": temperature, "n_per_class_list": n_per_class_list, "n_tries": n_tries
-    }  # fmt: skip
-    _check(**vote)
+        "nb_knn": nb_knn,
+        "temperature": temperature,
+        "n_per_class_list": n_per_class_list,
+        "n_tries": n_tries,
+        "search": search,
+    }
+    check_vote(**vote)
     with session(inputs, task="knn") as opened:
         subjects = {"trained": subject_of(opened.loaded)}
         if baselines:
@@ -75,6 +83,29 @@ def knn(
             opened.folder, report.rows, baselines=[row for rows in report.baselines.values() for row in rows]
         )
     return report
+
+
+def check_vote(
+    *,
+    nb_knn: Sequence[int],
+    temperature: float,
+    n_per_class_list: Sequence[int],
+    n_tries: int,
+    search: str = "exact",
+) -> None:
+    """Raises `ConfigError` for a vote that cannot be held, `MissingDependency` for a search that is not installed."""
+    counts = {"a number of neighbours": min(nb_knn, default=0), "the number of tries": n_tries}
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; write 1 or more")
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"the temperature is {temperature}; write a number above 0, such as 0.07")
+    if 0 in n_per_class_list:
+        raise ConfigError("0 images per class were asked for; write a positive number, or -1 for all images")
+    if search not in SEARCHES:
+        raise ConfigError(f"no search is called {search!r}; choose {', '.join(SEARCHES)}")
+    if search != "exact":
+        nearest_neighbours(torch.ones(1, 1), torch.ones(1, 1), k=1, backend="faiss")  # whether it is installed
 
 
 def knn_of_backbone(
@@ -114,17 +145,6 @@ def knn_of_backbone(
     measured = {"precision": str(autocast_dtype or torch.float32).removeprefix("torch."), **(provenance or {})}
     rows = evaluate_knn(*features, device=where, provenance=measured, **vote)
     return rows, [failure for part in features for failure in part.unreadable]
-
-
-def _check(*, nb_knn: Sequence[int], temperature: float, n_per_class_list: Sequence[int], n_tries: int) -> None:
-    counts = {"a number of neighbours": min(nb_knn, default=0), "the number of tries": n_tries}
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; write 1 or more")
-    if not 0 < temperature < math.inf:
-        raise ConfigError(f"the temperature is {temperature}; write a number above 0, such as 0.07")
-    if 0 in n_per_class_list:
-        raise ConfigError("0 images per class were asked for; write a positive number, or -1 for all images")
 
 
 def _channels(backbone: Any) -> int:

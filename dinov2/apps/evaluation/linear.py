@@ -15,24 +15,18 @@ from torch import Tensor
 from dinov2.apps.evaluation.augmented import augmented_batches
 from dinov2.apps.evaluation.datasets import EvaluationSets, NamedSet, labelled, split_rows
 from dinov2.apps.evaluation.probes import ProbeReport
-from dinov2.apps.evaluation.released_head import (
-    attach_head,
-    label_sets_of,
-    read_class_mapping,
-    score_head_on,
-    wnids_of,
-)
+from dinov2.apps.evaluation.released_head import attach_head, mapped, read_class_mapping, score_head_on
 from dinov2.apps.evaluation.session import Inputs, Session, session, with_split
 from dinov2.apps.evaluation.subjects import PARTS, Subject, subject_of
+from dinov2.data.datasets.base import digest
 from dinov2.data.datasets.subset import Subset
 from dinov2.distributed import barrier, is_main_process
 from dinov2.engine.checkpoint import CheckpointStore
-from dinov2.errors import ConfigError, DataError
+from dinov2.errors import ConfigError
 from dinov2.eval.linear import (
     PRESETS,
     LinearSettings,
     LiveBatches,
-    TestSet,
     TokenColumns,
     evaluate_linear,
     held_out_rows,
@@ -156,34 +150,33 @@ class _Job:
             "provenance": self.opened.provenance(self.subject),
             **options,
         }
-        further = [self._test_set(one, mapping) for one, mapping in zip(tests, chosen[1:], strict=True)]
+        further = [
+            (one.name, mapped(self._features(one), mapping)) for one, mapping in zip(tests, chosen[1:], strict=True)
+        ]
         if self.protocol == "release":
             return self._augmented(further, chosen[0], select_on, common)
-        sets = self.opened.sets
         train, val = self.opened.features(self.subject, parts=self.parts)
         return evaluate_linear(
             train,
-            val,
+            mapped(val, chosen[0]),
             preset=self.protocol,
             select_on=select_on,
-            label_sets=self._label_sets(sets.val, val),
-            class_mapping=self._mapping(sets.val, chosen[0]),
             tests=further,
             **common,
         )
 
     def _augmented(
-        self, tests: Sequence[TestSet], mapping: Tensor | None, select_on: str, common: dict[str, Any]
+        self, tests: Sequence[tuple[str, Features]], mapping: Tensor | None, select_on: str, common: dict[str, Any]
     ) -> Evaluation:
         """Features are only needed of the images that heads are chosen and scored on, so no pass over the rest."""
-        sets = self.opened.sets
+        sets, subject = self.opened.sets, self.subject
         labels = torch.as_tensor(sets.train.images.get_targets(), dtype=torch.int64)
         rows = (labels >= 0).nonzero().squeeze(1) if sets.split is None else split_rows(sets.train.images)[0]
-        classes = labels[rows].unique(return_inverse=True)[1]
-        every_class = torch.stack([(classes == one).nonzero()[0, 0] for one in range(int(classes.max()) + 1)])
+        known, classes = labels[rows].unique(return_inverse=True)
         val = self._features(sets.val)
         if sets.split is not None:
             val = sets.divided(val, val)[1]
+        val = mapped(val, mapping)
         held_out = held_out_rows(classes, seed=self.seed) if select_on == "split" else torch.arange(0)
         fitted = torch.ones(len(rows), dtype=torch.bool)
         fitted[held_out] = False
@@ -192,67 +185,41 @@ class _Job:
                 sets.train.images,
                 rows[fitted],
                 classes[fitted],
-                self.subject,
+                subject,
                 batch_size=self.settings.batch_size,
                 num_workers=self.opened.inputs.num_workers,
                 seed=self.seed,
             ),
-            {"images": sets.train.identity()["images"], "model": self.subject.identity["weights"], "augmentation": 1},
+            {
+                "images": sets.train.identity()["images"],
+                "rows": digest(rows[fitted].numpy()),
+                "model": subject.identity["weights"],
+                "transform": subject.transform.describe(),
+                "precision": subject.precision,
+                "augmentation": 1,
+            },
+            n_images=int(fitted.sum()),
         )
-        store = self._checkpoints()
+        # Batches bring their own images: of the training set no more is needed than one row of each class.
+        classes_only = Features(
+            torch.zeros(len(known), self.columns.width),
+            known,
+            sets.train.class_names,
+            class_ids=sets.train.class_ids,
+        )
+        common |= {"live": live, "checkpoints": self._checkpoints(), "select_on": "val"}
         if select_on == "val":
-            stand_in = self._features(self._part(sets.train, rows[every_class]))
-            return evaluate_linear(
-                stand_in,
-                val,
-                select_on="val",
-                live=live,
-                checkpoints=store,
-                tests=tests,
-                label_sets=self._label_sets(sets.val, val),
-                class_mapping=self._mapping(sets.val, mapping),
-                **common,
-            )
-        # The held-out images stand in for the training set, and for the reported one while heads are chosen.
+            return evaluate_linear(classes_only, val, tests=tests, **common)
+        # The held-out images stand in for the reported ones while heads are chosen.
         selection = self._features(self._part(sets.train, rows[held_out]))
-        missing = every_class[~torch.isin(torch.arange(len(every_class)), classes[held_out])]
-        stand_in = selection
-        if len(missing):
-            more = self._features(self._part(sets.train, rows[missing]))
-            stand_in = _joined(selection, more)
-        reported = self._test_set(sets.val, mapping, features=val)
-        found = evaluate_linear(
-            stand_in, selection, select_on="val", live=live, checkpoints=store, tests=[reported, *tests], **common
-        )
-        return _chosen_on_held_out(found, n_held_out=len(held_out), n_train=int(fitted.sum()), of=len(rows))
+        found = evaluate_linear(classes_only, selection, tests=[(sets.val.name, val), *tests], **common)
+        return _chosen_on_held_out(found, named=f"{len(held_out)} of {len(rows)} training images")
 
     def _features(self, images: NamedSet) -> Features:
         return self.opened.bank.features(self.subject, images, parts=self.parts)
 
     def _part(self, whole: NamedSet, rows: Tensor) -> NamedSet:
         return NamedSet(f"{whole.name} ({len(rows)} held out)", Subset(whole.images, rows.numpy()))
-
-    def _test_set(self, images: NamedSet, mapping: Tensor | None, *, features: Features | None = None) -> TestSet:
-        found = self._features(images) if features is None else features
-        return TestSet(images.name, found, self._mapping(images, mapping), self._label_sets(images, found))
-
-    def _mapping(self, images: NamedSet, given: Tensor | None) -> Tensor | None:
-        """The training label of each class of a set that knows ImageNet's identifiers but not these class names."""
-        if given is not None or not hasattr(images.images, "class_mapping"):
-            return given
-        trained, own = wnids_of(self.opened.sets.train.images), wnids_of(images.images)
-        if trained is None or own is None:
-            return None
-        numbers = {wnid: number for number, wnid in enumerate(trained)}
-        if unknown := [wnid for wnid in own if wnid not in numbers]:
-            raise DataError(
-                f"{images.name} has the class {unknown[0]}, which {self.opened.sets.train.name} lacks; train on all "
-                "classes of ImageNet to be scored on it"
-            )
-        return torch.tensor([numbers[wnid] for wnid in own])
-
-    def _label_sets(self, images: NamedSet, features: Features) -> Tensor | None:
-        return label_sets_of(images.images, features)
 
     def _checkpoints(self) -> CheckpointStore:
         folder = self.opened.folder / _CHECKPOINTS
@@ -266,17 +233,7 @@ class _Job:
         return self.opened.inputs.progress(f"{self.subject.name}: linear classifiers")
 
 
-def _joined(first: Features, second: Features) -> Features:
-    assert first.labels is not None and second.labels is not None
-    return replace(
-        first,
-        features=torch.cat([first.features, second.features]),
-        labels=torch.cat([first.labels, second.labels]),
-        indices=None,
-    )
-
-
-def _chosen_on_held_out(found: Evaluation, *, n_held_out: int, n_train: int, of: int) -> Evaluation:
+def _chosen_on_held_out(found: Evaluation, *, named: str) -> Evaluation:
     """The evaluation without the rows of the held-out images, which stood in for the reported ones."""
     metrics = [row.metric for row in found.rows]
     second = metrics.index(metrics[0], 1)  # where the rows of the next set begin
@@ -284,9 +241,8 @@ def _chosen_on_held_out(found: Evaluation, *, n_held_out: int, n_train: int, of:
     for row in found.rows[second:]:
         settings = {
             **row.settings,
-            "selected_on": f"{n_held_out} of {of} training images",
+            "selected_on": named,
             "best_of_grid_on_reported": None,
-            "n_train": n_train,
             "grid": [{**head, "reported": None} for head in row.settings["grid"]],
         }
         notes = tuple(note for note in row.notes if not note.startswith("the head was chosen on the reported set"))

@@ -1,54 +1,115 @@
 """What an evaluation would do: images, classes, what is kept already, and how long the model takes for the rest."""
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from dinov2.apps.evaluation.datasets import NamedSet
+from dinov2.apps.evaluation.datasets import EvaluationSets, NamedSet, labelled
+from dinov2.apps.evaluation.features import FeatureBank
+from dinov2.apps.evaluation.released_head import attach_head, score_head_on
 from dinov2.apps.evaluation.session import Inputs, session
 from dinov2.apps.evaluation.subjects import Subject, subject_of
+from dinov2.errors import ConfigError
 
-__all__ = ["evaluation_plan"]
+__all__ = ["evaluation_plan", "plan_lines"]
 
 _SYNTHETIC = 64
 
 
-def evaluation_plan(inputs: Inputs, *, task: str, parts: Sequence[str] | None = ("cls",)) -> list[str]:
-    """Lines that say what `task`, which reads those parts (None: all), would do; nothing is written.
+def evaluation_plan(
+    inputs: Inputs,
+    *,
+    task: str,
+    models: Sequence[str | os.PathLike[str]] = (),
+    parts: Sequence[str] | None = ("cls",),
+    further: Sequence[str] = (),
+    trains: bool = True,
+    classifier: str | None = None,
+    augmented: int = 0,
+) -> list[str]:
+    """Lines that say what `task` would do; nothing is written, and the model sees synthetic images only.
 
-    The model sees synthetic images only.
+    Args:
+        models: those that are compared; none is the one of `inputs`.
+        parts: what the task reads of the features; None is all.
+        further: labelled data sets besides those of `inputs`.
+        trains: whether it learns from images; else it scores a `classifier`, or the one that the model brings.
+        augmented: training images that go through the model one by one, cropped anew each time.
 
     Raises what the evaluation itself would raise before its work.
     """
     lines: list[str] = []
-    with session(inputs, task=task) as opened:
-        subject = subject_of(opened.loaded)
-        speed = _images_a_second(subject, inputs.batch_size)
-        lines.append(
-            f"{subject.name}: {sum(subject.parts.values())} columns ({', '.join(subject.parts)}) in "
-            f"{subject.precision} on {subject.device}, {speed:,.1f} synthetic images of "
-            f"{subject.transform.crop_size} pixels a second"
-        )
-        different = dict.fromkeys((opened.sets.train, opened.sets.val))
-        waiting = 0
-        for named in different:
-            kept = opened.bank.is_kept(subject, named, parts=parts or list(subject.parts))
-            waiting += 0 if kept else len(named.images)
-            lines.append(_described(named, kept=kept))
-        if waiting:
-            lines.append(f"the model needs about {_duration(waiting / speed)} for {waiting:,} images, decoding apart")
-        lines.append(f"results would be in {opened.folder}; nothing was written")
-    return lines
+    sets = None if trains else _scored_only(inputs)
+    tests = [NamedSet(name, labelled(name)) for name in further]
+    folder = Path()
+    for number, model in enumerate(models or [inputs.model]):
+        with session(replace(inputs, model=model), task=task, sets=sets) as opened:
+            sets = opened.sets
+            folder = opened.folder if number == 0 else folder
+            images = [sets.val, *tests] if augmented else [sets.train, sets.val, *tests]
+            subject = subject_of(opened.loaded)
+            if not trains:
+                if classifier is not None:
+                    attach_head(opened.loaded, classifier, progress=inputs.progress)
+                score_head_on(opened.loaded, subject, [], opened.bank)  # raises for what is missing
+            lines += plan_lines(subject, opened.bank, images, parts=parts, augmented=augmented)
+    return [*lines, _ending(folder)]
+
+
+def plan_lines(
+    subject: Subject,
+    bank: FeatureBank,
+    images: Iterable[NamedSet],
+    *,
+    parts: Sequence[str] | None = ("cls",),
+    augmented: int = 0,
+    folder: Path | None = None,
+) -> list[str]:
+    """What one model does with those images, and how long it takes for the ones whose features are not kept.
+
+    `folder` is where results would go, if that is to be the last line.
+    """
+    speed = _images_a_second(subject, bank.batch_size)
+    lines = [
+        f"{subject.name}: {sum(subject.parts.values())} columns ({', '.join(subject.parts)}) in "
+        f"{subject.precision} on {subject.device}, {speed:,.1f} synthetic images of "
+        f"{subject.transform.crop_size} pixels a second"
+    ]
+    waiting = augmented
+    for named in dict.fromkeys(images):
+        kept = bank.is_kept(subject, named, parts=parts or list(subject.parts))
+        waiting += 0 if kept else len(named.images)
+        lines.append(_described(named, kept=kept))
+    if augmented:
+        lines.append(f"training takes {augmented:,} images, cropped and encoded anew each time")
+    if waiting:
+        lines.append(f"the model needs about {_duration(waiting / speed)} for {waiting:,} images, decoding apart")
+    return lines if folder is None else [*lines, _ending(folder)]
+
+
+def _ending(folder: Path) -> str:
+    return f"results would be in {folder}; nothing was written"
+
+
+def _scored_only(inputs: Inputs) -> EvaluationSets:
+    if not inputs.val_dataset:
+        raise ConfigError("no images to score were named; give --val-dataset, and --train-dataset to train on")
+    val = NamedSet(inputs.val_dataset, labelled(inputs.val_dataset))
+    return EvaluationSets(val, val)
 
 
 def _described(named: NamedSet, *, kept: bool) -> str:
     targets = named.images.get_targets()
-    assert targets is not None
-    labels = torch.as_tensor(targets)
-    n_classes = len(labels[labels >= 0].unique())
+    classes = ""
+    if targets is not None:
+        labels = torch.as_tensor(targets)
+        classes = f" of {len(labels[labels >= 0].unique()):,} classes"
     state = "features are in the cache" if kept else "features have to be extracted"
-    return f"{named.name}: {len(named.images):,} images of {n_classes:,} classes, {state}"
+    return f"{named.name}: {len(named.images):,} images{classes}, {state}"
 
 
 def _images_a_second(subject: Subject, batch_size: int) -> float:
@@ -63,7 +124,7 @@ def _images_a_second(subject: Subject, batch_size: int) -> float:
 
 
 def _duration(seconds: float) -> str:
-    for unit, length in (("hours", 3600), ("minutes", 60)):
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} seconds"

@@ -1,7 +1,8 @@
 """Retrieval with the features of a model: labelled folders of queries and gallery, or revisited Oxford and Paris."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,42 @@ from torch import Tensor
 
 from dinov2.apps.evaluation.datasets import NamedSet, labelled
 from dinov2.apps.evaluation.features import FeatureBank, cache_for
+from dinov2.apps.evaluation.plan import plan_lines
 from dinov2.apps.evaluation.processes import joined, shared_folder
 from dinov2.apps.evaluation.session import Inputs, load_model
-from dinov2.apps.evaluation.subjects import subject_of
+from dinov2.apps.evaluation.subjects import Subject, subject_of
 from dinov2.data.datasets.base import FileDataset, PixelDataset, digest
 from dinov2.data.datasets.globbed import ImageFiles
 from dinov2.data.decoding import IMAGE_EXTENSIONS
 from dinov2.distributed import is_main_process
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.retrieval import evaluate_retrieval, truth_by_class
+from dinov2.eval.classes import class_numbers
+from dinov2.eval.retrieval import QueryTruth, evaluate_retrieval, truth_by_class
 from dinov2.eval.revisited import RevisitedQuery, RevisitedTruth, evaluate_revisited, read_revisited, write_revisited
 from dinov2.features.extract import Features
 from dinov2.features.results import Result, write_results
 
-__all__ = ["RESULTS_FILE", "TRUTH_FILE", "RetrievalReport", "retrieval"]
+__all__ = ["RESULTS_FILE", "SHOWN_PROTOCOL", "TRUTH_FILE", "Ranked", "RetrievalReport", "retrieval", "retrieval_plan"]
 
 RESULTS_FILE = "results_eval_retrieval.json"
 TRUTH_FILE = "ground_truth.json"
+
+SHOWN_PROTOCOL = "medium"
+"""What counts as right on the page of a revisited benchmark."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What was ranked, by row of the features."""
+
+    subject: Subject
+    queries: NamedSet
+    gallery: NamedSet
+    query_features: Features
+    gallery_features: Features
+    truth: list[QueryTruth]
+    """By class, or that of `SHOWN_PROTOCOL`."""
+    by_class: bool
 
 
 @dataclass
@@ -37,8 +57,9 @@ class RetrievalReport:
     """What was measured, and where it was written."""
 
     rows: list[Result]
+    ranked: Ranked
+    output_dir: Path
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    output_dir: Path | None = None
 
 
 def retrieval(
@@ -64,14 +85,82 @@ def retrieval(
 
     Raises `ConfigError` for arguments that do not fit together, `DataError` for images or a truth that do not.
     """
+    if not ks or min(ks) < 1:
+        raise ConfigError(f"images are counted from the first, got k = {sorted(ks)}; write numbers from 1")
+    with _opened(inputs, query_dataset, gallery_dataset, ground_truth, images) as opened:
+        subject, queries, gallery = opened.subject, opened.queries, opened.gallery
+        own, others = (opened.bank.features(subject, one) for one in (queries, gallery))
+        provenance: dict[str, Any] = {
+            "dataset": gallery.name,
+            "split": "the others of the same set" if queries is gallery else "",
+            "model": subject.described,
+            "transform": subject.transform.describe(),
+            "precision": subject.precision,
+        }
+        if opened.truth is not None:
+            truth = opened.truth.truth(SHOWN_PROTOCOL)
+            rows = evaluate_revisited(
+                *_complete(own, others), opened.truth, device=subject.device, provenance=provenance
+            )
+        else:
+            truth = _truth_by_class(queries, gallery, own, others)
+            rows = evaluate_retrieval(
+                own.features, others.features, truth, ks=ks, device=subject.device, provenance=provenance
+            )
+        report = RetrievalReport(
+            [replace(row, settings={**row.settings, "queries": queries.name, "scales": 1}) for row in rows],
+            Ranked(subject, queries, gallery, own, others, truth, by_class=opened.truth is None),
+            opened.folder,
+            [*own.unreadable, *(others.unreadable if gallery is not queries else ())],
+        )
+        if is_main_process():
+            write_results(opened.folder / RESULTS_FILE, report.rows)
+            if opened.truth is not None:
+                write_revisited(opened.truth, opened.folder / TRUTH_FILE)
+    return report
+
+
+def retrieval_plan(
+    inputs: Inputs,
+    *,
+    query_dataset: str | None = None,
+    gallery_dataset: str | None = None,
+    ground_truth: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+) -> list[str]:
+    """Lines that say what `retrieval` would do; nothing is written. Raises what it would raise before its work."""
+    with _opened(inputs, query_dataset, gallery_dataset, ground_truth, images) as opened:
+        return plan_lines(opened.subject, opened.bank, (opened.queries, opened.gallery), folder=opened.folder)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    folder: Path
+    subject: Subject
+    bank: FeatureBank
+    queries: NamedSet
+    gallery: NamedSet
+    truth: RevisitedTruth | None
+
+
+@contextmanager
+def _opened(
+    inputs: Inputs,
+    query_dataset: str | None,
+    gallery_dataset: str | None,
+    ground_truth: str | os.PathLike[str] | None,
+    images: str | os.PathLike[str] | None,
+) -> Iterator[_Opened]:
+    """Everything that can be wrong is found here, before features are extracted."""
     if (query_dataset is None) == (ground_truth is None):
         raise ConfigError("give labelled queries (--query-dataset) or a --ground-truth file, one of the two")
     if (ground_truth is None) != (images is None):
         raise ConfigError("a --ground-truth file and the folder of its --images belong together; give both or neither")
     if gallery_dataset is not None and query_dataset is None:
         raise ConfigError("a ground-truth file names its own gallery; leave --gallery-dataset out")
-    if not ks or min(ks) < 1:
-        raise ConfigError(f"images are counted from the first, got k = {sorted(ks)}; write numbers from 1")
+    bank = FeatureBank(
+        cache_for(inputs.cache_dir, use=inputs.use_cache), inputs.batch_size, inputs.num_workers, inputs.progress
+    )
     with joined():
         folder = shared_folder(inputs.output_dir, task="retrieval")
         loaded = load_model(inputs)
@@ -84,65 +173,22 @@ def retrieval(
             gallery = queries if gallery_dataset is None else NamedSet(gallery_dataset, labelled(gallery_dataset))
         if is_main_process():
             inputs.say(loaded.source if loaded.report is None else f"{loaded.source}: {loaded.report}")
-        subject = subject_of(loaded)
-        bank = FeatureBank(
-            cache_for(inputs.cache_dir, use=inputs.use_cache), inputs.batch_size, inputs.num_workers, inputs.progress
-        )
-        found = [bank.features(subject, one) for one in (queries, gallery)]
-        provenance: dict[str, Any] = {
-            "dataset": gallery.name,
-            "model": subject.described,
-            "transform": subject.transform.describe(),
-            "precision": subject.precision,
-        }
-        if truth is not None:
-            rows = evaluate_revisited(*_complete(*found), truth, device=subject.device, provenance=provenance)
-        else:
-            rows = _by_class(queries, gallery, *found, ks=ks, device=subject.device, provenance=provenance)
-        report = RetrievalReport(
-            [replace(row, settings={**row.settings, "queries": queries.name, "scales": 1}) for row in rows],
-            [failure for one in (found if gallery is not queries else found[:1]) for failure in one.unreadable],
-            folder,
-        )
-        if is_main_process():
-            write_results(folder / RESULTS_FILE, report.rows)
-            if truth is not None:
-                write_revisited(truth, folder / TRUTH_FILE)
-    return report
+        yield _Opened(folder, subject_of(loaded), bank, queries, gallery, truth)
 
 
-def _by_class(
-    queries: NamedSet,
-    gallery: NamedSet,
-    query_features: Features,
-    gallery_features: Features,
-    *,
-    ks: Sequence[int],
-    device: torch.device,
-    provenance: dict[str, Any],
-) -> list[Result]:
-    assert query_features.labels is not None and gallery_features.labels is not None  # `labelled` saw to it
-    own_labels = _renumbered(query_features, gallery_features)
-    same = _same_images(queries, gallery, query_features, gallery_features)
-    truth = truth_by_class(own_labels, gallery_features.labels, same_image=same)
-    return evaluate_retrieval(
-        query_features.features,
-        gallery_features.features,
-        truth,
-        ks=ks,
-        device=device,
-        provenance={**provenance, "split": "the others of the same set" if queries is gallery else ""},
-    )
+def _truth_by_class(queries: NamedSet, gallery: NamedSet, own: Features, others: Features) -> list[QueryTruth]:
+    assert others.labels is not None  # `labelled` saw to it
+    same = _same_images(queries, gallery, own, others)
+    return truth_by_class(_renumbered(own, others), others.labels, same_image=same)
 
 
 def _renumbered(queries: Features, gallery: Features) -> Tensor:  # int64 [Q]
     """Labels of the queries in the numbering of the gallery: by name where both know names; -1 for unknown classes."""
-    assert queries.labels is not None and gallery.labels is not None
-    if queries.class_names is None or gallery.class_names is None or queries.class_names == gallery.class_names:
+    assert queries.labels is not None
+    numbers = class_numbers(gallery, queries)
+    if numbers is None:
         return queries.labels
-    number_of = {name: number for number, name in enumerate(gallery.class_names)}
-    names = queries.class_names
-    return torch.tensor([-1 if label < 0 else number_of.get(names[label], -1) for label in queries.labels.tolist()])
+    return torch.where(queries.labels >= 0, numbers[queries.labels.clamp_min(0)], -1)
 
 
 def _same_images(queries: NamedSet, gallery: NamedSet, own: Features, others: Features) -> Tensor:  # int64 [Q]

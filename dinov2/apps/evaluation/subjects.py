@@ -12,6 +12,7 @@ All are after the model's final norm; registers are never read.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from dinov2.features.peers import Peer
 from dinov2.features.tokens import Tokens
 from dinov2.pretrained import Pretrained
 
-__all__ = ["PARTS", "Subject", "raw_pixels", "subject_of", "untrained_twin", "with_size"]
+__all__ = ["PARTS", "Subject", "called", "raw_pixels", "subject_of", "untrained_twin", "with_size"]
 
 PARTS = ("earlier", "cls", "mean")
 """Parts in the order in which a linear classifier reads them."""
@@ -56,6 +57,14 @@ class Subject:
     channels: int = 3
 
 
+def called(loaded: Pretrained) -> str:
+    """The model's name; of a run's exported teacher, all of which have one file name, that of its folders."""
+    path = Path(loaded.source)
+    if loaded.name == path.name and path.parent.parent.name == "eval":
+        return f"{path.absolute().parents[2].name}/{path.parent.name}"
+    return loaded.name
+
+
 def subject_of(loaded: Pretrained, *, name: str | None = None) -> Subject:
     """A loaded model as the subject of an evaluation."""
     blocks = _blocks_of(loaded)
@@ -74,7 +83,7 @@ def subject_of(loaded: Pretrained, *, name: str | None = None) -> Subject:
         # The code of another library or of the user may change while the weights stay: what it computes tells.
         identity |= {"name": loaded.source, "probe": _rounded(columns(probe))}
     return Subject(
-        name=name or loaded.name,
+        name=name or called(loaded),
         columns=columns,
         parts=widths,
         blocks=blocks,

@@ -86,8 +86,8 @@ def _logistic(train: Features, val: Features, cfg: Config, device: torch.device)
         torch.nn.functional.normalize(part, dim=1).to(device) for part in (matched.train_features, matched.val_features)
     )
     (fitted,) = fit_path(rows, matched.train_classes, n_classes=matched.n_classes, Cs=[_LOGISTIC_C])
-    answers = fitted.scores(val_rows).argmax(dim=1).cpu()
-    top1 = 100.0 * (answers == matched.val_classes).double().mean().item()
+    answers = matched.answers.columns(fitted.scores(val_rows)).argmax(dim=1).cpu()
+    top1 = 100.0 * (answers == matched.answers.targets).double().mean().item()
     return [Result(task="logistic", metric="top-1", value=top1, n=len(answers), settings={"C": _LOGISTIC_C})]
 
 

@@ -2,10 +2,13 @@
 
 import argparse
 
-from dinov2.cli.common import ExtractionProgress, add_command, say
-from dinov2.cli.evaluation.options import MODEL_HELP, add_inputs, inputs_of, plan_only, say_unreadable
+from dinov2.cli.common import add_command, say
+from dinov2.cli.evaluation import options
 
-__all__ = ["add_to"]
+__all__ = ["METHOD_NAMES", "add_to"]
+
+METHOD_NAMES = ("knn", "log-regression", "head", "linear", "retrieval")
+"""What `--methods` knows: written out, because the table of methods loads all that it needs."""
 
 
 def add_to(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -17,35 +20,32 @@ def add_to(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="measure one model or several with every method and compare them on one page",
         example="dinov2 eval all --model runs/photos --model dinov2_vits14 --dataset photos --output-dir compared",
         description="Measure one model or several with every method that fits, with confidence intervals, tests of the "
-        "differences, and a page of figures, classes, confusions, calibration and mistakes.",
+        "differences, and\na page of figures, classes, confusions, calibration and mistakes.",
     )
-    parser.add_argument(
-        "--model", action="append", required=True, metavar="MODEL", help=f"{MODEL_HELP}; once for each model"
-    )
-    add_inputs(parser, task="all", model=False)
-    parser.add_argument(
+    options.add_model(parser, several=True)
+    options.add_labelled_sets(parser)
+    options.method_options(parser).add_argument(
         "--methods",
         nargs="+",
+        choices=METHOD_NAMES,
         default=[],
         metavar="METHOD",
         help="some of knn, log-regression, head (the model's own classifier), linear, retrieval (default: all)",
     )
+    options.add_encoding(parser)
+    options.add_places(parser, task="all")
 
 
 def _everything(arguments: argparse.Namespace) -> int:
     from dinov2.apps.evaluation.everything import RESULTS_FILE, everything
     from dinov2.apps.evaluation.page import write_evaluation_page
-    from dinov2.distributed import is_main_process
+    from dinov2.apps.evaluation.plan import evaluation_plan
 
-    models = arguments.model
-    if arguments.dry_run:
-        for model in models:
-            plan_only(argparse.Namespace(**{**vars(arguments), "model": model}), task="all", parts=None)
+    models = arguments.models
+    if options.only_planned(arguments, lambda inputs: evaluation_plan(inputs, models=models, task="all", parts=None)):
         return 0
-    with ExtractionProgress() as progress:
-        inputs = inputs_of(arguments, progress=progress, model=models[0])
-        study = everything(models, inputs, methods=arguments.methods)
-    if not is_main_process():
+    study = options.measured(arguments, lambda inputs: everything(models, inputs, methods=arguments.methods))
+    if study is None:
         return 0
     for pair in study.pairs:
         found = pair.comparison.difference
@@ -55,8 +55,8 @@ def _everything(arguments: argparse.Namespace) -> int:
         )
     for name, failures in study.unreadable.items():
         if failures:
-            say(name)
-            say_unreadable(failures)
+            say(f"{name}:")
+            options.say_where([], failures)
     say(f"figures are in {study.folder / RESULTS_FILE}")
     say(f"the page is {write_evaluation_page(study)}")
     return 0

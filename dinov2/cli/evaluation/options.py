@@ -1,90 +1,165 @@
-"""What all tasks of `dinov2 eval` are asked: model, images, image size, where features and results are kept."""
+"""What tasks of `dinov2 eval` share: groups of options, how a task runs, and how its figures are told.
+
+A task adds the groups that it needs, so that an option reads the same in all of them; `inputs_of` turns the arguments
+of those groups into `Inputs`.
+"""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from dinov2.cli.common import add_compute_options, positive, say
+from dinov2.cli.common import ExtractionProgress, add_compute_options, positive, say
 
 if TYPE_CHECKING:
     from dinov2.apps.evaluation.session import Inputs
+    from dinov2.features.results import Result
 
-__all__ = ["MODEL_HELP", "add_inputs", "inputs_of", "plan_only", "say_unreadable"]
+__all__ = [
+    "add_encoding",
+    "add_labelled_sets",
+    "add_model",
+    "add_places",
+    "inputs_of",
+    "measured",
+    "method_options",
+    "only_planned",
+    "say_figures",
+    "say_where",
+]
 
-MODEL_HELP = (
+_MODEL_HELP = (
     "a release's name, a run's folder (its newest teacher), a weight file or its address, a Hugging Face folder or id, "
     "or a model of another library: timm:NAME, hf:ID, module:function"
 )
 
+_Found = TypeVar("_Found")
 
-def add_inputs(parser: argparse.ArgumentParser, *, task: str, model: bool = True) -> None:
-    """The options that become `Inputs`, `--dry-run` among them."""
-    if model:
-        parser.add_argument("--model", required=True, metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument(
+
+def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """`--model`, which with `several` may be given again and again and becomes `models`."""
+    group = parser.add_argument_group("what is evaluated")
+    if several:
+        group.add_argument(
+            "--model",
+            dest="models",
+            action="append",
+            required=True,
+            metavar="MODEL",
+            help=f"{_MODEL_HELP}; once for each model",
+        )
+    else:
+        group.add_argument("--model", required=True, metavar="MODEL", help=_MODEL_HELP)
+    group.add_argument(
+        "--config-file", metavar="FILE", help="configuration of the weights, for files that do not carry their own"
+    )
+
+
+def add_labelled_sets(parser: argparse.ArgumentParser) -> None:
+    """Images to learn from and to score on: two sets, or one that is split."""
+    group = parser.add_argument_group("labelled images")
+    group.add_argument(
         "--train-dataset",
         metavar="D",
         help="labelled images to learn from: a folder of class folders, list:FILE, toy:split=TRAIN, ...",
     )
-    parser.add_argument("--val-dataset", metavar="D", help="labelled images to score on")
-    parser.add_argument(
+    group.add_argument("--val-dataset", metavar="D", help="labelled images to score on")
+    group.add_argument(
         "--dataset",
         metavar="D",
         help="one labelled set instead of two: a fifth of each class, chosen by the names of the images, is scored",
     )
-    parser.add_argument(
-        "--output-dir",
-        metavar="OUT",
-        help=f"where results_eval_{task}.json is written (default: a new runs/<date>-{task.replace('_', '-')})",
-    )
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="configuration of the weights, for files that do not carry their own"
-    )
-    parser.add_argument(
+
+
+def method_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    """Where a task adds the options that are its own."""
+    return parser.add_argument_group("the method")
+
+
+def add_encoding(parser: argparse.ArgumentParser) -> None:
+    """How images go through the model: their size, the batch, the device, the precision."""
+    group = parser.add_argument_group("how images go through the model")
+    group.add_argument(
         "--resolution", type=positive, metavar="PIXELS", help="side of the crop that the model sees (default: its own)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--resize",
         type=positive,
         metavar="PIXELS",
         help="shorter side before the crop (default: 256/224 of the crop; images that have its size stay as they are)",
     )
-    parser.add_argument(
+    group.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes (default: 0)")
+    add_compute_options(group, batch_size=256)
+
+
+def add_places(parser: argparse.ArgumentParser, *, task: str) -> None:
+    """Where results and features go, and `--dry-run`."""
+    group = parser.add_argument_group("results and features")
+    group.add_argument(
+        "--output-dir",
+        metavar="OUT",
+        help=f"where results_eval_{task.replace('-', '_')}.json is written (default: a new runs/<date>-{task})",
+    )
+    group.add_argument(
         "--cache-dir", metavar="DIR", help="where features are kept and found again (default: $DINOV2_CACHE/features)"
     )
-    parser.add_argument("--no-cache", action="store_true", help="keep no features on the disk, and look for none")
-    parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes (default: 0)")
-    parser.add_argument(
+    group.add_argument("--no-cache", action="store_true", help="keep no features on the disk, and look for none")
+    group.add_argument(
         "--dry-run",
         action="store_true",
         help="say what would be done and how long the model takes on 64 synthetic images, and stop",
     )
-    add_compute_options(parser, batch_size=256)
 
 
 def inputs_of(arguments: argparse.Namespace, **rest: Any) -> "Inputs":
-    """The arguments of a command line as `Inputs`."""
+    """The arguments of a command line as `Inputs`; of several models the first."""
+    from dataclasses import fields
+
     from dinov2.apps.evaluation.session import Inputs
 
-    named = (
-        *("model", "train_dataset", "val_dataset", "dataset", "output_dir", "config_file", "resolution", "resize"),
-        *("cache_dir", "batch_size", "num_workers", "device", "precision"),
-    )
-    given = {name: getattr(arguments, name) for name in named if hasattr(arguments, name)}
+    known = {field.name for field in fields(Inputs)}
+    given = {name: value for name, value in vars(arguments).items() if name in known}
+    if "models" in arguments:
+        given["model"] = arguments.models[0]
     return Inputs(**{**given, "use_cache": not arguments.no_cache, "say": say, **rest})
 
 
-def plan_only(arguments: argparse.Namespace, *, task: str, parts: tuple[str, ...] | None = ("cls",)) -> bool:
-    """Whether only the plan was asked for, which is then said."""
+def only_planned(arguments: argparse.Namespace, plan: "Callable[[Inputs], Sequence[str]]") -> bool:
+    """Whether `--dry-run` was given; the lines of the plan are said then."""
     if not arguments.dry_run:
         return False
-    from dinov2.apps.evaluation.plan import evaluation_plan
-
-    for line in evaluation_plan(inputs_of(arguments), task=task, parts=parts):
+    for line in plan(inputs_of(arguments)):
         say(line)
     return True
 
 
-def say_unreadable(unreadable: list[tuple[str, str]]) -> None:
-    """How many images were left out, with the reason of the first."""
-    if unreadable:
+def measured(arguments: argparse.Namespace, evaluate: "Callable[[Inputs], _Found]") -> "_Found | None":
+    """What an evaluation found; None in a process that leaves the telling to another."""
+    from dinov2.distributed import is_main_process
+
+    with ExtractionProgress() as progress:
+        found = evaluate(inputs_of(arguments, progress=progress))
+    return found if is_main_process() else None
+
+
+def say_figures(figures: "Sequence[tuple[str, Result]]") -> None:
+    """Rows, each behind a head, in columns, with their intervals."""
+    if not figures:
+        return
+    head_width = max(len(head) for head, _ in figures)
+    metric_width = max(len(row.metric) for _, row in figures)
+    for head, row in figures:
+        interval = "" if row.ci is None else f" ({row.ci[0]:.2f} to {row.ci[1]:.2f})"
+        name = f"{head:{head_width}} " if head_width else ""
+        say(f"{name}{row.metric:{metric_width}} {row.value:6.2f} %{interval}")
+
+
+def say_where(rows: "Sequence[Result]", unreadable: Sequence[tuple[str, str]], *places: str) -> None:
+    """What follows the figures: the notes that rows share, images that were left out, and lines with places."""
+    for note in dict.fromkeys(note for row in rows for note in row.notes):
+        say(f"note: {note}")
+    if len(unreadable) == 1:
+        say(f"1 image could not be read and was left out: {unreadable[0][1]}")
+    elif unreadable:
         say(f"{len(unreadable)} images could not be read and were left out, the first: {unreadable[0][1]}")
+    for place in places:
+        say(place)

@@ -6,6 +6,7 @@ the list. Labels are class numbers from 0, kept as they are, or names, numbered 
 """
 
 import csv
+import io
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from dinov2.data.datasets.scanning import PathTable
 from dinov2.data.decoding import IMAGE_EXTENSIONS, Exif
 from dinov2.errors import DataError
 
-__all__ = ["ListFile"]
+__all__ = ["ListFile", "read_text"]
 
 _LARGEST_LABEL = 1_000_000  # a larger "class number" is an identifier in the wrong column
 
@@ -78,14 +79,27 @@ def _size(path: str) -> int:
 
 
 def _read_rows(file: str) -> list[tuple[str, str | None]]:
+    text = read_text(file)
+    if not file.lower().endswith(".csv"):
+        lines = [line.strip() for line in io.StringIO(text, newline=None)]
+        return [_text_row(line) for line in lines if line]
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise DataError(f"the list {file} is no table of paths ({error}); write one path,label a line") from error
+    return _csv_rows(file, rows)
+
+
+def read_text(file: str) -> str:
+    """The text of a list; names that are not UTF-8 keep their bytes. Raises DataError when it is no text."""
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            if file.lower().endswith(".csv"):
-                return _csv_rows(file, list(csv.reader(stream)))
-            lines = [line.strip() for line in stream]
-            return [_text_row(line) for line in lines if line]
+            text = stream.read()
     except OSError as error:
         raise DataError(f"the list {file} cannot be read ({error.strerror or error})") from error
+    if "\0" in text:
+        raise DataError(f"{file} is no text; give a list with the path of one image a line")
+    return text
 
 
 def _text_row(line: str) -> tuple[str, str | None]:

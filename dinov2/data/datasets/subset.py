@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dinov2.data.datasets.base import ImageDataset, digest, read_bytes
+from dinov2.data.datasets.base import ImageDataset, digest
+from dinov2.data.datasets.listing import read_text
 from dinov2.errors import DataError
 
 __all__ = ["Subset", "rows_by_name"]
@@ -71,7 +72,7 @@ def rows_by_name(dataset: ImageDataset, file: str | os.PathLike[str]) -> np.ndar
     A name without a folder stands for the file of that name; with folders, for the path that ends so. Raises DataError
     when a name fits no image or several, or stands there twice.
     """
-    lines = read_bytes(os.fspath(file)).decode("utf-8-sig", errors="surrogateescape").splitlines()
+    lines = read_text(os.fspath(file)).splitlines()
     names = [line.strip().replace(os.sep, "/").removeprefix("./") for line in lines if line.strip()]
     if not names:
         raise DataError(f"the list {file} names no image; write one file name a line")

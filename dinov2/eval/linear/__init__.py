@@ -6,10 +6,10 @@ takes batches of cached features or of a live loader.
 
 from dinov2.eval.linear.arguments import get_args_parser
 from dinov2.eval.linear.evaluation import LiveBatches, evaluate_linear, held_out_rows
+from dinov2.eval.linear.given_head import evaluate_head
 from dinov2.eval.linear.grid import LEARNING_RATES, PRESETS, Head, LinearSettings, head_table, scale_lr
 from dinov2.eval.linear.heads import LinearHeads
 from dinov2.eval.linear.inputs import LinearClassifier, LinearPostprocessor, TokenColumns, create_linear_input
-from dinov2.eval.linear.scoring import TestSet, evaluate_head
 from dinov2.eval.linear.training import cached_batches, cosine_decay, train_heads
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "LinearPostprocessor",
     "LinearSettings",
     "LiveBatches",
-    "TestSet",
     "TokenColumns",
     "cached_batches",
     "cosine_decay",

@@ -8,22 +8,27 @@ becomes the reported one with `select_on="val"`.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dinov2.engine.checkpoint import CheckpointStore
-from dinov2.errors import ConfigError, DataError
-from dinov2.eval.classes import match_classes
+from dinov2.errors import ConfigError
+from dinov2.eval.classes import Classification, match_classes
 from dinov2.eval.linear.grid import PRESETS, LinearSettings, head_table
 from dinov2.eval.linear.heads import LinearHeads
 from dinov2.eval.linear.inputs import TokenColumns
-from dinov2.eval.linear.scoring import TestSet, scored
 from dinov2.eval.linear.training import Batches, cached_batches, train_heads
 from dinov2.eval.log_regression.evaluation import METRICS
-from dinov2.eval.log_regression.held_out import require_finite, selection_accuracy, stratified_split
-from dinov2.eval.outcome import Evaluation
+from dinov2.eval.log_regression.held_out import (
+    require_finite,
+    require_trainable,
+    selection_accuracy,
+    stratified_split,
+)
+from dinov2.eval.outcome import Evaluation, Outcome
+from dinov2.eval.scoring import scored
 from dinov2.features.cache import state_digest
 from dinov2.features.extract import Features
 from dinov2.features.results import Result
@@ -46,6 +51,8 @@ class LiveBatches:
     identity: Mapping[str, Any]
     note: str = ""
     """Joins the notes of the rows."""
+    n_images: int | None = None
+    """Different images that they are drawn from; None where `train` holds these very images."""
 
 
 def held_out_rows(labels: Tensor, *, seed: int = 0) -> Tensor:  # int64 [S] -> int64 [H]
@@ -62,9 +69,7 @@ def evaluate_linear(
     settings: LinearSettings | None = None,
     select_on: Literal["split", "val"] = "split",
     metric: str = "mean_accuracy",
-    label_sets: Tensor | None = None,
-    class_mapping: Tensor | None = None,
-    tests: Sequence[TestSet] = (),
+    tests: Sequence[tuple[str, Features]] = (),
     live: LiveBatches | None = None,
     checkpoints: CheckpointStore | None = None,
     evaluate_every: int = 1250,
@@ -80,11 +85,9 @@ def evaluate_linear(
         preset: `release` for the release's protocol, `short` for one that a CPU can do; `settings` goes before it.
         select_on: choose the head on training images held out of the training, or on `val` as the release does.
         metric: one of the release's names; the head is chosen by top-1, or by its mean over classes.
-        label_sets: several acceptable labels for each image of `val`, int64 [S, A] padded with -1, in the training
-            set's numbers: adds ReaL figures.
-        class_mapping: int64 [C_test]: the training label of each class of `val`, where `val` numbers its own.
-        tests: further sets that the chosen head is scored on.
-        live: trains on these batches in place of the rows of `train`, which then only serve to choose the head.
+        tests: further sets that the chosen head is scored on, and what to call them.
+        live: trains on these batches in place of the rows of `train`, which then only serve to choose the head (and
+            with `select_on="val"` to tell the classes, so that one row of each is enough).
         checkpoints: where training saves, and continues from.
         evaluate_every: iterations between two looks at the selection set.
         on_step: called with (iterations done, iterations in all).
@@ -107,15 +110,12 @@ def evaluate_linear(
         raise ConfigError(f"a head is chosen on split or val, not on {select_on!r}")
     settings = PRESETS[preset] if settings is None else settings
     columns = TokenColumns(train.features.shape[1], 1, pooled=False) if columns is None else columns
-    for features, which in ((train, "training"), (val, "validation")):
+    for features in (train, val, *(features for _, features in tests)):
         columns.rows(features.features)
-        require_finite(features.features, which=which)
-    reported = TestSet("", val, class_mapping=class_mapping, label_sets=label_sets)
-    task = match_classes(train, train)  # the classes 0 .. K - 1 of the training labels, ascending
-    if task.n_classes < 2:
-        raise DataError(
-            "all training images are of one class, and a classifier needs two; give images of another class"
-        )
+    task = require_trainable(train, val)
+    further = [(name, match_classes(train, features)) for name, features in tests]
+    for name, one in further:
+        require_finite(one.val_features, which=name)
 
     started = time.perf_counter()
     where = torch.device("cpu" if device is None else device)
@@ -123,17 +123,12 @@ def evaluate_linear(
     fitted, held_out = torch.arange(len(task.train_classes)), torch.arange(0)
     if select_on == "split":
         fitted, held_out = stratified_split(task.train_classes, at_most=_HELD_OUT_AT_MOST, seed=seed)
-    notes, on_val = (
-        _notes(settings, preset, live, columns),
-        match_classes(train, val) if class_mapping is None else None,
-    )
+    notes = _notes(settings, preset, live, columns)
     if select_on == "split":
-        chosen_on = task.train_features[held_out], task.train_classes[held_out]
+        chosen_on = _Scored(task.train_features[held_out], task.train_classes[held_out])
         named = f"{len(held_out)} of {len(task.train_classes)} training images"
-    elif on_val is None:
-        raise ConfigError("a head cannot be chosen on a set with a class mapping; leave select_on as it is")
     else:
-        chosen_on, named = (on_val.val_features, on_val.val_classes), "reported set"
+        chosen_on, named = _Scored.of(task), "reported set"
         notes.append("the head was chosen on the reported set itself, which flatters the figure")
     if live is None:
         rows, classes = task.train_features[fitted], task.train_classes[fitted]
@@ -150,7 +145,7 @@ def evaluate_linear(
             on_step(done, settings.n_iterations)
         if done % evaluate_every == 0 and done != settings.n_iterations:
             looks.append(done)
-            for curve, value in zip(curves, _accuracies(heads, *chosen_on, metric), strict=True):
+            for curve, value in zip(curves, _accuracies(heads, chosen_on, metric), strict=True):
                 curve.append(100 * value)
 
     identity = {**live.identity, "batch_size": settings.batch_size, "seed": seed, "n_held_out": len(held_out)}
@@ -165,18 +160,18 @@ def evaluate_linear(
     )
     if began:
         notes.append(f"training continued from iteration {began}")
-    accuracies = _accuracies(heads, *chosen_on, metric)
+    accuracies = _accuracies(heads, chosen_on, metric)
     best = max(range(len(accuracies)), key=accuracies.__getitem__)  # the first of equals, in the order of the grid
     if accuracies[best] == 0:
         notes.append("no head was right about a single image that heads are chosen on")
-    on_reported = None if on_val is None else _accuracies(heads, on_val.val_features, on_val.val_classes, metric)
+    on_reported = accuracies if select_on == "val" else _accuracies(heads, _Scored.of(task), metric)
     grid = [
         {
             "name": head.name,
             "release_name": head.release_name,
             "rate": head.rate,
             "selection": 100 * accuracies[i],
-            "reported": None if on_reported is None else 100 * on_reported[i],
+            "reported": 100 * on_reported[i],
         }
         for i, head in enumerate(heads.table)
     ]
@@ -185,36 +180,58 @@ def evaluate_linear(
         "rate": heads.table[best].rate,
         "selected_on": named,
         "selected_by": metric,
-        "best_of_grid_on_reported": None if on_reported is None else 100 * max(on_reported),
+        "best_of_grid_on_reported": 100 * max(on_reported),
         "grid": grid,
         "curve": {"iterations": looks, "selection": curves[best]},
         "n_iterations": settings.n_iterations,
         "batch_size": settings.batch_size,
-        "n_classes": task.n_classes,
-        "n_train": len(fitted),
+        "n_train": len(fitted) if live.n_images is None else live.n_images,
     }
     result_rows: list[Result] = []
-    outcomes = {}
-    for test in (reported, *tests):
-        fields = {**(provenance or {}), "settings": table, "seed": seed, "notes": tuple(notes)}
-        fields |= {"dataset": test.name} if test.name else {}
-        logits = heads.head_logits(best, columns.rows(test.features.features))
-        one = scored(logits, train, test, seconds=time.perf_counter() - started, **fields)
-        result_rows += one.rows
-        key = heads.table[best].name
-        outcomes[f"{test.name}: {key}" if test.name else key] = one.outcome
+    outcomes: dict[str, Outcome] = {}
+    name_of_head = heads.table[best].name
+    for name, one in (("", task), *further):
+        fields = {**(provenance or {}), "seed": seed, **({"dataset": name} if name else {})}
+        logits = one.answers.columns(heads.head_logits(best, columns.rows(one.val_features)))
+        of_set, outcomes[f"{name}: {name_of_head}" if name else name_of_head] = scored(
+            one,
+            logits.softmax(dim=1),
+            method="linear",
+            settings=table,
+            notes=tuple(notes),
+            seconds=time.perf_counter() - started,
+            **fields,
+        )
+        result_rows += of_set
     return Evaluation(result_rows, outcomes)
 
 
-def _accuracies(heads: LinearHeads, rows: Tensor, classes: Tensor, metric: str) -> list[float]:
+class _Scored(NamedTuple):
+    """Images that heads are compared on."""
+
+    features: Tensor
+    targets: Tensor
+    """Answers, where these are not all classes."""
+    columns: Callable[[Tensor], Tensor] = lambda logits: logits
+    """Of logits of all classes those of the answers."""
+
+    @classmethod
+    def of(cls, task: Classification) -> "_Scored":
+        return cls(task.val_features, task.answers.targets, task.answers.columns)
+
+
+def _accuracies(heads: LinearHeads, scored_on: _Scored, metric: str) -> list[float]:
     """The selection figure of every head, in the order of the table."""
     # Scores of all heads take far more room than the features, so images go through in blocks; predictions are kept.
     size = max(1, 32_000_000 // (len(heads.table) * heads.n_classes))
-    best = [heads.logits(block).nan_to_num(nan=-torch.inf).max(dim=2) for block in rows.split(size)]
-    values, found = (torch.cat([part[i] for part in best], dim=1).cpu() for i in (0, 1))  # [heads, S]
+    values, found = [], []
+    for block in scored_on.features.split(size):
+        best = scored_on.columns(heads.logits(block)).nan_to_num(nan=-torch.inf).max(dim=2)
+        values.append(best.values)
+        found.append(best.indices)
     # A head that diverged says nothing: its answer is a class that no image has.
-    found = torch.where(values.isfinite(), found, heads.n_classes)
-    return [selection_accuracy(_one_hot(one, heads.n_classes), classes, metric=metric) for one in found]
+    predictions = torch.where(torch.cat(values, dim=1).isfinite(), torch.cat(found, dim=1), heads.n_classes).cpu()
+    return [selection_accuracy(_one_hot(one, heads.n_classes), scored_on.targets, metric=metric) for one in predictions]
 
 
 def _one_hot(predictions: Tensor, n_classes: int) -> Tensor:  # int64 [S], up to K -> [S, K + 1]

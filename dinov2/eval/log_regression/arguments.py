@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from dinov2.eval.log_regression.evaluation import DEFAULT_MAX_ITER, METRICS
-from dinov2.eval.setup import get_args_parser as get_setup_args_parser
+from dinov2.eval.setup import evaluation_parser
 
 __all__ = ["get_args_parser"]
 
@@ -15,11 +15,7 @@ def get_args_parser(
     add_help: bool = True,
 ) -> argparse.ArgumentParser:
     """The flags of the release's logistic-regression command, with its defaults."""
-    parser = argparse.ArgumentParser(
-        description=description, parents=[*parents, get_setup_args_parser(add_help=False)], add_help=add_help
-    )
-    parser.add_argument("--train-dataset", default="ImageNet:split=TRAIN", help="labelled images to fit on")
-    parser.add_argument("--val-dataset", default="ImageNet:split=VAL", help="labelled images to score")
+    parser = evaluation_parser(description, parents, add_help, train="to fit on", val="to score")
     parser.add_argument("--finetune-dataset-str", help="labelled images to choose C on; they join the final fit")
     parser.add_argument(
         "--finetune-on-val", action="store_true", help="choose C on the images that are scored, which flatters"

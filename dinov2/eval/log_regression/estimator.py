@@ -72,12 +72,17 @@ def fit_path(
         start: a solution to start from, such as one of another C or of part of the features.
 
     Raises:
-        DataError: fewer than two classes, or a feature is not finite.
+        DataError: fewer than two classes, a feature is not finite, or a library lacks images of a class.
         ConfigError: a C that is not positive.
         MissingDependency: `backend` names a library that is not installed.
     """
     _check(features, classes, n_classes, Cs)
     if backend != "torch":
+        if (n_present := len(classes.unique())) < n_classes:
+            raise DataError(
+                f"{backend} fits the classes that it sees, which are {n_present} of {n_classes}; let the torch backend "
+                "fit, or hold out images of every class alike"
+            )
         found = [fit_with_library(backend, features, classes, C=C, tol=tol, max_iter=max_iter, dtype=dtype) for C in Cs]
         return [Fitted(C, *one, gradient=float("nan")) for C, one in zip(Cs, found, strict=True)]
 

@@ -6,7 +6,7 @@ possible, and noted in every row.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,17 +14,16 @@ from torch import Tensor
 
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import Classification, match_classes
-from dinov2.eval.knn_outcome import scored_rows
 from dinov2.eval.log_regression.estimator import Backend, Fitted, fit_path
 from dinov2.eval.log_regression.held_out import (
-    classifier_outcome,
     random_split,
-    real_rows,
     require_finite,
+    require_trainable,
     selection_accuracy,
     stratified_split,
 )
 from dinov2.eval.outcome import Evaluation
+from dinov2.eval.scoring import scored
 from dinov2.features.extract import Features
 
 __all__ = ["C_GRID", "DEFAULT_MAX_ITER", "METRICS", "SelectOn", "evaluate_log_regression"]
@@ -47,10 +46,13 @@ class _Choice(NamedTuple):
     fit_features: Tensor
     fit_classes: Tensor
     scored_features: Tensor
-    scored_classes: Tensor
+    scored_targets: Tensor
+    """Answers, where the set is scored among its own classes."""
     final_features: Tensor
     final_classes: Tensor
     named: str
+    columns: Callable[[Tensor], Tensor] = lambda scores: scores
+    """Of scores of all classes those of the answers."""
 
 
 def evaluate_log_regression(
@@ -60,7 +62,6 @@ def evaluate_log_regression(
     finetune: Features | None = None,
     select_on: SelectOn = "split",
     metric: str = "mean_accuracy",
-    label_sets: Tensor | None = None,
     Cs: Sequence[float] = C_GRID,
     tol: float = 1e-4,
     max_iter: int = DEFAULT_MAX_ITER,
@@ -79,8 +80,6 @@ def evaluate_log_regression(
     Args:
         finetune: a labelled set to choose C on; it joins the training set for the final fit.
         metric: one of `METRICS`.
-        label_sets: several acceptable labels for each image of `val`, int64 [S, A] padded with -1, in the training
-            set's numbers: adds ReaL figures.
         Cs: the grid; a single value is taken without a choice.
         tol, max_iter, dtype, at_once, backend: as in `fit_path`.
         device: where to compute; None is the CPU.
@@ -98,13 +97,7 @@ def evaluate_log_regression(
         raise ConfigError(f"no metric is called {metric!r}; choose one of {', '.join(METRICS)}")
     if finetune is not None and select_on == "val":
         raise ConfigError("C is chosen either on the finetune set or on the validation set; leave one of them out")
-    task = match_classes(train, val)
-    if task.n_classes < 2:
-        raise DataError(
-            "all training images are of one class, and a classifier needs two; give images of another class"
-        )
-    require_finite(task.train_features, which="training")
-    require_finite(task.val_features, which="validation")
+    task = require_trainable(train, val)
 
     started = time.perf_counter()
     where = torch.device("cpu" if device is None else device)
@@ -116,7 +109,8 @@ def evaluate_log_regression(
     if len(Cs) > 1:
         fits = fit_path(choice.fit_features, choice.fit_classes, Cs=sorted(Cs), at_once=at_once, **common)
         for fit in fits:
-            value = selection_accuracy(fit.scores(choice.scored_features), choice.scored_classes, metric=metric)
+            scores = choice.columns(fit.scores(choice.scored_features))
+            value = selection_accuracy(scores, choice.scored_targets, metric=metric)
             curve.append(
                 {"C": fit.C, "accuracy": 100 * value, "iterations": fit.n_iterations, "converged": fit.converged}
             )
@@ -130,14 +124,12 @@ def evaluate_log_regression(
     if unfinished:
         notes.append(f"fits for C = {', '.join(unfinished)} stopped short of their tolerance while C was chosen")
 
-    outcome = classifier_outcome(best.scores(task.val_features.to(where)).softmax(dim=1), task, train, val)
-    seconds = time.perf_counter() - started
+    probabilities = task.answers.columns(best.scores(task.val_features.to(where))).softmax(dim=1)
     settings = {
         "C": chosen,
         "selected_on": choice.named if len(Cs) > 1 else "nothing: one C was given",
         "selected_by": metric,
         "curve": curve,
-        "n_classes": task.n_classes,
         "n_train": len(choice.final_features),
         "tol": tol,
         "max_iter": max_iter,
@@ -146,13 +138,16 @@ def evaluate_log_regression(
         "backend": backend,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    fields = {**(provenance or {}), "settings": settings, "seconds": seconds, "notes": (*task.notes, *notes)}
-    rows = scored_rows(outcome, task="logistic", seed=seed, **fields)
-    if label_sets is not None:
-        assert train.labels is not None  # `match_classes` has seen to it
-        labels = train.labels[train.labels >= 0].unique()
-        scores = best.scores(val.features.to(where)).cpu()  # of all images: those without one label may have several
-        rows += real_rows(scores, labels, label_sets, task="logistic", seed=seed, **fields)
+    rows, outcome = scored(
+        task,
+        probabilities,
+        method="logistic",
+        settings=settings,
+        notes=tuple(notes),
+        seed=seed,
+        seconds=time.perf_counter() - started,
+        **(provenance or {}),
+    )
     return Evaluation(rows, {f"C={chosen:.4g}": outcome})
 
 
@@ -168,16 +163,24 @@ def _choice(
     if finetune is not None:
         other = match_classes(train, finetune)
         require_finite(other.val_features, which="finetune")
-        scored = other.val_features.to(where), other.val_classes.to(where)
-        known = scored[1] >= 0
-        final = torch.cat([features, scored[0][known]]), torch.cat([classes, scored[1][known]])
-        notes = [note for note in other.notes if note not in task.notes]
-        return _Choice(features, classes, *scored, *final, "finetune set"), notes
+        more = other.val_features.to(where)
+        known = (other.val_classes >= 0).to(where)
+        return _Choice(
+            features,
+            classes,
+            more,
+            other.answers.targets.to(where),
+            torch.cat([features, more[known]]),
+            torch.cat([classes, other.val_classes.to(where)[known]]),
+            "finetune set",
+            other.answers.columns,
+        ), [f"finetune set: {note}" for note in other.notes if note not in task.notes]
     match select_on:
         case "val":
             note = "C was chosen on the reported set itself, which flatters the figure"
-            scored = task.val_features.to(where), task.val_classes.to(where)
-            return _Choice(features, classes, *scored, features, classes, "reported set"), [note]
+            answers = task.answers
+            scored_on = task.val_features.to(where), answers.targets.to(where)
+            return _Choice(features, classes, *scored_on, features, classes, "reported set", answers.columns), [note]
         case "split":
             fitted, held_out = stratified_split(classes, seed=seed)
         case "random-split":

@@ -5,7 +5,6 @@ matters more than which are scored. All of the validation set is scored each tim
 inside the support: nothing else is looked at.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,13 +14,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.classes import Classification, few_shot_rows, match_classes
+from dinov2.eval.classes import Classification, few_shot_rows
 from dinov2.eval.log_regression.estimator import fit_path
 from dinov2.eval.log_regression.evaluation import C_GRID
-from dinov2.eval.log_regression.held_out import classifier_outcome, require_finite, selection_accuracy
+from dinov2.eval.log_regression.held_out import require_trainable, selection_accuracy
 from dinov2.eval.outcome import Evaluation, Outcome
+from dinov2.eval.scoring import class_counts, figures_of_ranks, image_ranks, rows_of_tries
 from dinov2.features.extract import Features
-from dinov2.features.metrics import mean_interval
 from dinov2.features.results import Result
 
 __all__ = ["FewShotMethod", "class_mean_scores", "cross_validated_C", "evaluate_few_shot"]
@@ -33,7 +32,7 @@ _TEMPERATURE = 0.07  # that of k-NN, so that probabilities of the two can be com
 
 
 class _Answer(NamedTuple):
-    probabilities: Tensor
+    probabilities: Tensor  # [Q, A]
     C: float | None
 
 
@@ -48,7 +47,7 @@ def evaluate_few_shot(
     allow_fewer: bool = False,
     provenance: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Top-1 accuracy, in percent, of classifying `val` from `shots` images of each class of `train`.
+    """Accuracies, in percent, of classifying `val` from `shots` images of each class of `train`.
 
     Supports are the release's draws with the seeds 0 .. n_tries - 1 (`few_shot_rows`); their image numbers are in the
     settings. With a single image of each class nothing can be validated, and C is 1. Outcomes are those of seed 0.
@@ -63,13 +62,7 @@ def evaluate_few_shot(
     answer = {"class-mean": _by_class_mean, "logistic": lambda X, y, task: _by_logistic(X, y, task, Cs)}
     if unknown := [method for method in methods if method not in answer]:
         raise ConfigError(f"no few-shot method is called {unknown[0]!r}; choose among {', '.join(answer)}")
-    task = match_classes(train, val)
-    if task.n_classes < 2:
-        raise DataError(
-            "all training images are of one class, and a classifier needs two; give images of another class"
-        )
-    require_finite(task.train_features, which="training")
-    require_finite(task.val_features, which="validation")
+    task = require_trainable(train, val)
     fewest = int(torch.bincount(task.train_classes).min())
     if fewest < max(shots) and not allow_fewer:
         raise DataError(
@@ -86,39 +79,33 @@ def evaluate_few_shot(
         supports = [few_shot_rows(task.train_classes, n_per_class=n, seed=seed) for seed in range(n_tries)]
         for method in methods:
             started = time.perf_counter()
-            values, chosen = [], []
+            figures, chosen = [], []
             for support in supports:
                 found = answer[method](task.train_features[support], task.train_classes[support], task)
-                outcome = classifier_outcome(found.probabilities, task, train, val)
-                outcomes.setdefault(f"{method} {n} shots", outcome)
-                values.append(100 * selection_accuracy(outcome.probabilities, outcome.targets, metric="mean_accuracy"))
+                outcomes.setdefault(f"{method} {n} shots", task.answers.outcome(found.probabilities))
+                ranks = image_ranks(found.probabilities, task.answers.targets, task.answers.label_sets)
+                figures.append(figures_of_ranks(ranks, task.answers))
                 chosen.append(found.C)
             settings = {
                 "method": method,
                 "shots": n,
-                "tries": values,
-                "std": statistics.stdev(values) if n_tries > 1 else None,
                 "C": chosen if method == "logistic" else None,
                 "supports": [positions[support].tolist() for support in supports],
-                "n_classes": task.n_classes,
+                **class_counts(task),
             }
             notes = list(task.notes)
             if fewest < n:
                 notes.append(f"classes with fewer than {n} training images brought what they have")
             if method == "logistic" and n == 1:
                 notes.append("one image of each class leaves nothing to choose C on: it is 1")
-            fields: dict[str, Any] = {**(provenance or {}), "settings": settings, "notes": tuple(notes)}
-            interval = mean_interval(values) if n_tries > 1 else None
-            rows.append(
-                Result(
-                    task="few-shot",
-                    metric="top-1",
-                    value=statistics.fmean(values),
-                    ci=None if interval is None else (max(0.0, interval[0]), min(100.0, interval[1])),
-                    n=len(task.val_classes),
-                    seconds=time.perf_counter() - started,
-                    **fields,
-                )
+            rows += rows_of_tries(
+                figures,
+                method="few-shot",
+                settings=settings,
+                drawn=True,
+                seconds=time.perf_counter() - started,
+                notes=tuple(notes),
+                **(provenance or {}),
             )
     return Evaluation(rows, outcomes)
 
@@ -155,10 +142,10 @@ def cross_validated_C(support: Tensor, classes: Tensor, *, n_classes: int, Cs: S
 
 def _by_class_mean(support: Tensor, classes: Tensor, task: Classification) -> _Answer:
     scores = class_mean_scores(support, classes, task.val_features, n_classes=task.n_classes)
-    return _Answer((scores / _TEMPERATURE).softmax(dim=1), None)
+    return _Answer((task.answers.columns(scores) / _TEMPERATURE).softmax(dim=1), None)
 
 
 def _by_logistic(support: Tensor, classes: Tensor, task: Classification, Cs: Sequence[float]) -> _Answer:
     C = cross_validated_C(support, classes, n_classes=task.n_classes, Cs=Cs)
     (fit,) = fit_path(support, classes, n_classes=task.n_classes, Cs=[C])
-    return _Answer(fit.scores(task.val_features).softmax(dim=1), C)
+    return _Answer(task.answers.columns(fit.scores(task.val_features)).softmax(dim=1), C)

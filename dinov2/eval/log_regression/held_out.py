@@ -1,25 +1,26 @@
-"""What classifiers share: images held out to choose a setting on, the figure it is chosen by, outcomes, ReaL rows."""
-
-from typing import Any
+"""What trained classifiers share: sets fit to train on, images held out to choose a setting on, the figure it is by."""
 
 import torch
 from torch import Tensor
 
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.classes import Classification
-from dinov2.eval.outcome import Outcome
+from dinov2.eval.classes import Classification, match_classes
 from dinov2.features.extract import Features
-from dinov2.features.metrics import real_accuracy, target_ranks, wilson_interval
-from dinov2.features.results import Result
+from dinov2.features.metrics import per_class_means, target_ranks
 
-__all__ = [
-    "classifier_outcome",
-    "random_split",
-    "real_rows",
-    "require_finite",
-    "selection_accuracy",
-    "stratified_split",
-]
+__all__ = ["random_split", "require_finite", "require_trainable", "selection_accuracy", "stratified_split"]
+
+
+def require_trainable(train: Features, val: Features) -> Classification:
+    """The matched sets (`match_classes`). Raises `DataError` for one class only, or features that are not finite."""
+    task = match_classes(train, val)
+    if task.n_classes < 2:
+        raise DataError(
+            "all training images are of one class, and a classifier needs two; give images of another class"
+        )
+    require_finite(task.train_features, which="training")
+    require_finite(task.val_features, which="validation")
+    return task
 
 
 def stratified_split(
@@ -27,8 +28,9 @@ def stratified_split(
 ) -> tuple[Tensor, Tensor]:  # int64 [S] -> int64 [F], int64 [H]
     """Rows to fit on and rows held out, both ascending: `share` of each class, rounded, but never its only image.
 
-    `at_most` bounds the rows held out in all. The draw depends on the seed and the classes alone: not on the device,
-    the number of processes or the features. Raises `DataError` when every class has a single image.
+    `at_most` bounds the rows held out in all, though a class of two images or more always gives one. The draw depends
+    on the seed and the classes alone: not on the device, the number of processes or the features. Raises `DataError`
+    when every class has a single image.
     """
     if not 0 < share < 1:
         raise ConfigError(f"the share of training images to hold out is {share}; write a number between 0 and 1")
@@ -65,47 +67,7 @@ def selection_accuracy(scores: Tensor, targets: Tensor, *, metric: str) -> float
     hit = ((target_ranks(scores, targets.clamp_min(0)) == 0) & (targets >= 0)).cpu()
     if metric not in ("mean_per_class_accuracy", "per_class_accuracy"):
         return float(hit.double().mean())
-    targets = targets.cpu()
-    known = targets >= 0
-    n_images = torch.bincount(targets[known], minlength=scores.shape[1])
-    n_hits = torch.bincount(targets[known], weights=hit[known].double(), minlength=scores.shape[1])
-    return float((n_hits / n_images)[n_images > 0].mean())
-
-
-def classifier_outcome(probabilities: Tensor, task: Classification, train: Features, val: Features) -> Outcome:
-    """The outcome of probabilities [S, C] for `task.val_features`, with class names and image numbers."""
-    assert train.labels is not None and val.labels is not None  # `match_classes` has seen to it
-    present = [label for label in train.labels.unique().tolist() if label >= 0]
-    names = tuple(train.class_names[label] if train.class_names else str(label) for label in present)
-    positions = torch.arange(len(val)) if val.indices is None else val.indices
-    return Outcome(probabilities.float().cpu(), task.val_classes, names, positions[val.labels >= 0])
-
-
-def real_rows(logits: Tensor, labels: Tensor, label_sets: Tensor, **fields: Any) -> list[Result]:
-    """`real top-1` and `real top-5`, in percent, of scores [S, K] for the training labels `labels` [K], ascending.
-
-    `label_sets` int64 [S, A], padded with -1, holds the acceptable labels of each image; images without any are left
-    out, and a label that nothing was trained on cannot be hit. Raises `DataError` when the shapes do not fit.
-    """
-    if label_sets.ndim != 2 or len(label_sets) != len(logits):
-        raise DataError(
-            f"the label sets are {list(label_sets.shape)} for {len(logits)} images; give one row for each image, "
-            "padded with -1"
-        )
-    position = torch.searchsorted(labels, label_sets).clamp_max(len(labels) - 1)
-    known = (label_sets >= 0) & (labels[position] == label_sets)
-    # An image whose labels are all unknown stays an error: it gets a class beyond the last, which has no score.
-    beyond = torch.where(label_sets >= 0, len(labels), -1)
-    without = logits.new_full((len(logits), 1), -torch.inf)
-    n = int((label_sets >= 0).any(dim=1).sum())
-    rows = []
-    for k in (1, 5):
-        value = real_accuracy(
-            torch.cat([logits, without], dim=1), torch.where(known, position, beyond), k=min(k, len(labels))
-        )
-        low, high = (100 * bound for bound in wilson_interval(round(value * n), n))
-        rows.append(Result(metric=f"real top-{k}", value=100 * value, ci=(low, high), n=n, **fields))
-    return rows
+    return float(per_class_means(hit, targets.cpu(), n_classes=scores.shape[1]).nanmean())
 
 
 def require_finite(features: Tensor, *, which: str) -> None:

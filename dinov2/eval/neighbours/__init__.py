@@ -6,7 +6,7 @@ in float64, `shares.py` spreads a search over several processes, `faiss_index.py
 """
 
 from dinov2.eval.neighbours.search import nearest_neighbours
-from dinov2.eval.neighbours.shares import neighbours_of_own_queries, neighbours_of_shared_rows
+from dinov2.eval.neighbours.shares import neighbours_of_own_queries, neighbours_of_shared_rows, own_share
 from dinov2.eval.neighbours.shortlist import merge_neighbours
 from dinov2.eval.neighbours.vote import soft_vote
 
@@ -15,5 +15,6 @@ __all__ = [
     "nearest_neighbours",
     "neighbours_of_own_queries",
     "neighbours_of_shared_rows",
+    "own_share",
     "soft_vote",
 ]

@@ -13,7 +13,13 @@ from dinov2 import distributed
 from dinov2.eval.neighbours.search import nearest_neighbours
 from dinov2.eval.neighbours.shortlist import merge_neighbours
 
-__all__ = ["neighbours_of_own_queries", "neighbours_of_shared_rows"]
+__all__ = ["neighbours_of_own_queries", "neighbours_of_shared_rows", "own_share"]
+
+
+def own_share(n: int) -> slice:
+    """This process's share of n rows, such that all shares in rank order are all rows; some are longer by one."""
+    rank, world_size = distributed.get_global_rank(), distributed.get_global_size()
+    return slice(n * rank // world_size, n * (rank + 1) // world_size)
 
 
 def neighbours_of_own_queries(
@@ -28,8 +34,7 @@ def neighbours_of_own_queries(
 
     All processes call with the same arguments and get all results.
     """
-    rank, world_size = distributed.get_global_rank(), distributed.get_global_size()
-    own = slice(len(queries) * rank // world_size, len(queries) * (rank + 1) // world_size)
+    own = own_share(len(queries))
     found = nearest_neighbours(queries[own], train, k=k, exclude=None if exclude is None else exclude[own], **options)
     similarities, indices = (distributed.all_gather_rows(part) for part in found)
     return similarities, indices

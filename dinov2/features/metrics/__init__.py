@@ -5,6 +5,7 @@ image counted once; `figures` makes all of a classifier's figures from it, with 
 """
 
 from dinov2.features.metrics.accuracy import (
+    best_ranks,
     mean_per_class_accuracy,
     per_class_accuracy,
     per_class_means,
@@ -15,6 +16,7 @@ from dinov2.features.metrics.accuracy import (
     target_ranks,
     top_k_accuracy,
     top_k_hits,
+    voted_ranks,
 )
 from dinov2.features.metrics.calibration import (
     Bins,
@@ -33,6 +35,7 @@ from dinov2.features.metrics.corruption import (
     CorruptionErrors,
     corruption_errors,
     errors_by_part,
+    normalised_error,
 )
 from dinov2.features.metrics.figures import Figure, classification_figures
 from dinov2.features.metrics.intervals import (
@@ -42,6 +45,7 @@ from dinov2.features.metrics.intervals import (
     wilson_interval,
 )
 from dinov2.features.metrics.records import SampleRecords, gather_records, sample_records
+from dinov2.features.metrics.scoring import Scoring
 
 __all__ = [
     "ALEXNET_CLEAN_ERROR",
@@ -50,7 +54,9 @@ __all__ = [
     "CorruptionErrors",
     "Figure",
     "SampleRecords",
+    "Scoring",
     "area_under_risk_coverage",
+    "best_ranks",
     "bin_numbers",
     "bootstrap_interval",
     "bootstrap_statistic",
@@ -65,6 +71,7 @@ __all__ = [
     "mean_interval",
     "mean_per_class_accuracy",
     "negative_log_likelihoods",
+    "normalised_error",
     "per_class_accuracy",
     "per_class_means",
     "real_accuracy",
@@ -76,5 +83,6 @@ __all__ = [
     "target_ranks",
     "top_k_accuracy",
     "top_k_hits",
+    "voted_ranks",
     "wilson_interval",
 ]

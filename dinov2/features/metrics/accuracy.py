@@ -13,6 +13,7 @@ from torch import Tensor
 from dinov2.errors import DataError
 
 __all__ = [
+    "best_ranks",
     "mean_per_class_accuracy",
     "per_class_accuracy",
     "per_class_means",
@@ -23,6 +24,7 @@ __all__ = [
     "target_ranks",
     "top_k_accuracy",
     "top_k_hits",
+    "voted_ranks",
 ]
 
 
@@ -37,6 +39,27 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:  # [S, C], int64 [S
     earlier = (scores == own) & (classes < targets.unsqueeze(1))
     ranks = ((scores > own) | scores.isnan() | earlier).sum(dim=1)
     return torch.where(own.squeeze(1).isfinite(), ranks, scores.shape[1])
+
+
+def voted_ranks(probabilities: Tensor, targets: Tensor) -> Tensor:  # [S, C], int64 [S] -> int64 [S]
+    """`target_ranks`, where a target of -1 (a class that is no answer) or without any probability has rank C.
+
+    Without that rule top-5 would depend on chance: among k neighbours fewer than five classes are common, and a sorting
+    routine fills the five with arbitrary classes of score zero.
+    """
+    known = targets.clamp_min(0)
+    voted_for = (targets >= 0) & (probabilities.gather(1, known.unsqueeze(1)).squeeze(1) > 0)
+    return torch.where(voted_for, target_ranks(probabilities, known), probabilities.shape[1])
+
+
+def best_ranks(probabilities: Tensor, label_sets: Tensor) -> Tensor:  # [S, C], int64 [S, A] -> int64 [S]
+    """The lowest of `voted_ranks` over the labels of each image; C for one without any.
+
+    Labels are classes, -1 for padding, or C for a right answer that is none of the classes.
+    """
+    n_classes = probabilities.shape[1]
+    targets = torch.where(label_sets < n_classes, label_sets, -1).unbind(dim=1)
+    return torch.stack([voted_ranks(probabilities, one) for one in targets]).amin(dim=0)
 
 
 def top_k_hits(scores: Tensor, targets: Tensor, *, k: int = 1) -> Tensor:  # -> bool [S]

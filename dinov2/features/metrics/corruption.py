@@ -16,7 +16,14 @@ from torch import Tensor
 
 from dinov2.errors import DataError
 
-__all__ = ["ALEXNET_CLEAN_ERROR", "ALEXNET_ERRORS", "CorruptionErrors", "corruption_errors", "errors_by_part"]
+__all__ = [
+    "ALEXNET_CLEAN_ERROR",
+    "ALEXNET_ERRORS",
+    "CorruptionErrors",
+    "corruption_errors",
+    "errors_by_part",
+    "normalised_error",
+]
 
 ALEXNET_ERRORS: Mapping[str, float] = {
     "gaussian_noise": 0.886428,
@@ -89,6 +96,16 @@ def corruption_errors(
         errors=means,
         normalised=normalised,
     )
+
+
+def normalised_error(corruption: str, errors: Sequence[float]) -> float | None:
+    """CE of one corruption from its errors by severity; None where AlexNet's are not known.
+
+    They are for the benchmark's 15 corruptions, and for the five severities together.
+    """
+    if corruption not in ALEXNET_ERRORS or len(errors) != _N_SEVERITIES:
+        return None
+    return statistics.fmean(errors) / ALEXNET_ERRORS[corruption]
 
 
 def errors_by_part(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dinov2 import distributed
-from dinov2.features.metrics.accuracy import target_ranks
+from dinov2.features.metrics.accuracy import voted_ranks
 from dinov2.features.metrics.calibration import brier_scores, negative_log_likelihoods
 
 __all__ = ["SampleRecords", "gather_records", "sample_records"]
@@ -66,18 +66,15 @@ def sample_records(
     """
     log_losses, brier = negative_log_likelihoods(probabilities, targets), brier_scores(probabilities, targets)
     confidences, predictions = probabilities.max(dim=1)
-    known = targets.clamp_min(0)
-    voted_for = (targets >= 0) & (probabilities.gather(1, known.unsqueeze(1)).squeeze(1) > 0)
-    n_classes = probabilities.shape[1]
     return SampleRecords(
         indices=(torch.arange(len(targets)) if indices is None else indices).cpu(),
         targets=targets.cpu(),
         predictions=torch.where(confidences > 0, predictions, -1).cpu(),
         confidences=confidences.cpu(),
-        ranks=torch.where(voted_for, target_ranks(probabilities, known), n_classes).cpu(),
+        ranks=voted_ranks(probabilities, targets).cpu(),
         log_losses=log_losses.cpu(),
         brier=brier.cpu(),
-        n_classes=n_classes,
+        n_classes=probabilities.shape[1],
     )
 
 

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -88,11 +89,15 @@ class PartsFolder:
         (self.path / _STOPPED).unlink(missing_ok=True)
         kept = manifest_of(self.path)
         if kept is not None:
-            if changed := differences(kept["request"], request):
+            changed = differences(kept["request"], request)
+            if changed and any(record.rows for record in self.finished().values()):
                 raise DataError(
                     f"{self.path} was begun with other settings: {'; '.join(changed[:4])}; repeat the settings of "
                     "then, choose another output, or start anew with --overwrite"
                 )
+            if changed:  # nothing was computed yet that could be lost
+                shutil.rmtree(self.path)
+                self.path.mkdir()
         elif any(self.path.glob("*part-*")):
             raise DataError(f"the unfinished features in {self.path} have lost their manifest; use --overwrite")
         write_json(self.path / MANIFEST, {"schema": 1, "state": "unfinished", "request": request, **about})

@@ -11,6 +11,7 @@ from dinov2.report.evaluation.record import EvaluationRecord, MethodRecord, Pict
 __all__ = [
     "class_bars",
     "confusion_table",
+    "dot_card",
     "dots",
     "figure_table",
     "legend",
@@ -19,6 +20,7 @@ __all__ = [
     "pairs_of_classes",
     "percent",
     "reliability_chart",
+    "scale_line",
 ]
 
 _MOST_CLASSES = 24
@@ -53,31 +55,45 @@ def dots(record: EvaluationRecord, metric: str = "top-1") -> str:
     margin = max(0.02, 0.08 * (high - low))
     low, high = max(0.0, low - margin), min(1.0, high + margin)
 
-    def at(value: float) -> str:
-        return f"{100 * (value - low) / (high - low):.2f}%"
-
     blocks = []
     for method in record.method_names():
         lines = []
         for one, estimate in shown:
             if one.method != method:
                 continue
-            color = f"var(--c{record.color(one.model)})"
-            label = f"{one.model}, {method}: {percent(estimate.value)} % ({_interval(estimate)})"
-            lines.append(
-                f'<div class="who">{escape(one.model)}</div>'
-                f'<div class="scale" role="img" aria-label="{escape(label)}">'
-                f'<i class="range" style="left:{at(estimate.low)};right:calc(100% - {at(estimate.high)});'
-                f'background:{color}"></i>'
-                f'<i class="point" style="left:{at(estimate.value)};background:{color}"></i></div>'
-                f'<div class="value">{percent(estimate.value)}<small> {_interval(estimate)}</small></div>'
-            )
+            lines.append(scale_line(one.model, estimate, low, high, color=record.color(one.model), about=method))
         setting = next((one.setting for one in record.of(method)), "")
         same = all(one.setting == setting for one in record.of(method))
         head = f"{escape(method)} <span>{escape(setting) if same else ''}</span>"
-        blocks.append(f'<h3>{head}</h3><div class="dots">{"".join(lines)}</div>')
+        blocks.append(f"<h3>{head}</h3>{''.join(lines)}")
+    return dot_card("".join(blocks), low, high)
+
+
+def dot_card(lines: str, low: float, high: float) -> str:
+    """Lines of `scale_line`, with headings between them, above the ends of their scale."""
     ends = f"<span>{percent(low, digits=0)} %</span><span>{percent(high, digits=0)} %</span>"
-    return f'<div class="card dotcard">{"".join(blocks)}<div class="ends">{ends}</div></div>'
+    return f'<div class="card dots">{lines}<div class="ends">{ends}</div></div>'
+
+
+def scale_line(who: str, estimate: Estimate, low: float, high: float, *, color: int, about: str = "") -> str:
+    """A point on a scale from `low` to `high`, with its interval unless that is not known (NaN)."""
+
+    def at(value: float) -> str:
+        return f"{100 * (value - low) / (high - low):.2f}%"
+
+    span = label = ""
+    if math.isfinite(estimate.low) and math.isfinite(estimate.high):
+        label = _interval(estimate)
+        span = (
+            f'<i class="range" style="left:{at(estimate.low)};right:calc(100% - {at(estimate.high)});'
+            f'background:var(--c{color})"></i>'
+        )
+    spoken = f"{', '.join(filter(None, [who, about]))}: {percent(estimate.value)} %{f' ({label})' if label else ''}"
+    return (
+        f'<div class="who">{escape(who)}</div><div class="scale" role="img" aria-label="{escape(spoken)}">{span}'
+        f'<i class="point" style="left:{at(estimate.value)};background:var(--c{color})"></i></div>'
+        f'<div class="value">{percent(estimate.value)}<small> {label}</small></div>'
+    )
 
 
 def figure_table(record: EvaluationRecord) -> str:

@@ -1,13 +1,22 @@
 """What the page of an evaluation is told, in plain values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dinov2.eval.comparison import Comparison, Estimate
 from dinov2.eval.mistakes import ClassRecall, Confused, Mistake
 from dinov2.features.metrics import Bins
+from dinov2.report.neighbour_page import ShotRow
 
-__all__ = ["EvaluationRecord", "MethodRecord", "ModelRecord", "PairRecord", "PicturedMistake"]
+__all__ = [
+    "EvaluationRecord",
+    "MethodRecord",
+    "ModelRecord",
+    "PairRecord",
+    "PicturedMistake",
+    "QueryGroup",
+    "RetrievalRecord",
+]
 
 
 @dataclass(frozen=True)
@@ -91,3 +100,29 @@ class EvaluationRecord:
         """The number of a model in the theme's palette."""
         names = [one.name for one in self.models]
         return 1 + names.index(model) % 5
+
+
+@dataclass(frozen=True)
+class QueryGroup:
+    """Some queries and what they found."""
+
+    heading: str
+    lead: str
+    rows: Sequence[ShotRow]
+
+
+@dataclass(frozen=True)
+class RetrievalRecord:
+    """Everything on the page of a retrieval."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    """(name, value) for the head of the page."""
+    figures: Mapping[str, Mapping[str, Estimate]]
+    """By protocol ("" where there is one only), then by metric, as fractions; NaN for bounds that are not known."""
+    precisions: Sequence[float]
+    """Average precision of the queries that were looked at."""
+    groups: Sequence[QueryGroup]
+    measured: Mapping[str, str]
+    notes: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)

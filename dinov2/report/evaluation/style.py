@@ -5,11 +5,11 @@ __all__ = ["EVALUATION_STYLE"]
 EVALUATION_STYLE = """
 .apart { margin-top: 1.5rem; }
 h3.apart { margin-bottom: .5rem; }
-.dotcard h3 { margin-top: 1.1rem; }
-.dotcard h3:first-child { margin-top: 0; }
-.dotcard h3 span { color: var(--muted); font-weight: 400; font-size: .82rem; }
 .dots { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr max-content; gap: .35rem 1rem;
-  align-items: center; margin-top: .4rem; }
+  align-items: center; }
+.dots h3 { grid-column: 1 / -1; margin-top: .9rem; }
+.dots h3:first-child { margin-top: 0; }
+.dots h3 span { color: var(--muted); font-weight: 400; font-size: .82rem; }
 .dots .who { color: var(--muted); font-size: .88rem; overflow-wrap: anywhere; max-width: 18rem; }
 .dots .value { font-weight: 600; font-variant-numeric: tabular-nums; text-align: right; }
 .dots small, .figures small { color: var(--muted); font-weight: 400; font-size: .8em; }
@@ -17,9 +17,11 @@ h3.apart { margin-bottom: .5rem; }
 .scale .range { position: absolute; top: 50%; height: 6px; margin-top: -3px; border-radius: 3px; opacity: .4; }
 .scale .point { position: absolute; top: 50%; width: 12px; height: 12px; margin: -6px 0 0 -6px; border-radius: 50%;
   box-shadow: 0 0 0 2px var(--card); }
-.ends { display: flex; justify-content: space-between; margin-top: .6rem; color: var(--muted); font-size: .75rem; }
+.ends { display: flex; justify-content: space-between; margin-top: .2rem; color: var(--muted); font-size: .75rem; }
+.dots .ends { grid-column: 2; }
 @media (max-width: 40rem) {
   .dots { grid-template-columns: 1fr max-content; } .dots .who { grid-column: 1 / -1; margin-top: .3rem; }
+  .dots .ends { grid-column: 1; }
 }
 .figures th[rowspan] { vertical-align: top; color: var(--ink); }
 .figures td { white-space: nowrap; }

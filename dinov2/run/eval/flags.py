@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,14 @@ def inputs_of(arguments: argparse.Namespace, **rest: Any) -> Inputs:
 
 
 def report_rows(rows: Sequence[Result], folder: Path) -> None:
-    """A line for each figure, and where they were written."""
-    for row in rows:
-        which = f"k={row.k} " if row.k is not None else ""
-        print(f"{which}{row.metric}: {row.value:.2f} %", flush=True)
+    """A line for each figure, of several data sets below their names, then the notes and where all was written."""
+    of_several = len({row.dataset for row in rows}) > 1
+    for dataset, own in groupby(rows, key=lambda row: row.dataset):
+        if of_several:
+            print(f"{dataset}:", flush=True)
+        for row in own:
+            which = f"k={row.k} " if row.k is not None else ""
+            print(f"{which}{row.metric}: {row.value:.2f} %", flush=True)
+    for note in dict.fromkeys(note for row in rows for note in row.notes):
+        print(f"note: {note}", flush=True)
     print(f"results are in {folder}", flush=True)

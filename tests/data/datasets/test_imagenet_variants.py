@@ -13,10 +13,11 @@ import torch
 from dinov2.data import make_dataset
 from dinov2.data.datasets import ImageNetA, ImageNetC, ImageNetR, ImageNetReaL, ImageNetSketch, ImageNetV2
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
-from dinov2.data.datasets.imagenet_variants import ImageNetTestSet
+from dinov2.data.datasets.imagenet_variants import ImageNetTestSet, class_ids_of
 from dinov2.data.datasets.imagenet_variants.corrupted import CORRUPTIONS, SEVERITIES
+from dinov2.data.datasets.subset import Subset
 from dinov2.errors import DataError
-from dinov2.features.metrics import real_accuracy, restrict_scores, top_k_accuracy
+from dinov2.features.metrics import Scoring, real_accuracy, restrict_scores, top_k_accuracy
 from tests.data.datasets.trees import WNIDS, imagenet_tree, write_image
 
 STINGRAY, HEN = "n01498041", "n01514859"  # classes 6 and 8
@@ -314,3 +315,44 @@ def test_every_set_travels_to_a_worker_and_takes_transforms(tmp_path: Path) -> N
             target_transform=lambda target: -target,
         )
         assert changed[0] == ((8, 6), -dataset[0][1])
+
+
+# What features carry along of them.
+
+
+@pytest.mark.parametrize("column", ["wnid", "name"])
+def test_folders_named_by_identifiers_or_names_know_their_identifiers(tmp_path: Path, column: str) -> None:
+    for number in (8, 6):
+        write_image(tmp_path / getattr(IMAGENET_CLASSES[number], column) / "0.jpg")
+    write_image(tmp_path / "zzz" / "0.jpg")
+    dataset = make_dataset(str(tmp_path))
+    assert sorted(class_ids_of(dataset)) == [STINGRAY, HEN, "zzz"]
+    assert class_ids_of(Subset(dataset, np.array([2]))) == class_ids_of(dataset)
+
+
+def test_sets_that_know_their_identifiers_are_asked_and_other_names_tell_nothing(tmp_path: Path) -> None:
+    assert class_ids_of(ImageNetV2(v2_tree(tmp_path / "v2")))[8] == HEN
+    imagenet_tree(tmp_path / "imagenet")
+    assert class_ids_of(make_dataset(f"ImageNet:split=VAL:root={tmp_path / 'imagenet'}")) == list(WNIDS)
+    for name in ("cat", "dog"):
+        write_image(tmp_path / "pets" / name / "0.jpg")
+    assert class_ids_of(make_dataset(str(tmp_path / "pets"))) is None
+
+    class Ambiguous:
+        class_names = ("crane", "crane", "hen")
+
+    assert class_ids_of(Ambiguous()) is None
+
+
+def test_features_carry_the_rules_of_their_set_for_the_images_that_could_be_read(tmp_path: Path) -> None:
+    root = imagenet_tree(tmp_path)
+    (root / "real.json").write_text(json.dumps([[index % 3, 7] for index in range(50_000)]))
+    dataset = ImageNetReaL(root)
+    images = torch.tensor([2, 0])
+    scoring = Scoring.of(dataset, images)
+    assert scoring.own_classes and scoring.part_numbers is None
+    assert torch.equal(scoring.label_sets, torch.from_numpy(dataset.label_sets)[images])
+    part = Scoring.of(Subset(dataset, np.array([1, 2])), torch.tensor([1]))
+    assert torch.equal(part.label_sets, torch.from_numpy(dataset.label_sets)[[2]])
+    assert torch.equal(scoring.take(torch.tensor([1])).label_sets, torch.from_numpy(dataset.label_sets)[[0]])
+    assert Scoring.of(make_dataset("toy:n=4"), torch.arange(4)) is None

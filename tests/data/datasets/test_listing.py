@@ -72,6 +72,9 @@ def test_a_csv_without_labels_has_none(images: Path) -> None:
         ("l.csv", "a,b,c\n", "3 columns and no header"),
         ("l.csv", "label,path\n4\n", "has no path"),
         ("l.txt", "images/a.png 99999999999\n", "no class number"),
+        ("l.csv", "a" * 200_000 + "\n", "l.csv is no table of paths"),
+        ("l.csv", "JFIF\0\1", "l.csv is no text; give a list"),
+        ("l.txt", "JFIF\0\1", "l.txt is no text; give a list"),
     ],
 )
 def test_a_list_that_makes_no_sense_says_why(images: Path, name: str, text: str, message: str) -> None:

@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from dinov2.errors import DataError
 from dinov2.features.metrics import (
+    best_ranks,
     mean_per_class_accuracy,
     per_class_accuracy,
     per_class_means,
@@ -20,6 +21,7 @@ from dinov2.features.metrics import (
     restrict_scores,
     target_ranks,
     top_k_accuracy,
+    voted_ranks,
 )
 from tests.golden.recipe import values
 
@@ -230,3 +232,15 @@ def test_label_sets_follow_the_classes_to_another_numbering() -> None:
     assert renumber_labels(sets, numbers).tolist() == [[1, 0], [-1, -1], [-1, 0]]
     with pytest.raises(DataError, match="there is a label 4, but the new numbering has 4 classes"):
         renumber_labels(torch.tensor([4]), numbers)
+
+
+def test_a_class_without_a_vote_and_one_that_is_no_answer_come_last() -> None:
+    votes = torch.tensor([[0.0, 0.6, 0.4], [0.0, 0.0, 1.0], [0.2, 0.3, 0.5]])
+    assert voted_ranks(votes, torch.tensor([2, 1, -1])).tolist() == [1, 3, 3]
+    assert voted_ranks(votes, torch.tensor([0, 2, 0])).tolist() == [3, 0, 2]
+
+
+def test_the_best_of_several_labels_ranks_an_image() -> None:
+    votes = torch.tensor([[0.1, 0.6, 0.3]] * 4)
+    label_sets = torch.tensor([[0, 2], [2, 1], [-1, -1], [3, 0]])  # 3 is right and no class of these
+    assert best_ranks(votes, label_sets).tolist() == [1, 0, 3, 2]

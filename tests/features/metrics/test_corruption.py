@@ -5,7 +5,13 @@ import torch
 
 from dinov2.data.datasets.imagenet_variants.corrupted import CORRUPTIONS
 from dinov2.errors import DataError
-from dinov2.features.metrics import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, corruption_errors, errors_by_part
+from dinov2.features.metrics import (
+    ALEXNET_CLEAN_ERROR,
+    ALEXNET_ERRORS,
+    corruption_errors,
+    errors_by_part,
+    normalised_error,
+)
 
 ALEXNET = {name: [error] * 5 for name, error in ALEXNET_ERRORS.items()}
 
@@ -69,3 +75,9 @@ def test_hits_of_all_parts_become_one_error_each() -> None:
 def test_a_part_without_images_is_named() -> None:
     with pytest.raises(DataError, match="no image of snow at severity 3 was scored"):
         errors_by_part(torch.tensor([True]), torch.tensor([0]), [("fog", 3), ("snow", 3)])
+
+
+def test_one_corruption_is_normalised_where_alexnet_s_errors_are_known() -> None:
+    assert normalised_error("fog", [0.819324] * 5) == pytest.approx(1)
+    assert normalised_error("fog", ALEXNET["fog"]) == pytest.approx(corruption_errors(ALEXNET).normalised["fog"])
+    assert normalised_error("fog", [0.5]) is None and normalised_error("spatter", [0.5] * 5) is None

@@ -1,11 +1,13 @@
 """Figures of two gloo processes with unequal, overlapping shares are those of one process and of torchmetrics."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dinov2.features.metrics import classification_figures, gather_records, sample_records
+from tests.eval.two_processes import on_two_processes
 
 N, C = 103, 7
 FIRST = 41  # of 103: neither half
@@ -22,26 +24,18 @@ def figures_of(probabilities: torch.Tensor, targets: torch.Tensor, rows: torch.T
     return dict(classification_figures(records, n_resamples=200, n_curve_resamples=20))
 
 
-def run(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=Path(folder, "rendezvous").as_uri(), rank=rank, world_size=2
-    )
+def work(rank: int, folder: Path) -> dict[str, Any]:
     probabilities, targets = everything()
     own = torch.arange(FIRST) if rank == 0 else torch.arange(FIRST, N)
     # As a padding sampler deals them out: alternately, and the first image once more to fill up.
     dealt = torch.arange(rank, N + 1, 2) % N
     # One process that has no image at all.
     lonely = torch.arange(N) if rank else torch.empty(0, dtype=torch.int64)
-    torch.save(
-        {
-            "contiguous": figures_of(probabilities, targets, own),
-            "padded": figures_of(probabilities, targets, dealt),
-            "lonely": records_of_nothing_and_all(probabilities, targets, lonely),
-        },
-        Path(folder, f"rank{rank}.pt"),
-    )
-    torch.distributed.destroy_process_group()
+    return {
+        "contiguous": figures_of(probabilities, targets, own),
+        "padded": figures_of(probabilities, targets, dealt),
+        "lonely": records_of_nothing_and_all(probabilities, targets, lonely),
+    }
 
 
 def records_of_nothing_and_all(probabilities: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor) -> list[int]:
@@ -50,20 +44,18 @@ def records_of_nothing_and_all(probabilities: torch.Tensor, targets: torch.Tenso
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, object]]]:
-    folder = tmp_path_factory.mktemp("metrics")
-    torch.multiprocessing.spawn(run, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return on_two_processes(work, tmp_path_factory.mktemp("metrics"))
 
 
 @pytest.mark.parametrize("shares", ["contiguous", "padded"])
-def test_both_processes_have_the_figures_of_one(found: list[dict[str, dict[str, object]]], shares: str) -> None:
+def test_both_processes_have_the_figures_of_one(found: list[dict[str, Any]], shares: str) -> None:
     alone = figures_of(*everything(), torch.arange(N))
     assert found[0][shares] == alone
     assert found[1][shares] == alone
 
 
-def test_they_are_the_figures_of_torchmetrics(found: list[dict[str, dict[str, object]]]) -> None:
+def test_they_are_the_figures_of_torchmetrics(found: list[dict[str, Any]]) -> None:
     # Imported here, because the processes import this module too and the library takes seconds.
     from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
@@ -76,8 +68,8 @@ def test_they_are_the_figures_of_torchmetrics(found: list[dict[str, dict[str, ob
     for own in found:
         for name, metric in theirs.items():
             expected = metric(*everything()).item()
-            assert own["padded"][name].value == pytest.approx(expected, abs=1e-6)  # type: ignore[attr-defined]
+            assert own["padded"][name].value == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_process_may_bring_no_image(found: list[dict[str, dict[str, object]]]) -> None:
+def test_a_process_may_bring_no_image(found: list[dict[str, Any]]) -> None:
     assert found[0]["lonely"] == found[1]["lonely"] == list(range(N))

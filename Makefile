@@ -5,6 +5,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Test processes: as many as there are cores; `make test JOBS=0` runs all tests in one, which a debugger needs.
+JOBS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
 RUN_READY := $(VENV)/.ready-report
 DEV_READY := $(VENV)/.ready-dev
 
@@ -37,10 +41,10 @@ quickstart: $(RUN_READY)
 	$(BIN)/python -m dinov2 quickstart
 
 test: $(DEV_READY)
-	$(BIN)/python -m pytest -m "not slow and not real_data and not soak and not network"
+	$(PYTEST) -m "not slow and not real_data and not soak and not network"
 
 test-all: $(DEV_READY)
-	$(BIN)/python -m pytest -m "not soak and not network"
+	$(PYTEST) -m "not soak and not network"
 
 test-online: $(DEV_READY)
 	$(BIN)/python -m pytest -m network

@@ -76,7 +76,7 @@ def convert(
     """
     target = Path(os.path.abspath(Path(out).expanduser()))  # a name also for `.`
     command = _command(source, out, to, head, layers, labels, without_head, img_size, patch_size, in_chans)
-    _check_place(target, source)
+    _check_place(target, source, to)
     found = find(str(source).removeprefix("hf:"), layers=layers or (1 if to == "hf" else 4), progress=progress)
     opened = open_weights(found.path)
     table = opened.table or found.table or recognise(opened.state, source=str(found.path))
@@ -88,6 +88,8 @@ def convert(
         notes.append(f"{len(opened.dropped)} tensors of projection heads: left out, a backbone needs none")
     if without_head and (opened.head or head_path):
         notes.append("classifier: left out, as asked")
+    if labels is not None and classifier is None:
+        raise ConfigError(f"{labels} names classes, but {source} has no classifier; add --head, or leave --labels out")
     names = None if classifier is None else _labels(labels, classifier.out_features)
     model = Whole(dict(adapted.state), dict(adapted.table), classifier, names)
     read = [*opened.files, *([head_path] if classifier is not None and head_path is not None else [])]
@@ -104,7 +106,11 @@ def convert(
     return Conversion(Path(out), files, to, n_tensors, differences, tuple(notes), str(source), origin.sha256)
 
 
-def _check_place(target: Path, source: str | os.PathLike[str]) -> None:
+def _check_place(target: Path, source: str | os.PathLike[str], to: Target) -> None:
+    if to == "original" and not is_file_name(target):
+        raise ConfigError(
+            f"the release's layout is one file, and {target} has no name of one; end it in .pth or .safetensors"
+        )
     if is_file_name(target) and target.is_dir():
         raise ConfigError(f"{target} is a folder and has the name of a file; choose another path")
     if not is_file_name(target) and target.exists() and not target.is_dir():

@@ -13,6 +13,7 @@ from dinov2.data.eval_transform import EvalTransform, Fit
 from dinov2.data.loaders import make_dataset
 from dinov2.errors import ConfigError, DataError
 from dinov2.features.embedding import Wanted
+from dinov2.features.store.arrow import pyarrow_module
 from dinov2.features.store.writing import FORMATS, TableFormat, format_of
 from dinov2.pretrained import Pretrained
 
@@ -53,7 +54,10 @@ class Target(NamedTuple):
 
 
 def target_of(output: str | os.PathLike[str], table_format: TableFormat | None) -> tuple[Target, Path]:
-    """What the output's name and the format asked for mean. Raises ConfigError when they say nothing or disagree."""
+    """What the output's name and the format asked for mean.
+
+    Raises ConfigError when they say nothing or disagree, MissingDependency for a format that nothing here can write.
+    """
     if not str(output):
         raise ConfigError("the output has no name; write for example -o features.parquet")
     path = Path(output).expanduser()
@@ -67,6 +71,8 @@ def target_of(output: str | os.PathLike[str], table_format: TableFormat | None) 
         raise ConfigError(f"{path} ends like {by_suffix}, but --format says {table_format}; leave one out")
     kind = by_suffix or table_format
     assert kind is not None
+    if kind == "parquet":
+        pyarrow_module()  # its absence would be noticed after hours otherwise
     return Target(kind, folder=by_suffix is None and not path.suffix), path
 
 

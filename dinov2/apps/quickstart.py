@@ -11,7 +11,7 @@ import torch
 from dinov2.apps.evaluation.datasets import labelled
 from dinov2.apps.evaluation.knn import knn_of_backbone
 from dinov2.apps.pictures import picture_evaluation
-from dinov2.apps.train import run_training, training_config
+from dinov2.apps.train import check_training, run_training, training_config
 from dinov2.apps.transformed import WithTransform
 from dinov2.configs import Config
 from dinov2.data.datasets.base import ImageDataset
@@ -47,6 +47,7 @@ def quickstart(
     cfg = training_config(preset="toy", overrides=overrides)
     folder = Path(output_dir)
     train_set, val_set = labelled(cfg.evaluation.knn_train_dataset), labelled(cfg.evaluation.knn_val_dataset)
+    check_training(cfg, output_dir=folder)  # what is wrong is said before minutes of measuring
     say("measuring raw pixels and the untrained model")
     figures = {
         "raw_pixels": _top1(RawPixels(), cfg, train_set, val_set, precision="fp32"),

@@ -41,7 +41,7 @@ def training_config(
         raise ConfigError("a preset and a config file were both given; put the file's keys behind the preset instead")
     extra = [f"train.dataset_path={data}"] if data is not None else []
     cfg = load_config(config_file, [*overrides, *extra], preset=preset)
-    if cfg.train.dataset_path == Config().train.dataset_path:  # names a data set, but not where it is
+    if data is None and cfg.train.dataset_path == Config().train.dataset_path:  # names a data set, but not where it is
         raise ConfigError("no images were named; add --data DIR, or --preset toy to train on built-in pictures")
     return cfg
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dinov2.cli.common import ExtractionProgress, add_command, positive, say
+from dinov2.cli.common import ExtractionProgress, add_command, check_file_place, positive, say
 
 __all__ = ["add_to"]
 
@@ -45,6 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from dinov2.apps.convert import convert
 
+    check_file_place(arguments.json, task="convert")
     size = arguments.img_size
     if size is not None and len(size) > 2:
         arguments.parser.error("--img-size takes one side, or height and width")

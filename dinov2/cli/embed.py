@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dinov2.cli.common import add_command, add_compute_options, positive, say
+from dinov2.cli.common import add_command, add_compute_options, check_file_place, positive, say
 
 if TYPE_CHECKING:
     from dinov2.apps.embed import EmbedReport
@@ -87,6 +87,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dinov2.distributed import is_main_process
     from dinov2.features.results import write_json
 
+    check_file_place(arguments.json, task="embed")
     with _Display() as display:
         report = embed(
             arguments.source,

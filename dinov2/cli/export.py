@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from dinov2.cli.common import ExtractionProgress, add_command, positive, say
+from dinov2.cli.common import ExtractionProgress, add_command, check_file_place, positive, say
 
 if TYPE_CHECKING:
     from dinov2.apps.export import ExportReport
@@ -63,6 +63,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def _run(arguments: argparse.Namespace) -> int:
     from dinov2.apps.export import export
 
+    check_file_place(arguments.json, task="export")
     with ExtractionProgress() as progress:
         report = export(
             arguments.model,

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dinov2.cli.common import ExtractionProgress, add_command, positive, say
+from dinov2.cli.common import ExtractionProgress, add_command, check_file_place, positive, say
 
 __all__ = ["add_to"]
 
@@ -47,6 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dinov2.apps.neighbours import neighbours
     from dinov2.features.results import write_json
 
+    check_file_place(arguments.json, task="neighbours")
     with ExtractionProgress() as progress:
         report = neighbours(
             arguments.features,

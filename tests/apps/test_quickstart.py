@@ -53,6 +53,13 @@ def test_a_misspelt_key_is_refused_before_any_work(here):
     assert contents(here) == {}
 
 
+def test_what_training_would_refuse_is_refused_before_anything_is_measured(here):
+    said = []
+    with pytest.raises(ConfigError, match="is no multiple of num_heads 7"):
+        quickstart(output_dir="run", overrides=[*TINY_SETS, "student.num_heads=7"], say=said.append)
+    assert said == [] and contents(here) == {}
+
+
 @pytest.mark.slow
 def test_raw_pixels_of_the_whole_toy_set_classify_badly():
     cfg = training_config(preset="toy")

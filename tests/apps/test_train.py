@@ -49,6 +49,11 @@ def test_arguments_that_make_no_training_are_refused(arguments, reason):
     assert reason in str(refusal.value)
 
 
+def test_a_data_set_that_was_named_without_its_place_is_asked_for_the_place():
+    with pytest.raises(DataError, match="lacks root"):
+        check_training(training_config(data=Config().train.dataset_path))
+
+
 def test_the_default_data_set_is_one_that_cannot_be_trained_on():
     """`training_config` takes it for "none was named", which must stay true."""
     with pytest.raises(DataError, match="lacks root"):

@@ -65,8 +65,6 @@ def head_file(path: Path, head: LinearHead) -> Path:
 
 
 def _write_original(model: Whole, path: Path) -> tuple[str, ...]:
-    if not is_file_name(path):
-        raise ConfigError(f"the release's layout is a file: give a name such as {path / 'backbone.pth'}")
     _write_file(path, from_original(model.state, "original").state, model.table)
     if model.head is not None:
         head = {key: value.contiguous() for key, value in model.head.state_dict().items()}

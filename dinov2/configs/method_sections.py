@@ -130,7 +130,7 @@ class IbotConfig:
     """`ibot`: the loss on masked patches, its masks and its head."""
 
     loss_weight: float = 1.0
-    """Weight of the iBOT loss on masked patches; 0 switches it off, and with it the masks."""
+    """Weight of the iBOT loss on masked patches; 0 switches it off. Crops are masked all the same, as below."""
 
     mask_sample_probability: float = 0.5
     """Share of the global crops that are masked."""

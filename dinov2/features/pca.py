@@ -191,7 +191,7 @@ def load_pca(path: Path | str) -> PcaBasis:
             split = ForegroundSplit(tensors.pop("foreground_direction"), threshold)
         return PcaBasis(**tensors, foreground=split, fitted_on=fitted_on)
     except Exception as error:  # safetensors has its own error type, and foreign files lack or add names
-        raise DataError(f"{path} holds no PCA basis ({error}); write one with save_pca") from error
+        raise DataError(f"{path} holds no PCA basis ({error}); name a new file, and one is written there") from error
 
 
 def _rows_of(maps: Sequence[Tensor]) -> Tensor:  # each [h, w, D] -> [S, D]

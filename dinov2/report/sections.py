@@ -96,7 +96,8 @@ def _accuracy_curve(run: RunRecord) -> str:
         unit=" %",
         wide=True,
     )
-    chart += evaluation_curves(run.evaluations)
+    if len(run.evaluations) > 1 or not run.knn_curve:  # else it would be the same curve again
+        chart += evaluation_curves(run.evaluations)
     return f'<div class="grid">{chart}</div>' if chart else absent("No accuracy was measured during this training.")
 
 

@@ -97,7 +97,10 @@ def _matching(pattern: str) -> list[str]:
         if os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS and os.path.isfile(path)
     ]
     if not found:
-        raise DataError(f"no image matches {pattern}; put quotes around the pattern, and write ** for any depth")
+        raise DataError(
+            f"no image matches {pattern}; small and capital letters differ, ** stands for any depth, and a shell leaves "
+            "the pattern alone in quotes"
+        )
     return sorted(found, key=lambda path: path.replace(os.sep, "\0"))  # by components, as the images of a folder
 
 

@@ -52,7 +52,7 @@ def test_the_fingerprint_is_that_of_names_and_sizes(photos):
 
 
 def test_what_matches_nothing_or_does_not_exist_is_refused(photos):
-    with pytest.raises(DataError, match=r"no image matches photos/\*\.jpeg; put quotes around the pattern"):
+    with pytest.raises(DataError, match=r"no image matches photos/\*\.jpeg; small and capital letters differ"):
         make_dataset("photos/*.jpeg")
     with pytest.raises(DataError, match=r"there is no image file no\.png"):
         ImageFiles(["photos/class0/000.png", "no.png"])

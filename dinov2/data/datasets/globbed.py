@@ -98,8 +98,8 @@ def _matching(pattern: str) -> list[str]:
     ]
     if not found:
         raise DataError(
-            f"no image matches {pattern}; small and capital letters differ, ** stands for any depth, and a shell leaves "
-            "the pattern alone in quotes"
+            f"no image matches {pattern}; small and capital letters differ, ** stands for any depth, and a shell "
+            "leaves the pattern alone in quotes"
         )
     return sorted(found, key=lambda path: path.replace(os.sep, "\0"))  # by components, as the images of a folder
 

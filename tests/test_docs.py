@@ -240,8 +240,11 @@ def test_continuous_integration_runs_the_commands_of_the_readme() -> None:
 def test_the_commands_without_make_are_those_of_the_makefile() -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    options = re.search(r"^PYTEST := \S+ -m pytest (.*)$", makefile, re.MULTILINE)
+    assert options is not None
+    parallel = options[1].replace("$(JOBS)", "auto")
     for expression in re.findall(r'-m ("not slow[^"]*"|"not soak[^"]*")', makefile):
-        assert f"pytest -m {expression}" in readme
+        assert f"pytest {parallel} -m {expression}" in readme
 
 
 # The package index's `dinov2` is somebody else's: no page and no message may lead there.

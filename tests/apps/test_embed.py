@@ -18,7 +18,7 @@ from PIL import Image
 from dinov2.apps.embed import embed
 from dinov2.apps.embed_plan import image_source, rows_of_a_part
 from dinov2.data.datasets.globbed import ImageFiles
-from dinov2.errors import ConfigError, DataError, DinoError, MissingDependency, WeightsError
+from dinov2.errors import ConfigError, DataError, DinoError, WeightsError
 from dinov2.features.store import open_features, parts
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import load
@@ -224,12 +224,6 @@ def test_a_command_that_was_refused_after_its_first_image_does_not_bind_the_next
         run(photos, model, "out.npz", mean=True)
     pictures(photos, n=20, classes=2)
     assert run(photos, model, "out.npz").rows == 20
-
-
-def test_a_format_that_needs_a_package_is_refused_before_the_work(here, photos, model, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingDependency, match="pyarrow"):
-        run(photos, model, "out.parquet", dry_run=True)
 
 
 def test_a_moved_folder_of_images_can_be_gone_on_with(here, photos, model):

@@ -24,8 +24,9 @@ SETS = {"train_dataset": "toy:split=TRAIN:n=40", "val_dataset": "toy:split=VAL:n
 
 
 @pytest.fixture
-def decoded(monkeypatch):
-    """Numbers of the images that were decoded, as they are."""
+def decoded(monkeypatch, tmp_path):
+    """Numbers of the images that were decoded, as they are; no other test has kept their features."""
+    monkeypatch.setenv("DINOV2_CACHE", str(tmp_path / "cache"))
     seen = []
     for kind in (Toy, Folder):
         original = kind.get_image

@@ -2,11 +2,14 @@
 
 import json
 import signal
+import sys
 
 import pytest
 
 from dinov2 import cli
+from dinov2.apps.embed_plan import target_of
 from dinov2.cli import embed as family
+from dinov2.errors import MissingDependency
 from tests.apps.test_embed import small
 from tests.runs import only_sentence, pictures
 
@@ -94,3 +97,9 @@ def test_help_has_an_example_and_typos_the_nearest_option(dinov2):
     assert "dinov2 embed photos --model dinov2_vits14_reg -o features.parquet" in dinov2("embed", "--help").out
     ended = dinov2("embed", "x", "-m", "m", "-o", "o.npz", "--pathces")
     assert ended.code == 2 and "--patches?" in ended.err
+
+
+def test_a_package_that_the_format_needs_is_missed_before_the_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingDependency, match="pyarrow"):
+        target_of("out.parquet", None)

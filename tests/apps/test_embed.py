@@ -301,7 +301,7 @@ def test_registers_of_a_model_without_them_are_refused(here, photos):
     [
         ("nowhere", "is no existing path, and 'nowhere' is no known data set"),
         ("empty", "no image was found in"),
-        ("empty/*.jpg", "no image matches empty/\\*.jpg; put quotes"),
+        ("empty/*.jpg", "no image matches empty/\\*.jpg; small and capital letters differ"),
         ([], "no images were named"),
         ("", "no images were named"),
         (["photos", "empty"], "photos is a folder among 2 sources"),

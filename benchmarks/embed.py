@@ -53,15 +53,6 @@ def whole_command(images: list[str], arguments: argparse.Namespace, folder: str,
     return report.images_per_second
 
 
-def own_peak() -> int | None:
-    """Peak memory of this process alone; the usual count includes what its parent had before it began."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return peak_memory()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def child(words: list[str]) -> dict[str, Any]:
     """What a child process of this file prints."""
     result = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
@@ -92,7 +83,7 @@ def main() -> None:
                 whole_command([arguments.source], arguments, folder, 0)
         else:
             model_alone(model, list(decoded_batches(source, model.transform, batches[:1])))
-        print(json.dumps({"peak_bytes": own_peak()}))
+        print(json.dumps({"peak_bytes": peak_memory()}))
         return
 
     began = time.process_time()

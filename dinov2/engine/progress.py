@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -189,6 +190,11 @@ def peak_memory(device: torch.device | None = None) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     if device is not None and device.type == "mps":
         return torch.mps.driver_allocated_memory()
+    try:  # Linux: the count below includes what the parent of this process held when it began
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
     try:
         import resource
     except ImportError:  # Windows

@@ -2,6 +2,9 @@
 
 import io
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,6 +165,15 @@ def test_one_thread_waits_for_none(clock, lines, threads):
 
 def test_memory_is_plausible():
     assert 2**25 < peak_memory() < 2**40
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="what other systems count includes the parent")
+def test_memory_is_that_of_this_process_and_not_of_the_one_that_began_it():
+    held = torch.ones(2**28)  # 1 GiB
+    code = "from dinov2.engine.progress import peak_memory; print(peak_memory())"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert int(output) < held.numel() * held.element_size() < peak_memory()
 
 
 @pytest.mark.parametrize(

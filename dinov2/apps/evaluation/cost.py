@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from dinov2.engine.progress import peak_memory
+
 __all__ = ["Cost", "measured_cost"]
 
 
@@ -24,22 +26,16 @@ class Cost:
 def measured_cost(device: torch.device) -> Iterator[Cost]:
     """Measures the block; on a GPU its memory counts, elsewhere that of the process."""
     cost = Cost()
-    if device.type == "cuda":
+    begins_anew = device.type == "cuda"
+    if begins_anew:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark begins anew
+            begins_anew = True
     started = time.perf_counter()
     yield cost
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     cost.seconds = time.perf_counter() - started
-    cost.peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _high_water_mark()
-
-
-def _high_water_mark() -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    cost.peak_bytes = peak_memory(device) if begins_anew else None

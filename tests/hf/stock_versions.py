@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from dinov2.file_lock import held
 from tests.hf.processes import REPOSITORY, run_alone
 
 __all__ = ["OLDER_VERSIONS", "run_under"]
@@ -47,14 +48,15 @@ def installed(version: str) -> Path:
         assert (folder / "transformers").is_dir(), f"{folder} holds no transformers; unset DINOV2_TRANSFORMERS_VERSIONS"
         return folder
     folder = CACHE / f"transformers-{version}"
-    if not (folder / "transformers").is_dir():
-        install(version, folder)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with held(CACHE / f".transformers-{version}.lock"):  # test processes that run side by side install it once
+        if not (folder / "transformers").is_dir():
+            install(version, folder)
     return folder
 
 
 def install(version: str, folder: Path) -> None:
     """Puts that transformers into `folder`, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent))
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(part)]
     run = subprocess.run([*command, f"transformers=={version}", *REQUIREMENTS[version]], capture_output=True, text=True)

@@ -59,6 +59,9 @@ class Scan:
     """(queries, training rows, memory for the result or None) -> [q, b]."""
     stored_rounding: float = 0.0
     """Relative error of a stored product."""
+    queries_at_once: int = 512
+    """Multiplied with a block of training rows on a CPU (benchmarks/knn.py). Those that make fresh memory for each
+    product want small ones; float32 writes to the same memory again."""
 
     def cut(self, level: Tensor, queries: Rounded, group_length: Tensor, group_error: Tensor) -> Tensor:
         """The least score that a row may have whose similarity is at least `level`.
@@ -168,7 +171,7 @@ def _product_int8(queries: Rounded, train: Rounded, out: Tensor | None, levels: 
 SCANS = {
     scan.name: scan
     for scan in (
-        Scan("float32", _as_they_are, _as_they_are, _product_float32),
+        Scan("float32", _as_they_are, _as_they_are, _product_float32, queries_at_once=2048),
         Scan("bfloat16", _to_bfloat16, _to_bfloat16, _product_bfloat16, stored_rounding=2.0**-8),
         Scan("int8", _queries_to_int8, _train_to_int8, _product_int8),
     )

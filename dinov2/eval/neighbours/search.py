@@ -29,6 +29,7 @@ _LARGEST_SAMPLE = 8192
 _SMALLEST_REDUCED_SCAN = 2e11  # multiplications; below, rounding the rows takes longer than it saves
 _COST_OF_A_DOUBT = 600  # twice the products that a faster scan must save to make up for a pair that it leaves in doubt
 _BACKENDS = ("torch", "faiss", "faiss-ivf")
+_ON_A_GPU = 4096  # queries that are multiplied at once
 _PAIRS_A_PASS = 2_000_000  # queries x k whose neighbours are searched together
 
 
@@ -70,11 +71,10 @@ def nearest_neighbours(
     exclude = None if exclude is None else exclude.to(device)
     if backend != "torch":
         return search_with_faiss(queries, train, k=k, cosine=cosine, exclude=exclude, clusters=backend == "faiss-ivf")
-    query_block = query_block or (512 if device.type == "cpu" else 4096)
     train_block = train_block or (4096 if device.type == "cpu" else 16384)
     similarities = torch.empty(len(queries), k)
     indices = torch.empty(len(queries), k, dtype=torch.int64)
-    at_once = max(_PAIRS_A_PASS // k, query_block)
+    at_once = max(_PAIRS_A_PASS // k, query_block or _ON_A_GPU)
     with torch.no_grad(), _full_float32(device):
         for first in range(0, len(queries), at_once):
             part = slice(first, first + at_once)
@@ -89,10 +89,11 @@ class _Search:
     """One stream of the training rows past a part of the queries."""
 
     def __init__(
-        self, queries: Tensor, train: Tensor, k: int, cosine: bool, exclude: Tensor | None, query_block: int
+        self, queries: Tensor, train: Tensor, k: int, cosine: bool, exclude: Tensor | None, query_block: int | None
     ) -> None:
         self.queries, self.train, self.k, self.cosine, self.exclude = queries, train, k, cosine, exclude
-        self.device, self.query_block = queries.device, query_block
+        self.device, self.wanted_block = queries.device, query_block
+        self.query_block = query_block or (512 if self.device.type == "cpu" else _ON_A_GPU)
 
     def run(self, scan_name: str, train_block: int) -> tuple[Tensor, Tensor]:  # [Q, k] each
         """The neighbours of these queries."""
@@ -100,6 +101,8 @@ class _Search:
         shortlist = Shortlist(self.queries, self._rows, k=self.k, level=self._level_of(sample))
         scan = SCANS[self._chosen(sample, shortlist.level) if scan_name == "auto" else scan_name]
         del sample
+        if self.wanted_block is None and self.device.type == "cpu":
+            self.query_block = scan.queries_at_once
         queries = scan.round_queries(self.queries)
         longest_query = float(queries.length.max()) if len(self.queries) else 0.0
         # Products are written to the same memory: fresh memory for each would cost as much as looking at them.

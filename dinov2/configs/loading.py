@@ -108,9 +108,10 @@ def _known(values: Mapping[Any, Any], prefix: str, label: str) -> dict[str, Any]
         if key in section_names() and "." not in str(name):
             if isinstance(value, Mapping):
                 checked[name] = _known(value, f"{key}.", label)
-            elif value is not None:
+            elif value is not None or not label:  # a file may leave a section empty
+                is_what = "empty" if value is None else shown(value)
                 raise ConfigError(
-                    f"{key} is {shown(value)}{f' in {label}' if label else ''}, but it is a section; "
+                    f"{key} is {is_what}{f' in {label}' if label else ''}, but it is a section; "
                     f"write {key}.<key>=<value>, or the keys below {key}: in a file"
                 )
         elif key in leaves() and "." not in str(name):

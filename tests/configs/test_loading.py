@@ -151,6 +151,7 @@ def test_a_list_is_not_changed_entry_by_entry(override: str) -> None:
 
 def test_a_section_is_no_value_but_may_be_empty_or_a_table(tmp_path: Path) -> None:
     assert "crops is 3, but it is a section" in refusal(None, "crops=3")
+    assert "optim is empty, but it is a section" in refusal(None, "optim=")
     assert load_config(written(tmp_path, "crops:\n#  mean: [0.5]\noptim:\n  epochs: 20\n")).optim.epochs == 20
     assert load_config(None, ["optim={epochs: 20, min_lr: 0}"]).optim.epochs == 20
     assert "optim.epochs is one value" in refusal(None, "optim.epochs={}")

@@ -76,7 +76,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    if torch.is_grad_enabled() or x.device.type != "cpu" or is_recording():
+    if not onednn_is_faster() or torch.is_grad_enabled() or x.device.type != "cpu" or is_recording():
         return False
     # Quantised and distributed weights are subclasses that look after themselves.
     if type(weight) not in (Tensor, nn.Parameter) or torch.is_autocast_enabled("cpu"):
@@ -84,7 +84,7 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     if x.dtype != weight.dtype or not x.numel():
         return False
     in_bf16 = x.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
-    return (in_bf16 or x.dtype == torch.float32) and onednn_is_faster()
+    return in_bf16 or x.dtype == torch.float32
 
 
 def onednn_is_faster() -> bool:

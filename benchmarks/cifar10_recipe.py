@@ -29,6 +29,7 @@ VARIANTS: dict[str, list[str]] = {
     "no_ibot": ["ibot.loss_weight=0", "ibot.mask_sample_probability=0"],
     "no_dino": ["dino.loss_weight=0"],
     "momentum_0.99": ["teacher.momentum_teacher=0.99"],
+    "moving_to_the_end": ["teacher.final_momentum_teacher=0.99", "optim.min_lr=5e-4"],
     "local_0": ["crops.local_crops_number=0"],
     "local_2": ["crops.local_crops_number=2"],
     "full_colour": ["crops.color_jitter_strength=1.0", "crops.grayscale_p=0.2", "crops.solarize_p=0.2"],

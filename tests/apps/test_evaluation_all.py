@@ -149,6 +149,14 @@ def test_a_classifier_that_a_model_brings_is_measured_where_it_knows_the_classes
     assert [one.method.name for one in study.measured] == ["k-NN"]
 
 
+def test_retrieval_that_cannot_be_is_said(run):
+    said = []
+    sets = {**SETS, "val_dataset": "toy:split=VAL:n=10"}  # one image of each of ten classes
+    study = everything([run], Inputs(model=run, **sets, say=said.append), methods=["knn", "retrieval"])
+    assert list(study.retrieval.values()) == [[]]
+    assert any("no retrieval, because no two of the scored images share a class" in line for line in said)
+
+
 @pytest.mark.parametrize(
     "change, error, reason",
     [

@@ -275,6 +275,8 @@ def _retrieve(opened: Session, subject: Subject) -> list[Result]:
     chosen = torch.arange(n_queries) * len(val) // n_queries
     truth = truth_by_class(val.labels[chosen], val.labels, same_image=chosen)
     if not any(len(one.positives) for one in truth):
+        if is_main_process():
+            opened.inputs.say(f"{subject.name}: no retrieval, because no two of the scored images share a class")
         return []
     provenance = {**opened.provenance(subject), "split": "the others of the same set"}
     rows = evaluate_retrieval(

@@ -106,5 +106,5 @@ def _possible(chosen: str, mask: Tensor | None, *, dropout: float, backward_on_c
 
 
 def _heads(rows: Tensor, size: int) -> Tensor:  # [B, T, heads * d] -> [B, heads, T, d]
-    batch, length, _ = rows.shape
-    return rows.reshape(batch, length, -1, size).transpose(1, 2)
+    batch, length, width = rows.shape
+    return rows.reshape(batch, length, width // size, size).transpose(1, 2)

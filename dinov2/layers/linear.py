@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 from dinov2.layers.recording import is_recording
 
-__all__ = ["is_plain", "linear", "linear_gelu", "onednn_is_faster", "packed_weight", "project"]
+__all__ = ["is_plain", "linear", "linear_gelu", "onednn_is_faster", "packed_weight", "project", "takes_onednn"]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`[..., D]`, `[D', D]`, `[D']` or None -> `[..., D']`."""
-    if _takes_onednn(x, weight):
+    if takes_onednn(x, weight):
         return _kernel()(x, weight, bias, "none")
     return F.linear(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`gelu(linear(x))`, the exact form, in one kernel where there is one."""
-    if _takes_onednn(x, weight):
+    if takes_onednn(x, weight):
         return _kernel()(x, weight, bias, "gelu")
     return F.gelu(F.linear(x, weight, bias))
 
@@ -75,7 +75,8 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+def takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether `linear` multiplies these two with oneDNN."""
     if not onednn_is_faster() or torch.is_grad_enabled() or x.device.type != "cpu" or is_recording():
         return False
     # Quantised and distributed weights are subclasses that look after themselves.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 __all__ = ["available_memory", "keep_freed_memory"]
 
-# Parameters of glibc's mallopt(3) and what they are set to: memory goes back to the system when 2 GiB in a row are free,
-# blocks from 1 GiB on get pages of their own, and the heap grows by 64 MiB.
+# Parameters of glibc's mallopt(3) and what they are set to: memory goes back to the system when 2 GiB in a row are
+# free, blocks from 1 GiB on get pages of their own, and the heap grows by 64 MiB.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEEPING = ((_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26), (_M_MMAP_THRESHOLD, 2**30))
 
@@ -41,4 +41,4 @@ def keep_freed_memory() -> bool:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return all([set_option(name, value) for name, value in _KEEPING])
+    return all(set_option(name, value) for name, value in _KEEPING)

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from train_step import COMMON, MODELS, Ours, make_batch
 
 from dinov2.configs import load_config
-from dinov2.engine.memory import keep_freed_memory
+from dinov2.engine.memory import freed_memory_kept
 from dinov2.features.results import environment
 
 
 def steps_of_child(model: str, n_steps: int, *, kept: bool) -> dict[str, Any]:
     """Steps in this process: median seconds, median page faults, and the peak of its memory."""
-    if kept and not keep_freed_memory():
-        raise SystemExit("this C library cannot be told to keep memory: there is nothing to measure")
     cfg = load_config(None, [*MODELS[model], *COMMON])
     device = torch.device("cpu")
     batch, run = make_batch(cfg, device), Ours(cfg, device, None)
-    run.step(batch)
     seconds, faults = [], []
-    for _ in range(n_steps):
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+    with freed_memory_kept(device) if kept else nullcontext(False) as is_kept:
+        if is_kept != kept:
+            raise SystemExit("this C library cannot be told to keep memory: there is nothing to measure")
         run.step(batch)
-        seconds.append(time.perf_counter() - start)
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        for _ in range(n_steps):
+            before, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+            run.step(batch)
+            seconds.append(time.perf_counter() - start)
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     return {
         "seconds": statistics.median(seconds),
         "page_faults": statistics.median(faults),

@@ -3,14 +3,20 @@
 import ctypes
 import os
 import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["available_memory", "keep_freed_memory"]
+import torch
 
-# Parameters of glibc's mallopt(3) and what they are set to: memory goes back to the system when 2 GiB in a row are
-# free, blocks from 1 GiB on get pages of their own, and the heap grows by 64 MiB.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_KEEPING = ((_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26), (_M_MMAP_THRESHOLD, 2**30))
+__all__ = ["available_memory", "freed_memory_kept"]
+
+# Parameters of glibc's mallopt(3) by number. While memory is kept, it goes back to the system when 2 GiB in a row are
+# free, blocks from 1 GiB on get pages of their own, and the heap grows by 64 MiB. Afterwards they have the values up to
+# which glibc itself raises them, and its own step of growth.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_KEEPING = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26, _MMAP_THRESHOLD: 2**30}
+_RETURNING = {_TRIM_THRESHOLD: 2**26, _TOP_PAD: 2**17, _MMAP_THRESHOLD: 2**25}
 
 
 def available_memory() -> int | None:
@@ -27,18 +33,35 @@ def available_memory() -> int | None:
         return None
 
 
-def keep_freed_memory() -> bool:
-    """Has the C library keep what is freed for the next allocation; whether it could be told to.
+@contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[bool]:
+    """While entered, on a CPU, the C library keeps what is freed for the next allocation; yields whether it does so.
 
     Otherwise large blocks go back to the system at once, which has to clear every page of the next one: a tenth of the
-    time of a training step on a CPU (docs/benchmarks.md). It holds for the whole process, which may then take a tenth
-    more memory. Only glibc can be told; what its own environment variables say is left as it is.
+    time of a training step on a CPU (docs/benchmarks.md). It holds for the whole process, which may take a tenth more
+    memory meanwhile; what is free in the end goes back. Only glibc can be told, and where its own environment variables
+    say something, that stays.
     """
+    library = _glibc() if device.type == "cpu" else None
+    if library is None:
+        yield False
+        return
+    kept = _set(library, _KEEPING)
+    try:
+        yield kept
+    finally:
+        _set(library, _RETURNING)
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
     told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if told or platform.libc_ver()[0] != "glibc":
-        return False
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return all(set_option(name, value) for name, value in _KEEPING)
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") else None
+
+
+def _set(library: ctypes.CDLL, options: Mapping[int, int]) -> bool:
+    outcomes = [library.mallopt(number, value) for number, value in options.items()]
+    return all(outcomes)

@@ -17,7 +17,7 @@ from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.datasets.decoded import DecodedCache
 from dinov2.data.loaders import make_dataset
 from dinov2.distributed import get_global_rank, get_global_size
-from dinov2.engine.memory import available_memory, keep_freed_memory
+from dinov2.engine.memory import available_memory
 from dinov2.engine.optim import LossScaler, build_optimizer
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.engine.schedules import Schedules, total_steps
@@ -73,8 +73,6 @@ def build(cfg: Config, run: RunFolder, *, max_steps: int | None = None, resume: 
     precision = choose_precision(_precision_name(cfg), device)
     if cfg.train.num_threads:
         torch.set_num_threads(cfg.train.num_threads)
-    if device.type == "cpu":
-        keep_freed_memory()
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"--max-steps is {max_steps}; write a whole number from 1")
     _check_architecture(cfg)

@@ -20,6 +20,7 @@ from dinov2.configs import Config, to_yaml
 from dinov2.data.collate import CropBatch
 from dinov2.data.stream import mix
 from dinov2.distributed import get_global_rank, is_main_process
+from dinov2.engine.memory import freed_memory_kept
 from dinov2.engine.optim import apply_hyper, guarded_step
 from dinov2.engine.progress import Progress
 from dinov2.engine.signals import StopRequest
@@ -82,7 +83,7 @@ def train(
     setup_logging(run.path)
     load_checkpoint(training)
     announce(summary(training))
-    with StopRequest() as stop:
+    with StopRequest() as stop, freed_memory_kept(training.device):
         step, unreadable, skipped = _loop(training, stop, evaluate)
     return Outcome(step, training.total, time.monotonic() - began, stop.reason, unreadable, skipped)
 

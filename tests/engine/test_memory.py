@@ -6,41 +6,58 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from dinov2.engine.memory import available_memory
+from dinov2.engine.memory import available_memory, freed_memory_kept
 
 FAULTS = """
-import resource, sys, torch
-from dinov2.engine.memory import keep_freed_memory
-kept = keep_freed_memory() if sys.argv[1] == "keep" else None
-for _ in range(30):  # small blocks settle between the large ones first
-    torch.ones(2**24)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.ones(2**24)
-print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+import resource, torch
+from dinov2.engine.memory import freed_memory_kept
+
+def faults():
+    for _ in range(30):  # small blocks settle between the large ones first
+        torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS:")) // 1024
+
+first = faults(), resident()
+with freed_memory_kept(torch.device("cpu")) as kept:
+    within = faults(), resident()
+print(int(kept), *first, *within, resident())
 """
 
 
-def faults(word: str, **environment: str) -> tuple[str, int]:
+def child(**environment: str) -> list[int]:
+    """Whether memory was kept; page faults and resident MiB before and within; resident MiB behind."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    command = [sys.executable, "-c", FAULTS, word]
+    command = [sys.executable, "-c", FAULTS]
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=ours | environment).stdout
-    kept, n_faults = output.split()
-    return kept, int(n_faults)
+    return [int(word) for word in output.split()]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
-def test_freed_memory_is_kept_and_not_cleared_again() -> None:
-    _, without = faults("no")
-    kept, with_it = faults("keep")
-    assert kept == "True"
-    assert with_it < 100 < without
+def test_freed_memory_is_kept_meanwhile_and_goes_back_in_the_end() -> None:
+    kept, faults_before, mib_before, faults_within, mib_within, mib_behind = child()
+    assert kept == 1
+    assert faults_within < 100 < faults_before
+    assert mib_within - mib_before >= 64 > mib_behind - mib_before
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has such settings")
 def test_the_users_own_settings_of_the_allocator_stay() -> None:
-    kept, _ = faults("keep", MALLOC_TRIM_THRESHOLD_="131072")
-    assert kept == "False"
+    kept, faults_before, _, faults_within, *_ = child(MALLOC_TRIM_THRESHOLD_="131072")
+    assert kept == 0
+    assert min(faults_before, faults_within) > 100
+
+
+def test_nothing_is_told_for_a_gpu() -> None:
+    with freed_memory_kept(torch.device("cuda")) as kept:
+        assert not kept
 
 
 def test_available_memory_is_a_number_of_bytes() -> None:

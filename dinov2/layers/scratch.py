@@ -59,5 +59,5 @@ def _buffer(n_numbers: int) -> Tensor:
     if kept is None or kept.numel() < n_numbers:
         # A tensor made in inference mode could not be written to outside of it.
         with torch.inference_mode(False):
-            kept = _threads.buffer = torch.empty(n_numbers)
+            kept = _threads.buffer = torch.empty(n_numbers, dtype=torch.float32, device="cpu")
     return kept[:n_numbers]

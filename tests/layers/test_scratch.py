@@ -1,5 +1,6 @@
 """Feed-forward networks that write what is wide into memory used again."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -96,6 +97,19 @@ def test_inference_mode_and_no_grad_share_it() -> None:
         first = network(x)
     with torch.no_grad():
         assert torch.equal(network(x), first)
+
+
+def test_defaults_of_dtype_and_device_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = networks()[0]
+    x = torch.randn(3, 24)
+    monkeypatch.setattr(scratch, "_threads", threading.local())  # a buffer that is yet to be made
+    with torch.no_grad(), torch.device("meta"):
+        torch.set_default_dtype(torch.float64)
+        try:
+            result = network(x)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(result, network(x).detach(), rtol=0, atol=1e-6)
 
 
 def test_an_activation_of_ones_own_is_never_given_the_buffer(taken: list[int]) -> None:

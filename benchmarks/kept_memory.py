@@ -25,6 +25,7 @@ from train_step import COMMON, MODELS, Ours, make_batch
 
 from dinov2.configs import load_config
 from dinov2.engine.memory import freed_memory_kept
+from dinov2.engine.progress import peak_memory
 from dinov2.features.results import environment
 
 
@@ -46,7 +47,7 @@ def steps_of_child(model: str, n_steps: int, *, kept: bool) -> dict[str, Any]:
     return {
         "seconds": statistics.median(seconds),
         "page_faults": statistics.median(faults),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_memory(device),
     }
 
 

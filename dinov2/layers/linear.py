@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from dinov2.layers.recording import is_recording
 
-__all__ = ["is_plain", "linear", "linear_gelu", "onednn_is_faster", "packed_weight", "project", "takes_onednn"]
+__all__ = [
+    "is_plain",
+    "is_plain_inference",
+    "linear",
+    "linear_gelu",
+    "onednn_is_faster",
+    "packed_weight",
+    "project",
+    "takes_onednn",
+]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -77,15 +86,20 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor
 
 def takes_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether `linear` multiplies these two with oneDNN."""
-    if not onednn_is_faster() or torch.is_grad_enabled() or x.device.type != "cpu" or is_recording():
-        return False
-    # Quantised and distributed weights are subclasses that look after themselves.
-    if type(weight) not in (Tensor, nn.Parameter) or torch.is_autocast_enabled("cpu"):
-        return False
-    if x.dtype != weight.dtype or not x.numel():
+    if not onednn_is_faster() or not is_plain_inference(x, weight):
         return False
     in_bf16 = x.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
     return in_bf16 or x.dtype == torch.float32
+
+
+def is_plain_inference(x: Tensor, *weights: Tensor) -> bool:
+    """Whether a CPU has to compute these numbers and nothing else: no gradients, no graph, no format of its own."""
+    if torch.is_grad_enabled() or x.device.type != "cpu" or is_recording():
+        return False
+    if torch.is_autocast_enabled("cpu") or not x.numel():
+        return False
+    # Quantised and distributed weights are subclasses that look after themselves.
+    return all(type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype for weight in weights)
 
 
 def onednn_is_faster() -> bool:

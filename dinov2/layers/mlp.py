@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinov2.layers.linear import is_plain, linear, linear_gelu, takes_onednn
+from dinov2.layers.linear import is_plain, linear, linear_gelu
 from dinov2.layers.scratch import feed_forward_in_scratch, reuses_memory
 
 __all__ = ["Mlp", "mlp"]
@@ -22,7 +22,7 @@ def mlp(
 ) -> Tensor:  # [..., D']
     """Linear, activation (exact GELU unless told otherwise), linear."""
     if activation is F.gelu:
-        if reuses_memory(x, fc1_weight, fc2_weight) and not takes_onednn(x, fc1_weight):
+        if reuses_memory(x, fc1_weight, fc2_weight):
             return feed_forward_in_scratch(x, (fc1_weight, fc1_bias), torch.ops.aten.gelu_, (fc2_weight, fc2_bias))
         return linear(linear_gelu(x, fc1_weight, fc1_bias), fc2_weight, fc2_bias)
     return linear(activation(linear(x, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)

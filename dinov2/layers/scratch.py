@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dinov2.layers.recording import is_recording
+from dinov2.layers.linear import is_plain_inference, takes_onednn
 
 __all__ = ["feed_forward_in_scratch", "reuses_memory"]
 
@@ -21,16 +21,14 @@ _MOST = 2**24
 _threads = threading.local()
 
 
-def reuses_memory(x: Tensor, *weights: Tensor) -> bool:
-    """Whether results may be written into memory that is there: plain float32 on a CPU, and nobody wants gradients."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_recording():
+def reuses_memory(x: Tensor, first: Tensor, last: Tensor) -> bool:  # [..., D], [wide, D], [D', hidden]
+    """Whether `feed_forward_in_scratch` may take these: float32 on a CPU without gradients, and no use for oneDNN."""
+    if torch.compiler.is_compiling() or x.dtype != torch.float32 or not is_plain_inference(x, first, last):
         return False
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel() or torch.is_autocast_enabled("cpu"):
+    # A fake tensor has no memory, and vmap and the like have no operators that write into `out`.
+    if type(x) is not Tensor or torch._C._are_functorch_transforms_active():
         return False
-    # Quantised, fake and distributed tensors are subclasses; vmap and the like have no operators that write into `out`.
-    if torch._C._are_functorch_transforms_active() or type(x) is not Tensor:
-        return False
-    return all(type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype for weight in weights)
+    return not takes_onednn(x, first)
 
 
 def feed_forward_in_scratch(

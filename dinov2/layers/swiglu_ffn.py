@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinov2.layers.linear import is_plain, linear, takes_onednn
+from dinov2.layers.linear import is_plain, linear
 from dinov2.layers.scratch import feed_forward_in_scratch, reuses_memory
 
 __all__ = ["SwiGLUFFN", "SwiGLUFFNFused", "swiglu", "swiglu_hidden_features"]
@@ -28,7 +28,7 @@ def swiglu(
     w3_bias: Tensor | None,
 ) -> Tensor:  # [..., D']
     """`w3(silu(gate) * value)`."""
-    if reuses_memory(x, w12_weight, w3_weight) and not takes_onednn(x, w12_weight):
+    if reuses_memory(x, w12_weight, w3_weight):
         return feed_forward_in_scratch(x, (w12_weight, w12_bias), _gate_in_place, (w3_weight, w3_bias))
     gate, value = linear(x, w12_weight, w12_bias).chunk(2, dim=-1)
     return linear(F.silu(gate) * value, w3_weight, w3_bias)

@@ -135,14 +135,17 @@ def test_works_under_vmap(taken: list[int]) -> None:
     assert not taken
 
 
-def test_only_where_nothing_is_lost() -> None:
-    x, weight = torch.randn(3, 24), nn.Parameter(torch.randn(96, 24))
-    assert not reuses_memory(x, weight)  # gradients are wanted
+def test_only_where_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, first, last = torch.randn(3, 24), nn.Parameter(torch.randn(96, 24)), nn.Parameter(torch.randn(24, 96))
+    assert not reuses_memory(x, first, last)  # gradients are wanted
     with torch.no_grad():
-        assert reuses_memory(x, weight)
-        assert not reuses_memory(x.bfloat16(), weight)
-        assert not reuses_memory(x, nn.Parameter(weight.double()))
-        assert not reuses_memory(x.to("meta"), weight)
-        assert not reuses_memory(x[:0], weight)
+        assert reuses_memory(x, first, last)
+        assert not reuses_memory(x.bfloat16(), first.bfloat16(), last.bfloat16())
+        assert not reuses_memory(x, nn.Parameter(first.double()), last)
+        assert not reuses_memory(x, first, nn.Parameter(last.double()))
+        assert not reuses_memory(x.to("meta"), first, last)
+        assert not reuses_memory(x[:0], first, last)
         with torch.autocast("cpu", torch.bfloat16):
-            assert not reuses_memory(x, weight)
+            assert not reuses_memory(x, first, last)
+        monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
+        assert not reuses_memory(x, first, last)

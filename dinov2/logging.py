@@ -41,7 +41,7 @@ def setup_logging(
         console.setFormatter(_ConsoleFormatter())
         logger.addHandler(console)
     if output is not None:
-        file = _LogFile(_log_path(Path(output)), encoding="utf-8")
+        file = _LogFile(_log_path(Path(output)), encoding="utf-8", errors="backslashreplace")
         file.setFormatter(_FileFormatter())
         logger.addHandler(file)
     if not logger.handlers:  # without any, Python would print warnings of every rank by itself

@@ -1,16 +1,25 @@
 """Files that are whole under their own name: written under another one, synced, renamed.
 
 Whoever opens such a file finds the old content or the new one, after a kill, a crash and a full disk as well.
+
+File names are bytes and need not be valid text; Python holds a byte that is none as a lone surrogate, which no file in
+UTF-8 may contain. `write_text` writes it as the characters `\\udce9`: JSON reads that back as the same name, a page
+shows it. What has no such escapes, YAML and tables of features, gets `escape_name`, which `unescape_name` undoes.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dinov2.file_lock import held
 
-__all__ = ["replacing"]
+__all__ = ["escape_name", "replacing", "unescape_name", "utf8_path", "write_text"]
+
+# A lone surrogate, or text that looks like the escape of one, with the backslashes before it.
+_TO_ESCAPE = re.compile(r"(\\*)([\ud800-\udfff]|ud[89a-f][0-9a-f]{2})")
+_ESCAPED = re.compile(r"(\\+)(ud[89a-f][0-9a-f]{2})")
 
 
 @contextmanager
@@ -38,3 +47,35 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
             raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text file in UTF-8 as `replacing` does; lone surrogates become `\\udce9`. Returns the path."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return Path(path)
+
+
+def escape_name(name: str) -> str:
+    """A file name as valid Unicode: lone surrogates become `\\udce9`. Other names stay as they are.
+
+    A backslash before what looks like such an escape already is doubled, so that no two names become one.
+    """
+    return _TO_ESCAPE.sub(lambda m: m[1] * 2 + (m[2] if len(m[2]) > 1 else f"\\u{ord(m[2]):04x}"), name)
+
+
+def unescape_name(text: str) -> str:
+    """The inverse of `escape_name`: the name with which the file can be opened."""
+    return _ESCAPED.sub(lambda m: "\\" * (len(m[1]) // 2) + (chr(int(m[2][1:], 16)) if len(m[1]) % 2 else m[2]), text)
+
+
+@contextmanager
+def utf8_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A path of the existing file `path` in valid UTF-8, inside the block, for libraries that take no other."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield os.fspath(path)

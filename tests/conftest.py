@@ -8,6 +8,8 @@ from pathlib import Path
 # than they bring. Children inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: tests have no screen
+# What commands in processes of their own print to: consoles are not UTF-8 everywhere.
+os.environ.setdefault("PYTHONIOENCODING", "cp1252")
 
 import numpy as np
 import pytest

@@ -25,7 +25,7 @@ CATALOGUE = {"hub", "report", "sources", "pretrained"}
 MAY_IMPORT: dict[str, set[str]] = {
     # 0 ground
     "errors": set(),
-    "configs": {"errors"},
+    "configs": {"errors", "whole_files"},
     "distributed": {"errors"},
     "logging": {"errors", "distributed", "whole_files"},
     "file_lock": set(),

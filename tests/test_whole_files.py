@@ -1,6 +1,8 @@
 """A file is the old one or the new one, whatever happens while it is written."""
 
 import errno
+import itertools
+import json
 import os
 import threading
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dinov2.whole_files import replacing
+from dinov2.whole_files import escape_name, replacing, unescape_name, utf8_path, write_text
 
 
 def test_a_file_takes_the_place_of_the_old_one_when_it_is_finished(tmp_path: Path) -> None:
@@ -83,3 +85,32 @@ def test_a_file_may_be_read_by_those_who_may_read_any_new_file(tmp_path: Path) -
         save_file({"x": torch.zeros(2)}, unfinished)
     modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
     assert modes["secret.txt"] == modes["tensors.safetensors"] == modes["usual.txt"]
+
+
+def test_a_name_that_is_no_text_is_escaped_so_that_it_can_be_read_back() -> None:
+    assert escape_name("caf\udce9.jpg") == r"caf\udce9.jpg" and escape_name("café 犬 a\\b.jpg") == "café 犬 a\\b.jpg"
+    names = [
+        "".join(words) for n in range(5) for words in itertools.product(["\\", "\udce9", "udce9", "u", "é"], repeat=n)
+    ]
+    escaped = [escape_name(name) for name in names]
+    assert [unescape_name(text) for text in escaped] == names
+    assert len(set(escaped)) == len(set(names)) and all(text.encode() for text in escaped[1:])
+
+
+def test_text_with_a_name_that_is_no_text_is_written_as_utf8_which_json_reads_back(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.json", json.dumps({"é": "x\udce9"}, ensure_ascii=False))
+    assert path.read_bytes() == b'{"\xc3\xa9": "x\\udce9"}'
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": "x\udce9"}
+
+
+def test_a_library_that_takes_utf8_names_alone_gets_one(tmp_path: Path) -> None:
+    plain, strange = tmp_path / "a", tmp_path / os.fsdecode(b"\xe9")
+    for path in (plain, strange):
+        try:
+            path.write_text(path.name, errors="surrogateescape")
+        except OSError:
+            pytest.skip("the file system takes names in UTF-8 alone")
+        with utf8_path(path) as name:
+            assert Path(name.encode().decode()).read_bytes() == os.fsencode(path.name)
+    with utf8_path(plain) as name:
+        assert name == str(plain)

@@ -29,6 +29,7 @@ from dinov2.models.releases import release
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import Pretrained, load
 from dinov2.sources import ShowProgress
+from dinov2.whole_files import escape_name
 
 __all__ = ["ExportReport", "export", "export_backbone"]
 
@@ -81,6 +82,10 @@ def export(
         raise ConfigError(f"{loaded.name} is a model of another library; export it with that library")
     if path.is_dir():
         path = path / f"{Path(loaded.name).stem}{_SUFFIXES[kind]}"
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"ONNX Runtime opens names in UTF-8 alone, and {path} is none; choose another -o") from error
     say(f"{loaded.name}: {loaded.report}")
     classifier = loaded.head
     if head is not None:
@@ -163,7 +168,10 @@ def _write(model: ExportedModel, path: Path, kind: _Format, opset: int, metadata
     example = torch.zeros(2, channels, 3 * patch, 4 * patch)
     with torch.no_grad():
         if kind == "onnx":
-            text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+            text = {
+                key: escape_name(value) if isinstance(value, str) else json.dumps(value)
+                for key, value in metadata.items()
+            }
             write_onnx(
                 model, example, path, dynamic_shapes=dynamic_shapes, outputs=model.names, opset=opset, metadata=text
             )

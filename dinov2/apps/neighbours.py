@@ -24,7 +24,7 @@ from dinov2.features.embedding import Wanted, decoded_batches, embedded
 from dinov2.features.store import StoredFeatures, open_features
 from dinov2.pretrained import load
 from dinov2.report.neighbour_page import THUMBNAIL_SIDE, Shot, ShotRow, neighbour_page, thumbnail
-from dinov2.whole_files import replacing
+from dinov2.whole_files import write_text
 
 __all__ = ["Hit", "NeighboursReport", "neighbours"]
 
@@ -300,5 +300,4 @@ def _write(page: Path, stored: StoredFeatures, rows: list[ShotRow], groups: list
         duplicates=groups,
         duplicates_lead=lead,
     )
-    with replacing(page) as unfinished:
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_text(page, text)

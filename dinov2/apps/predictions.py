@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from dinov2.errors import DinoError
-from dinov2.whole_files import replacing
+from dinov2.whole_files import write_text
 
 __all__ = ["Classification", "CsvPredictions", "Guess", "Prediction", "write_json"]
 
@@ -72,14 +72,12 @@ def write_json(result: Classification, target: TextIO | Path) -> None:
         else {"path": prediction.path, "top": [_as_json(guess) for guess in prediction.top]}
         for prediction in result.predictions
     ]
-    # ASCII alone, because file names need not be valid Unicode.
     text = json.dumps({**result.made_with, "images": images}, indent=1) + "\n"
     if not isinstance(target, Path):
         target.write(text)
         return
     try:
-        with replacing(target) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+        write_text(target, text)
     except OSError as error:
         raise DinoError(f"{target} could not be written ({error.strerror}); choose another place for --json") from error
 

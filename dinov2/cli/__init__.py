@@ -19,7 +19,7 @@ from dinov2.cli import (
     train,
     viz,
 )
-from dinov2.run.exits import exit_code_of
+from dinov2.run.exits import escape_streams, exit_code_of
 
 __all__ = ["build_parser", "main"]
 
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors of ours become one sentence on standard error."""
+    escape_streams()
     arguments = _parsed(argv)
     return exit_code_of(lambda: int(arguments.run(arguments)))
 

@@ -106,8 +106,6 @@ class _CsvOutput:
                 from dinov2.apps.predictions import CsvPredictions
 
                 self._write = CsvPredictions(sys.stdout if self._file == "-" else self._opened(self._file))
-            if self._file == "-":
-                prediction = prediction._replace(path=_printable(prediction.path))
             self._write(prediction)
 
     @contextmanager
@@ -124,18 +122,14 @@ class _CsvOutput:
     def _opened(self, file: str) -> TextIO:
         path = Path(file).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        # File names need not be valid Unicode, and are written as they are.
+        # File names need not be valid Unicode, and are written as they are, as lists of images have them.
         return self._stack.enter_context(open(path, "w", encoding="utf-8", errors="surrogateescape", newline=""))
 
 
 def _show(prediction: "Prediction", text: bool) -> None:
     if prediction.error is not None:
-        print(f"dinov2: {_printable(prediction.error)}", file=sys.stderr)
+        print(f"dinov2: {prediction.error}", file=sys.stderr)
     elif text:
-        say(_printable(prediction.path))
+        say(prediction.path)
         for guess in prediction.top:
             say(f"  {100 * guess.probability:5.1f} %  {guess.name}{f' ({guess.wnid})' if guess.wnid else ''}")
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

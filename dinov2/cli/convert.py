@@ -44,6 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from dinov2.apps.convert import convert
+    from dinov2.whole_files import write_text
 
     check_file_place(arguments.json, task="convert")
     size = arguments.img_size
@@ -75,5 +76,5 @@ def _run(arguments: argparse.Namespace) -> int:
         say(f"largest difference, {reader}: {difference:.3g}")
     say(f"written: {result.output} ({result.n_tensors} tensors, all accounted for; {', '.join(result.files)})")
     if arguments.json:
-        Path(arguments.json).expanduser().write_text(text + "\n", encoding="utf-8")
+        write_text(Path(arguments.json).expanduser(), text + "\n")
     return 0

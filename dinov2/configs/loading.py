@@ -8,7 +8,7 @@ error that names its nearest neighbour, because a misspelt key that does nothing
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_origin
 
 from omegaconf import OmegaConf
@@ -18,6 +18,7 @@ from dinov2.configs.keys import build, leaves, section_names, to_dict
 from dinov2.configs.packaged import find_config, find_preset, parse_yaml
 from dinov2.configs.schema import Config
 from dinov2.errors import ConfigError
+from dinov2.whole_files import escape_name, unescape_name
 
 __all__ = [
     "apply_overrides",
@@ -49,7 +50,8 @@ def load_config(
     if preset:
         sources.append(_Source(*find_preset(preset)))
     if name_or_path:
-        sources.append(_Source(*find_config(name_or_path)))
+        label, values = find_config(name_or_path)
+        sources.append(_Source(label, _with_text(values, unescape_name)))
     return _merged(Config(), [*sources, *_parsed(overrides)])
 
 
@@ -69,8 +71,11 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def to_yaml(cfg: Config) -> str:
-    """All keys as YAML; `load_config` of a file with this text gives an equal `Config`."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(to_dict(cfg))))
+    """All keys as YAML; `load_config` of a file with this text gives an equal `Config`.
+
+    YAML has no way to say a name that is not UTF-8, so that texts are written by `escape_name`.
+    """
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(_with_text(to_dict(cfg), escape_name))))
 
 
 def differing_keys(a: Config, b: Config) -> list[str]:
@@ -200,12 +205,17 @@ def _leaf_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _escaped(value: Any) -> Any:
     r"""`value` with `${` written as `\${`, so that OmegaConf reads it back as text."""
-    if isinstance(value, Mapping):
-        return {name: _escaped(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_escaped(item) for item in value]
     # A backslash before `${` escapes it, so those that are already there are doubled.
-    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value) if isinstance(value, str) else value
+    return _with_text(value, lambda text: re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text))
+
+
+def _with_text(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with `change` made to every text in it; names of keys stay."""
+    if isinstance(value, Mapping):
+        return {name: _with_text(item, change) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_text(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _at(tree: Mapping[str, Any], key: str) -> object:

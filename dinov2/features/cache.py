@@ -21,7 +21,7 @@ from dinov2.errors import DataError
 from dinov2.features.extract import Features
 from dinov2.features.metrics import Scoring
 from dinov2.features.results import write_json
-from dinov2.whole_files import replacing
+from dinov2.whole_files import replacing, utf8_path
 
 __all__ = [
     "EXTRACTOR_VERSION",
@@ -114,7 +114,8 @@ def load_features(folder: Path | str, *, parts: Mapping[str, Any]) -> Features |
         checksum = _file_checksum(entry / _TENSORS)
         if checksum != manifest["sha256"]:
             raise ValueError(f"checksum {checksum[:12]} instead of {manifest['sha256'][:12]}")
-        tensors = load_file(entry / _TENSORS)
+        with utf8_path(entry / _TENSORS) as path:
+            tensors = load_file(path)
         names, ids, rules = manifest["class_names"], manifest.get("class_ids"), manifest.get("scoring")
         return Features(
             features=tensors["features"],

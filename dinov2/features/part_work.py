@@ -17,6 +17,7 @@ from dinov2.engine.signals import StopRequest
 from dinov2.features.embedding import DecodedBatch, Wanted, decoded_batches, embedded
 from dinov2.features.store.parts import PartsFolder, PatchFile
 from dinov2.features.tokens import Tokens
+from dinov2.whole_files import escape_name
 
 __all__ = ["EmbedProgress", "PartWork", "Rate"]
 
@@ -154,8 +155,8 @@ class _Part:
 
 
 def _shown(images: ImageDataset, index: int) -> str:
-    """The path of an image, below the root of its data set where it has one, always valid Unicode."""
+    """The path of an image, below the root of its data set where it has one, as `escape_name` writes it."""
     path, root = images.path_of(index), getattr(images, "root", None)
     if root is not None and path.startswith(os.path.join(root, "")):
         path = path[len(os.path.join(root, "")) :]
-    return path.encode("utf-8", "backslashreplace").decode()
+    return escape_name(path)

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dinov2.errors import DataError
+from dinov2.whole_files import escape_name, unescape_name, utf8_path
 
 __all__ = [
     "ForegroundSplit",
@@ -176,15 +177,15 @@ def save_pca(path: Path | str, basis: PcaBasis) -> None:
         tensors["foreground_direction"] = basis.foreground.direction.contiguous()
         tensors["foreground_threshold"] = torch.tensor([basis.foreground.threshold], dtype=torch.float64)
     # Not by `save_file`, whose files nobody else may read: colours are made to be shared.
-    Path(path).write_bytes(save(tensors, metadata={"fitted_on": basis.fitted_on}))
+    Path(path).write_bytes(save(tensors, metadata={"fitted_on": escape_name(basis.fitted_on)}))
 
 
 def load_pca(path: Path | str) -> PcaBasis:
     """Read a basis of `save_pca`. Raises `DataError` when the file is none."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with utf8_path(path) as name, safe_open(name, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            fitted_on = (file.metadata() or {}).get("fitted_on", "")
+            fitted_on = unescape_name((file.metadata() or {}).get("fitted_on", ""))
         split = None
         if "foreground_direction" in tensors:
             threshold = float(tensors.pop("foreground_threshold"))

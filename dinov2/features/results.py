@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dinov2.errors import DataError
-from dinov2.whole_files import replacing
+from dinov2.whole_files import write_text
 
 __all__ = ["SCHEMA", "Result", "environment", "now", "read_results", "write_json", "write_results"]
 
@@ -115,9 +115,7 @@ def read_results(path: Path | str) -> list[Result]:
 def write_json(path: Path | str, value: Any) -> Path:
     """Write valid JSON (NaN and infinities become null); whoever reads the path sees the old or the new one."""
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-    return Path(path)
+    return write_text(path, text)
 
 
 def _finite(value: Any) -> Any:

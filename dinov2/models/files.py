@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dinov2.errors import DinoError, WeightsError
-from dinov2.whole_files import replacing
+from dinov2.whole_files import replacing, utf8_path
 
 __all__ = ["read_file", "read_json", "shard_refused", "write_state_dict", "write_tensors", "write_text", "write_whole"]
 
@@ -99,7 +99,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file; errors as in `write_whole`."""
 
     def write(file: Path) -> None:
-        file.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     write_whole(path, write)
 
@@ -153,7 +153,7 @@ def _read_torch(path: Path, start: bytes) -> Any:
 def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt", device="cpu") as file:
+    with utf8_path(path) as name, safe_open(name, framework="pt", device="cpu") as file:
         content: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         table = (file.metadata() or {}).get(_TABLE, "")
     if table.startswith("{"):  # files of others may say something else under that key

@@ -9,7 +9,7 @@ from pathlib import Path
 from dinov2.report.sections import SECTIONS, facts
 from dinov2.report.sources import RunRecord, read_run
 from dinov2.report.theme import SCRIPT, framed, written
-from dinov2.whole_files import replacing
+from dinov2.whole_files import write_text
 
 __all__ = ["render", "write_report"]
 
@@ -21,10 +21,7 @@ def write_report(run_folder: Path | str, *, out: Path | str | None = None) -> Pa
     nothing of a run.
     """
     page = render(read_run(run_folder))
-    path = Path(run_folder) / "report.html" if out is None else Path(out)
-    with replacing(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
-    return path
+    return write_text(Path(run_folder) / "report.html" if out is None else out, page)
 
 
 def render(run: RunRecord) -> str:

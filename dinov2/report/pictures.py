@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -127,7 +127,7 @@ def write_pca_strip(
     patches = features.flatten(0, 2)
     basis = fit_pca(patches)
     before = folder / "last_colours.safetensors"
-    reference = load_file(before)["projections"] if before.is_file() else None
+    reference = load(before.read_bytes())["projections"] if before.is_file() else None
     if reference is not None and len(reference) == len(patches):
         basis = match_colours(basis, patches, reference)
     save_file({"projections": basis.project(patches)}, before)

@@ -79,7 +79,7 @@ def write_viz_page(
         ],
     }
     footer = _footer(models, images, dims, max(errors), notes)
-    page = _rendered(data, models, images, matches, footer).encode()
+    page = _rendered(data, models, images, matches, footer).encode("utf-8", "backslashreplace")
     target = Path(path)
     with replacing(target) as unfinished:
         unfinished.write_bytes(page)

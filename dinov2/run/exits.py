@@ -4,6 +4,7 @@
 """
 
 import atexit
+import io
 import multiprocessing.util  # registers the waiting for children, which `_end_workers` has to precede
 import os
 import signal
@@ -12,9 +13,19 @@ from collections.abc import Callable
 
 from dinov2.errors import ConfigError, DataError, DinoError, MissingDependency, WeightsError
 
-__all__ = ["exit_code_of"]
+__all__ = ["escape_streams", "exit_code_of"]
 
 _BAD_INPUT = (ConfigError, DataError, WeightsError, MissingDependency)
+
+
+def escape_streams() -> None:
+    """Has standard output and error escape what their encoding cannot show (`\\u72ac`), instead of failing on it.
+
+    Consoles and pipes are not UTF-8 everywhere, and file names need not be text at all.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def exit_code_of(command: Callable[[], int]) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from dinov2.configs import Config, differing_keys, load_config, to_yaml
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, WeightsError
-from dinov2.whole_files import replacing
+from dinov2.whole_files import write_text
 
 __all__ = ["RunFolder"]
 
@@ -119,7 +119,7 @@ class RunFolder:
         """Creates the folder and writes the configuration."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _write(self.config, to_yaml(cfg))
+            write_text(self.config, to_yaml(cfg))
         except OSError as error:
             raise ConfigError(
                 f"the output folder {self.path} cannot be written to ({error.strerror}); choose another --output-dir"
@@ -128,7 +128,7 @@ class RunFolder:
     def note_unreadable(self, failures: dict[str, str]) -> None:
         """Rewrites the list of images that could not be read."""
         rows = [{"path": path, "reason": reason} for path, reason in sorted(failures.items())]
-        _write(self.unreadable, json.dumps({"count": len(rows), "images": rows}, indent=1) + "\n")
+        write_text(self.unreadable, json.dumps({"count": len(rows), "images": rows}, indent=1) + "\n")
 
     def read_unreadable(self) -> dict[str, str]:
         """The images noted so far, path to reason."""
@@ -146,8 +146,3 @@ def _shown(saved: Config, wanted: Config, keys: list[str]) -> str:
 
     shown = [f"{key} was {value(saved, key)!r}, now {value(wanted, key)!r}" for key in keys[:3]]
     return "; ".join(shown) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")

@@ -1,6 +1,8 @@
 """Commands run in this process, in a folder of their own."""
 
+import io
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -19,16 +21,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def dinov2(here: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
-    """The command `dinov2`: words in, exit code and output out."""
+def dinov2(here: Path) -> Iterator[Callable[..., Ended]]:
+    """The command `dinov2` on a console that is not UTF-8: words in, exit code and output out."""
 
     def command(*words: object) -> Ended:
-        capsys.readouterr()
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as stop:  # argparse
-            code = int(stop.code or 0)
-        return Ended(code, *capsys.readouterr())
+        out, err = (io.TextIOWrapper(io.BytesIO(), "cp1252", newline="\n", write_through=True) for _ in range(2))
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                code = main([str(word) for word in words])
+            except SystemExit as stop:  # argparse
+                code = int(stop.code or 0)
+        return Ended(code, *(stream.buffer.getvalue().decode("cp1252") for stream in (out, err)))  # type: ignore[attr-defined]
 
     with quiet_logger():
         yield command

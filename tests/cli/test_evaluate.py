@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dinov2.apps.evaluation import features
+from dinov2.cli import main
 from dinov2.configs import load_config, to_yaml
 from tests.runs import contents, only_sentence, pictures
 
@@ -292,7 +293,8 @@ def test_progress_is_drawn_on_a_terminal_only_and_the_cursor_comes_back(dinov2, 
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
-    assert dinov2("eval", "knn", "--model", run, *SETS, "--no-cache").code == 0
+    words = ["eval", "knn", "--model", str(run), *SETS, "--no-cache"]
+    assert main(words) == 0
     assert "features of toy:split=TRAIN:n=40" in screen.text and "40/40" in screen.text
     assert screen.text.count("\x1b[?25l") == screen.text.count("\x1b[?25h") > 0
 
@@ -301,5 +303,5 @@ def test_progress_is_drawn_on_a_terminal_only_and_the_cursor_comes_back(dinov2, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(features, "extract_features", interrupted)
-    assert dinov2("eval", "knn", "--model", run, *SETS, "--no-cache").code == 130
+    assert main(words) == 130
     assert screen.text.count("\x1b[?25l") == screen.text.count("\x1b[?25h")

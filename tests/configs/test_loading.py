@@ -188,7 +188,24 @@ def test_a_file_may_be_empty(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["${a}", r"\${a}", r"\\${a}", "a${b}c${", r"C:\x\y", "yes", "010", "1e-3", "null", "~", "", "a: b #c", "'q'", "ü"],
+    [
+        "${a}",
+        r"\${a}",
+        r"\\${a}",
+        "a${b}c${",
+        r"C:\x\y",
+        "yes",
+        "010",
+        "1e-3",
+        "null",
+        "~",
+        "",
+        "a: b #c",
+        "'q'",
+        "ü",
+        "\udce9${a}",
+        r"a\udce9",
+    ],
 )
 def test_any_text_survives_yaml_dictionary_and_overrides(tmp_path: Path, text: str) -> None:
     values: dict[str, Any] = {"train": {"dataset_path": text}}

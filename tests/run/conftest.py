@@ -32,7 +32,7 @@ def release_command(clone: Path) -> Callable[..., Ended]:
             cwd=clone,
             env={**os.environ, "PYTHONPATH": ".", **environment},
             capture_output=True,
-            text=True,
+            encoding="cp1252",  # PYTHONIOENCODING of tests/conftest.py
             timeout=120,
         )
         return Ended(ended.returncode, ended.stdout, ended.stderr)

@@ -151,7 +151,10 @@ def split_rows(images: ImageDataset) -> tuple[Tensor, Tensor]:  # int64 [S_train
     val: list[int] = []
     for label, members in by_class.items():
         called = images.class_names[label] if images.class_names else str(label)
-        order = sorted(members, key=lambda index: hashlib.sha256(f"{called}\n{names[index]}".encode()).digest())
+        order = sorted(
+            members,
+            key=lambda index: hashlib.sha256(f"{called}\n{names[index]}".encode("utf-8", "surrogatepass")).digest(),
+        )
         n_val = max(1, round(VAL_SHARE * len(order))) if len(order) > 1 else 0
         val += order[:n_val]
         train += order[n_val:]

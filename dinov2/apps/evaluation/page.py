@@ -33,7 +33,7 @@ from dinov2.report.evaluation.record import (
 )
 from dinov2.report.evaluation.retrieval_page import retrieval_page
 from dinov2.report.neighbour_page import Shot, ShotRow, thumbnail
-from dinov2.whole_files import replacing
+from dinov2.whole_files import write_text
 
 __all__ = [
     "PAGE_FILE",
@@ -57,12 +57,12 @@ _MOST_LOOKED_AT, _SIMILARITIES = 500, 100_000_000  # queries; what ranking them 
 
 def write_evaluation_page(study: Study) -> Path:
     """Writes `results_eval_all.html` into the folder of the study and returns its path."""
-    return _written(study.folder / PAGE_FILE, evaluation_page(record_of(study)))
+    return write_text(study.folder / PAGE_FILE, evaluation_page(record_of(study)))
 
 
 def write_retrieval_page(report: RetrievalReport) -> Path:
     """Writes `results_eval_retrieval.html` beside the results and returns its path."""
-    return _written(report.output_dir / RETRIEVAL_PAGE_FILE, retrieval_page(retrieval_record_of(report)))
+    return write_text(report.output_dir / RETRIEVAL_PAGE_FILE, retrieval_page(retrieval_record_of(report)))
 
 
 def record_of(study: Study) -> EvaluationRecord:
@@ -280,9 +280,3 @@ def _estimate(figure: Figure) -> Estimate:
 def _last_part(dataset: str) -> str:
     """A data set without the folders that it lies in, which are nobody's business."""
     return "/".join(dataset.rstrip("/").split("/")[-2:]) if dataset.startswith(("/", "~", ".")) else dataset
-
-
-def _written(path: Path, page: str) -> Path:
-    with replacing(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
-    return path

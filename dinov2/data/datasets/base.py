@@ -152,7 +152,9 @@ def digest(*parts: str | bytes | np.ndarray) -> str:
     """SHA-256 of texts and arrays, each preceded by its length, so that parts cannot run into each other."""
     total = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part if isinstance(part, bytes) else part.tobytes()
+        if isinstance(part, str):
+            part = part.encode("utf-8", "surrogatepass")  # names need not be valid Unicode
+        data = part if isinstance(part, bytes) else part.tobytes()
         total.update(len(data).to_bytes(8, "little"))
         total.update(data)
     return total.hexdigest()

@@ -11,6 +11,7 @@ from dinov2.errors import DataError
 from dinov2.features.store.parts import MANIFEST, manifest_of
 from dinov2.features.store.reading import StoredTable
 from dinov2.features.store.writing import format_of
+from dinov2.whole_files import unescape_name
 
 __all__ = ["StoredFeatures", "StoredPatches", "open_features"]
 
@@ -18,7 +19,8 @@ __all__ = ["StoredFeatures", "StoredPatches", "open_features"]
 class StoredFeatures:
     """Features of the readable images of a data set, in its order; columns are read when asked for.
 
-    `columns` are `index` (position in the source), `path`, `height`, `width`, `label` (-1: none) where there is one,
+    `columns` are `index` (position in the source), `path` (the name of the file itself: `unescape_name` of what a table
+    holds), `height`, `width`, `label` (-1: none) where there is one,
     `cls` and what else was asked of `dinov2 embed`. `manifest` says what they were made of; it is empty for a table
     that has lost it.
     """
@@ -50,7 +52,8 @@ class StoredFeatures:
 
     def pieces(self, column: str) -> Iterator[np.ndarray]:
         """The same column part by part."""
-        return (table[column] for table in self._tables)
+        pieces = (table[column] for table in self._tables)
+        return (_file_names(piece) for piece in pieces) if column == "path" else pieces
 
     def patches(self, name: str = "patches") -> "StoredPatches":
         """Patch features, mapped into memory. Raises DataError when they were not written."""
@@ -82,6 +85,12 @@ class StoredPatches:
             raise IndexError(f"row {row} was asked of patch features of {len(self)} images")
         part = int(np.searchsorted(self._ends, row, side="right"))
         return self._arrays[part][row - (int(self._ends[part - 1]) if part else 0)]
+
+
+def _file_names(paths: np.ndarray) -> np.ndarray:
+    if not (np.char.find(paths, "\\u") >= 0).any():  # compiled, and almost always there is nothing to undo
+        return paths
+    return np.array([unescape_name(path) for path in paths.tolist()])
 
 
 def open_features(path: str | os.PathLike[str]) -> StoredFeatures:

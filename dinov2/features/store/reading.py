@@ -11,6 +11,7 @@ import numpy as np
 from dinov2.errors import ConfigError, DataError, MissingDependency
 from dinov2.features.store.arrow import from_arrow, pyarrow_module
 from dinov2.features.store.writing import FORMATS, TableFormat, format_of, table_files
+from dinov2.whole_files import utf8_path
 
 __all__ = ["StoredTable"]
 
@@ -45,7 +46,8 @@ class StoredTable(Mapping[str, np.ndarray]):
     def _list_columns(self) -> list[str]:
         match self.format:
             case "parquet":
-                return list(pyarrow_module("parquet").read_schema(self.path).names)
+                with utf8_path(self.path) as path:
+                    return list(pyarrow_module("parquet").read_schema(path).names)
             case "npz":
                 with self._archive() as archive:
                     return list(archive.files)
@@ -63,7 +65,8 @@ class StoredTable(Mapping[str, np.ndarray]):
     def _read(self, name: str) -> np.ndarray:
         match self.format:
             case "parquet":
-                return from_arrow(pyarrow_module("parquet").read_table(self.path, columns=[name])[name])
+                with utf8_path(self.path) as path:
+                    return from_arrow(pyarrow_module("parquet").read_table(path, columns=[name])[name])
             case "npz":
                 with self._archive() as archive:
                     return np.asarray(archive[name])
@@ -97,7 +100,9 @@ class StoredTable(Mapping[str, np.ndarray]):
             raise DataError(f"{self.path} cannot be read as {self.format} ({reason}); write it again") from error
 
 
-def _safe_open(path: Path) -> Any:
+@contextmanager
+def _safe_open(path: Path) -> Iterator[Any]:
     from safetensors import safe_open
 
-    return safe_open(str(path), "np")
+    with utf8_path(path) as name, safe_open(name, "np") as file:
+        yield file

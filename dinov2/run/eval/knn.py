@@ -7,6 +7,7 @@ from dinov2.apps.evaluation.knn import knn
 from dinov2.distributed import is_main_process
 from dinov2.eval.knn import get_args_parser
 from dinov2.run.eval.flags import inputs_of, report_rows
+from dinov2.run.exits import escape_streams
 from dinov2.run.submit import get_args_parser as get_submission_args_parser
 from dinov2.run.submit import run_here
 
@@ -15,6 +16,7 @@ __all__ = ["main"]
 
 def main() -> int:
     """Parses the command line and evaluates; returns the exit code."""
+    escape_streams()
     parser = get_args_parser("DINOv2 k-NN evaluation", parents=[get_submission_args_parser(add_help=False)])
     return run_here(_evaluate, parser.parse_args())
 

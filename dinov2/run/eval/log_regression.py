@@ -10,6 +10,7 @@ from dinov2.apps.evaluation.probes import log_regression
 from dinov2.distributed import is_main_process
 from dinov2.eval.log_regression import get_args_parser
 from dinov2.run.eval.flags import inputs_of, report_rows
+from dinov2.run.exits import escape_streams
 from dinov2.run.submit import get_args_parser as get_submission_args_parser
 from dinov2.run.submit import run_here
 
@@ -18,6 +19,7 @@ __all__ = ["main"]
 
 def main() -> int:
     """Parses the command line and evaluates; returns the exit code."""
+    escape_streams()
     submission = get_submission_args_parser(add_help=False)
     parser = get_args_parser("DINOv2 logistic regression evaluation", parents=[submission])
     return run_here(_evaluate, parser.parse_args())

@@ -6,6 +6,7 @@ from functools import partial
 
 from dinov2.apps.train import outcome_line, run_training
 from dinov2.logging import setup_logging
+from dinov2.run.exits import escape_streams
 from dinov2.run.submit import get_args_parser as get_submission_args_parser
 from dinov2.run.submit import run_here
 from dinov2.train.arguments import config_from, get_args_parser
@@ -16,6 +17,7 @@ __all__ = ["main"]
 
 def main() -> int:
     """Parses the command line and trains; returns the exit code."""
+    escape_streams()
     parser = get_args_parser(parents=[get_submission_args_parser(add_help=False)])
     return run_here(_train, parser.parse_intermixed_args())
 

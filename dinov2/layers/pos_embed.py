@@ -8,6 +8,8 @@ Two rules exist, and which one a model was trained with is part of its weights:
 - *offset* (models without registers): the source position of output i is `(i + 0.5) * M / (target + offset) - 0.5`;
 - *size* (offset 0): `(i + 0.5) * M / target - 0.5`.
 
+Without antialiasing the offset rule also moves an axis whose size stays the same; with it that axis is left alone.
+
 While a graph is being recorded (`torch.jit.trace`, `torch.export`, and the ONNX exporter on top of it) nothing branches
 on a size and every size stays a tensor, so that the matrices become part of the graph, which then runs at any size.
 """
@@ -39,16 +41,14 @@ def resize_pos_embed(
 
     The native grid itself is returned unchanged.
     """
-    offset_here: float | Tensor = offset
-    if is_recording():
-        offset_here = offset * _differs(grid, native_grid, pos_embed.device) if offset else 0.0
-    elif grid == native_grid:
+    if not is_recording() and grid == native_grid:
         return pos_embed
+    offsets = _offsets(offset, grid, native_grid, antialias, pos_embed.device)
     class_pos, patch_pos = pos_embed.float().split([1, pos_embed.shape[1] - 1], dim=1)
     matrix = _kept_matrix if _can_keep(pos_embed) else cubic_resize_matrix
-    resize = partial(matrix, offset=offset_here, antialias=antialias, device=pos_embed.device)
-    rows = resize(native_grid[0], grid[0])  # [h, gh]
-    columns = resize(native_grid[1], grid[1])  # [w, gw]
+    resize = partial(matrix, antialias=antialias, device=pos_embed.device)
+    rows = resize(native_grid[0], grid[0], offset=offsets[0])  # [h, gh]
+    columns = resize(native_grid[1], grid[1], offset=offsets[1])  # [w, gw]
     with _float32(pos_embed.device.type):
         resized = rows @ patch_pos.reshape(native_grid[0], -1)  # [h, gw*D]
         resized = columns @ resized.unflatten(1, (native_grid[1], -1))  # [h, w, D]
@@ -109,14 +109,24 @@ def _precise(device: torch.device | None) -> torch.dtype:
     return torch.float64 if device is None or device.type != "mps" else torch.float32
 
 
-def _differs(grid: tuple[int, int], native_grid: tuple[int, int], device: torch.device) -> Tensor:
-    """1 where the grid is another than the native one, 0 where it is the same, as a tensor without dimensions.
+def _offsets(
+    offset: float, grid: tuple[int, int], native_grid: tuple[int, int], antialias: bool, device: torch.device
+) -> tuple[float | Tensor, float | Tensor]:
+    """The offsets of both axes: 0 where an axis is not to be resampled, which the offset rule alone would move.
 
-    The offset rule is no identity at the native grid, which it never resizes: without the offset it is one.
+    That is an axis of the native size under antialiasing, and both axes at the native grid.
     """
-    sides = [torch.ones(side, device=device, dtype=_precise(device)).sum() for side in grid]
-    same = [(side == native).to(_precise(device)) for side, native in zip(sides, native_grid, strict=True)]
-    return 1 - same[0] * same[1]
+    if not offset:
+        return 0.0, 0.0
+    same: list[Any]
+    if is_recording():  # tensors without dimensions, so that the graph holds for both cases
+        sides = [torch.ones(side, device=device, dtype=_precise(device)).sum() for side in grid]
+        same = [(side == native).to(_precise(device)) for side, native in zip(sides, native_grid, strict=True)]
+    else:
+        same = [side == native for side, native in zip(grid, native_grid, strict=True)]
+    if not antialias:
+        same = [same[0] * same[1]] * 2
+    return offset * (1 - same[0]), offset * (1 - same[1])
 
 
 def _cubic(distance: Tensor, a: float) -> Tensor:

@@ -122,7 +122,7 @@ class DinoVisionTransformer(nn.Module):
         # Declared before the blocks: the order of the released state dicts.
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
 
-        last = max(depth - 1, 1)
+        drop_path_rates = [drop_path_rate] * depth if drop_path_uniform else _linear_rates(drop_path_rate, depth)
         blocks = [
             block_fn(
                 dim=embed_dim,
@@ -131,14 +131,14 @@ class DinoVisionTransformer(nn.Module):
                 qkv_bias=qkv_bias,
                 proj_bias=proj_bias,
                 ffn_bias=ffn_bias,
-                drop_path=drop_path_rate if drop_path_uniform else drop_path_rate * index / last,
+                drop_path=rate,
                 norm_layer=partial(nn.LayerNorm, eps=1e-6),
                 act_layer=act_layer,
                 ffn_layer=_FEED_FORWARD[ffn_layer],
                 init_values=init_values,
                 drop_path_per_sample=drop_path_per_sample,
             )
-            for index in range(depth)
+            for rate in drop_path_rates
         ]
         self.blocks = nn.ModuleList(_chunks(blocks, block_chunks) if block_chunks else blocks)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
@@ -294,6 +294,12 @@ def _rename_blocks(state_dict: dict[str, Any], prefix: str, chunk_size: int) -> 
             index, rest = int(match[1]), match[2]
             chunk = f"{index // chunk_size}." if chunk_size else ""
             state_dict[f"{prefix}blocks.{chunk}{index}.{rest}"] = state_dict.pop(key)
+
+
+def _linear_rates(rate: float, depth: int) -> list[float]:
+    """`numpy.linspace(0, rate, depth)` bit for bit: one rounding more changes how many samples a block keeps."""
+    step = rate / max(depth - 1, 1)
+    return [*(step * index for index in range(depth - 1)), rate if depth > 1 else 0.0]
 
 
 def vit_nano(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:

@@ -9,8 +9,8 @@ from dinov2.layers.pos_embed import cubic_resize_matrix, resize_pos_embed
 
 
 @pytest.mark.parametrize("native", [(16, 16), (37, 37), (5, 9)])
-@pytest.mark.parametrize("grid", [(16, 16), (7, 7), (1, 3), (40, 23), (37, 37)])
-@pytest.mark.parametrize("offset, antialias", [(0.1, False), (0.0, False), (0.0, True)])
+@pytest.mark.parametrize("grid", [(16, 16), (7, 7), (1, 3), (40, 23), (37, 37), (16, 9), (5, 16), (37, 9)])
+@pytest.mark.parametrize("offset, antialias", [(0.1, False), (0.0, False), (0.0, True), (0.1, True)])
 def test_two_matrices_equal_bicubic_interpolation(native, grid, offset, antialias):
     embedding = torch.randn(1, 1 + native[0] * native[1], 6)
     resized = resize_pos_embed(embedding, native, grid, offset=offset, antialias=antialias)

@@ -11,10 +11,15 @@ from tests.golden.loading import golden_tensors
 from tests.golden.recipe import fill, images
 
 REGISTERS = {"num_register_tokens": 2, "interpolate_offset": 0.0, "interpolate_antialias": True}
-KINDS = {"plain": {}, "registers": REGISTERS, "size rule": {"interpolate_offset": 0.0}}
+KINDS = {
+    "plain": {},
+    "registers": REGISTERS,
+    "size rule": {"interpolate_offset": 0.0},
+    "antialiased offset": {"interpolate_antialias": True},
+}
 RECORDED_AT = (2, 28, 42)
-# Flatter, larger, native (which is never resized); another batch each time.
-RUN_AT = [(1, 28, 56), (3, 70, 84), (2, 56, 56)]
+# One side native (with antialiasing and an offset only the other is resized), larger, native; another batch each time.
+RUN_AT = [(1, 28, 56), (2, 56, 70), (3, 70, 84), (2, 56, 56)]
 ONE_PATCH = (1, 14, 14)
 
 # Tracing is on its way out of PyTorch, and people have traced models in use.

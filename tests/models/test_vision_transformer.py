@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -133,3 +134,11 @@ def test_half_precision_models_keep_their_type_and_copies_work():
     model = copy.deepcopy(vit_nano(patch_size=8, img_size=32)).bfloat16().eval()
     assert model(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert model(torch.randn(1, 3, 40, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.2, 0.3, 1 / 3, 0.4, 0.7])
+def test_drop_path_rates_are_those_of_numpy_linspace_bit_for_bit(rate):
+    with torch.device("meta"):
+        for depth in (1, 2, 3, 4, 6, 7, 12, 24, 40):
+            rates = [block.sample_drop_ratio for block in tiny(depth=depth, drop_path_rate=rate).block_list]
+            assert rates == np.linspace(0, rate, depth).tolist(), depth

@@ -39,18 +39,19 @@ class Weights(Enum):
 class LinearClassifier(nn.Module):
     """Normalised images `[B, 3, H, W]` -> logits `[B, 1000]`, in ImageNet's usual order of classes.
 
-    State dicts hold `backbone.*` and `linear_head.*`. `layers` is the number of blocks that the head reads.
+    State dicts hold `backbone.*` and `linear_head.*`. `layers` is the number of blocks that the head reads, by default
+    that of a `LinearHead`. To fine-tune, put any module in the place of `linear_head`: it gets `[B, (1+layers)*D]`.
     """
 
-    def __init__(self, backbone: DinoVisionTransformer, linear_head: LinearHead) -> None:
+    def __init__(self, backbone: DinoVisionTransformer, linear_head: nn.Module, layers: int | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.linear_head = linear_head
-        self.layers = linear_head.layers
+        self.layers = int(getattr(linear_head, "layers", 4)) if layers is None else layers
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits; what the head reads is in `dinov2.models.linear_head`."""
-        return linear_logits(self.backbone, self.linear_head, x)
+        return linear_logits(self.backbone, self.linear_head, x, layers=self.layers)
 
 
 def released_classifier(

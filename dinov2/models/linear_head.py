@@ -41,9 +41,13 @@ def classifier_input(
     return torch.cat([*cls_tokens, patch_tokens.flatten(1, -2).mean(dim=1)], dim=-1)
 
 
-def linear_logits(backbone: Any, head: LinearHead, x: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, C]
-    """Logits of normalised images, from any backbone with the model's `get_intermediate_layers`."""
-    blocks = backbone.get_intermediate_layers(x, n=head.layers, return_class_token=True)
+def linear_logits(backbone: Any, head: Any, x: Tensor, *, layers: int | None = None) -> Tensor:
+    """Logits `[B, C]` of normalised images `[B, 3, H, W]`, from any backbone with `get_intermediate_layers`.
+
+    `head` is any module on features of `classifier_input`; `layers` is the number of blocks it reads, which a
+    `LinearHead` has itself.
+    """
+    blocks = backbone.get_intermediate_layers(x, n=head.layers if layers is None else layers, return_class_token=True)
     return head(classifier_input([cls_token for _, cls_token in blocks], blocks[-1][0]))
 
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from dinov2.errors import DinoError, WeightsError
 from dinov2.hub import classifiers
 from dinov2.hub.backbones import dinov2_vits14
-from dinov2.hub.classifiers import Weights, dinov2_vits14_lc, dinov2_vits14_reg_lc
+from dinov2.hub.classifiers import LinearClassifier, Weights, dinov2_vits14_lc, dinov2_vits14_reg_lc
 from tests.golden.loading import golden_json, golden_tensors
 from tests.golden.recipe import fill, images
 
@@ -79,6 +79,27 @@ def test_a_head_of_one_s_own_goes_on_the_released_backbone(cache: Path, tmp_path
     assert model(images(1, 28, 28)).shape == (1, 10)
     with pytest.raises(WeightsError, match="4-layer head"):
         dinov2_vits14_lc(weights=tmp_path / "own.pth", layers=1)
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+@pytest.mark.parametrize(
+    "head, width",
+    [
+        (lambda n: torch.nn.Linear(n, 10), 10),
+        (lambda n: torch.nn.Sequential(torch.nn.LayerNorm(n), torch.nn.Dropout(0.1), torch.nn.Linear(n, 3)), 3),
+        (lambda n: torch.nn.Identity(), None),
+    ],
+    ids=["linear", "sequential", "identity"],
+)
+def test_any_module_takes_the_place_of_the_head_and_can_be_trained(head, width: int | None, layers: int) -> None:
+    model = dinov2_vits14_lc(pretrained=False, layers=layers, img_size=28, depth=4)
+    model.linear_head = head((1 + layers) * 384)
+    logits = model(images(2, 28, 28))
+    assert logits.shape == (2, width or (1 + layers) * 384)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.linear_head.parameters())
+    again = LinearClassifier(model.backbone, model.linear_head, layers=layers)
+    assert again.layers == layers and LinearClassifier(model.backbone, torch.nn.Identity()).layers == 4
 
 
 @pytest.mark.parametrize("layers", [0, 2, "4", None])

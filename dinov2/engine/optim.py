@@ -66,13 +66,20 @@ def param_groups(
     return groups
 
 
-def fuse_groups(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Merge groups that are treated alike, in order of first appearance; `params` become lists, names are lost."""
-    fused: dict[tuple[float, float, bool], dict[str, Any]] = {}
-    for group in groups:
-        key = (group["lr_multiplier"], group["wd_multiplier"], group["is_last_layer"])
-        new = {"params": [], "lr_multiplier": key[0], "wd_multiplier": key[1], "is_last_layer": key[2]}
-        fused.setdefault(key, new)["params"].append(group["params"])
+_FUSED_BY = ("lr_multiplier", "wd_multiplier", "is_last_layer")
+
+
+def fuse_groups(
+    all_params_groups: Iterable[Mapping[str, Any]], keys: Sequence[str] = _FUSED_BY
+) -> list[dict[str, Any]]:
+    """Merge groups that agree in `keys`, in order of first appearance.
+
+    `params` become lists; of the rest of a group only `keys` is kept.
+    """
+    fused: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for group in all_params_groups:
+        shared = {key: group[key] for key in keys}
+        fused.setdefault(tuple(shared.values()), {"params": [], **shared})["params"].append(group["params"])
     return list(fused.values())
 
 

@@ -93,6 +93,21 @@ def test_fused_groups_are_those_of_the_release_in_its_order(case):
         assert {id(p) for group in fused for p in group["params"]} == {id(p) for p in module.parameters()}
 
 
+@pytest.mark.filterwarnings("ignore:dinov2.utils:DeprecationWarning")
+def test_groups_are_fused_by_the_keys_asked_for_under_the_release_s_argument_names():
+    from dinov2.utils.param_groups import fuse_params_groups
+
+    rates = {"lr_multiplier": 0.5, "is_last_layer": False}
+    groups = [{"params": n, "name": f"p{n}", "wd_multiplier": n / 2, **rates} for n in (2, 1, 2)]
+    assert list(fuse_params_groups(all_params_groups=groups)) == [
+        {"params": [2, 2], "wd_multiplier": 1.0, **rates},
+        {"params": [1], "wd_multiplier": 0.5, **rates},
+    ]
+    by_rate = fuse_params_groups(all_params_groups=groups, keys=("lr_multiplier",))
+    assert list(by_rate) == [{"params": [2, 1, 2], "lr_multiplier": 0.5}]
+    assert fuse_groups([]) == []
+
+
 def test_frozen_parameters_have_no_group_and_wrappers_leave_no_trace():
     module = module_with(["_orig_mod.blocks.0._checkpoint_wrapped_module.norm1.weight", "_orig_mod.cls_token"])
     module._orig_mod.cls_token.requires_grad_(False)

@@ -7,7 +7,7 @@ here reads `dinov2.data.stream.SampleStream` instead, which has none of them.
 """
 
 from collections.abc import Iterator
-from itertools import count, islice
+from itertools import islice
 
 import numpy as np
 import torch
@@ -105,6 +105,7 @@ class ShardedInfiniteSampler(Sampler[int]):
 
     `use_new_shuffle_tensor_slice` chooses between the release's two ways to shuffle a shard; both are its published
     behaviour (sampler types SHARDED_INFINITE and SHARDED_INFINITE_NEW). Without `shuffle` the shard keeps its order.
+    Passes are counted by the sampler: another iteration begins with the pass that the one before was in.
     """
 
     def __init__(
@@ -125,13 +126,13 @@ class ShardedInfiniteSampler(Sampler[int]):
         self._start = get_global_rank() if start is None else start
         self._step = get_global_size() if step is None else step
         self._advance = advance
-        self._first_pass = 0
+        self._pass_number = 0
         self._shuffle_shard = _shuffle_at_once if use_new_shuffle_tensor_slice else _shuffle_one_by_one
 
     def __iter__(self) -> Iterator[int]:
         # Whole passes are counted in images of all ranks, as in the release, and only once, whoever iterates.
         passes, self._advance = divmod(self._advance, self._sample_count)
-        self._first_pass += passes
+        self._pass_number += passes
         stream = self._shuffled_passes() if self._shuffle else self._ordered_passes()
         return islice(stream, self._advance, None)
 
@@ -147,9 +148,10 @@ class ShardedInfiniteSampler(Sampler[int]):
             raise DataError(
                 f"{self._sample_count} samples cannot be shared by {self._step} processes; use fewer processes"
             )
-        for pass_number in count(self._first_pass):
-            generator.manual_seed(self._seed + self._start + (pass_number << 24))
+        while True:
+            generator.manual_seed(self._seed + self._start + (self._pass_number << 24))
             yield from self._shuffle_shard(shard, generator).tolist()
+            self._pass_number += 1
 
 
 def _shuffle_one_by_one(shard: Tensor, generator: torch.Generator) -> Tensor:

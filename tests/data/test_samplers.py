@@ -54,6 +54,41 @@ def test_epochs_of_a_shuffled_sampler_differ():
     assert first != list(sampler)
 
 
+@pytest.mark.parametrize("new", [False, True], ids=["one by one", "at once"])
+@pytest.mark.parametrize("start, step, advance", [(0, 1, 0), (1, 2, 0), (0, 1, 29)])
+def test_another_iteration_of_a_shard_goes_on_with_the_pass_it_was_in(new, start, step, advance):
+    def passes(first, taken):
+        """`taken` indices from the beginning of pass `first` on, of a sampler that starts there."""
+        fresh = ShardedInfiniteSampler(
+            sample_count=12,
+            shuffle=True,
+            seed=5,
+            start=start,
+            step=step,
+            advance=12 * first,
+            use_new_shuffle_tensor_slice=new,
+        )
+        return list(islice(fresh, taken))
+
+    sampler = ShardedInfiniteSampler(
+        sample_count=12, shuffle=True, seed=5, start=start, step=step, advance=advance, use_new_shuffle_tensor_slice=new
+    )
+    shard = 12 // step
+    skipped = advance % 12
+    assert list(islice(sampler, 2 * shard + 1)) == passes(advance // 12, skipped + 2 * shard + 1)[skipped:]
+    in_pass = advance // 12 + (skipped + 2 * shard) // shard
+    assert list(islice(sampler, shard)) == passes(in_pass, skipped + shard)[skipped:]
+
+
+def test_other_samplers_begin_again():
+    for sampler in (
+        InfiniteSampler(sample_count=7, shuffle=True, seed=3, start=0, step=1, advance=2),
+        EpochSampler(size=20, sample_count=7, shuffle=True, seed=3, start=0, step=1),
+        ShardedInfiniteSampler(sample_count=7, start=0, step=1, advance=2),
+    ):
+        assert list(islice(sampler, 16)) == list(islice(sampler, 16))
+
+
 def test_in_one_process_a_sampler_takes_everything():
     sampler = InfiniteSampler(sample_count=5, shuffle=False)
     assert list(islice(sampler, 7)) == [0, 1, 2, 3, 4, 0, 1]

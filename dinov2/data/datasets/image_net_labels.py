@@ -49,8 +49,14 @@ def _labels_txt(root: str) -> dict[str, str]:
     for line in read_bytes(path).decode("utf-8-sig", errors="replace").splitlines():
         class_id, comma, name = line.partition(",")
         if comma:
-            names[class_id.strip()] = name.strip().removeprefix('"').removesuffix('"')
+            names[_unquoted(class_id)] = _unquoted(name)
     return names
+
+
+def _unquoted(field: str) -> str:
+    """A field of a CSV row: without the quotes around it, and with those inside it no longer doubled."""
+    field = field.strip()
+    return field[1:].removesuffix('"').replace('""', '"') if field.startswith('"') else field
 
 
 def flat_val_labels(root: str, extra: str | None, folders: list[str]) -> tuple[list[str], Mapping[int, int]]:

@@ -124,6 +124,10 @@ def test_labels_txt_is_optional_and_names_may_contain_commas(tmp_path: Path) -> 
     named = imagenet_tree(tmp_path / "named")
     (named / "labels.txt").write_text(f'{WNIDS[0]},"tench, Tinca tinca"\n{WNIDS[1]},gold, fish\n{WNIDS[2]},paper\n')
     assert ImageNet(split=TRAIN, root=named).class_names == ["tench, Tinca tinca", "gold, fish", "paper"]
+    (named / "labels.txt").write_text(
+        f'"{WNIDS[0]}","great white ""shark"", man-eater"\n{WNIDS[1]},""\n{WNIDS[2]},6" nail\n'
+    )
+    assert ImageNet(split=TRAIN, root=named).class_names == ['great white "shark", man-eater', "", '6" nail']
 
 
 LISTS = {

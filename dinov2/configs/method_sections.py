@@ -77,7 +77,10 @@ class NetworkPrecisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputePrecisionConfig:
-    """`compute_precision`: the release's table of number formats, used with `train.precision=parts`."""
+    """`compute_precision`: the release's table of number formats.
+
+    Training uses it with `train.precision=parts`, the release's evaluation commands for the teacher's backbone.
+    """
 
     grad_scaler: bool = True
     """Scale the loss so that small gradients survive in fp16; without effect in the other number formats."""

@@ -41,22 +41,23 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        self._check_crop_sizes()
+        self._check_crop_size("global_crops_size")
         self._check_losses()
         equal_length("crops.mean", self.crops.mean, self.student.in_chans, of="student.in_chans")
         equal_length("crops.std", self.crops.std, self.student.in_chans, of="student.in_chans")
 
-    def _check_crop_sizes(self) -> None:
-        patch_size = self.student.patch_size
-        names = ["global_crops_size", "local_crops_size"] if self.crops.local_crops_number else ["global_crops_size"]
-        for name in names:
-            size = getattr(self.crops, name)
-            if size % patch_size:
-                nearest = " or ".join(str(valid) for valid in nearest_multiples(size, patch_size))
-                raise ConfigError(
-                    f"crops.{name} is {size}, which is not a multiple of student.patch_size = {patch_size}; "
-                    f"write {nearest}"
-                )
+    def check_local_crops(self) -> None:
+        """Refuse local crops that are no whole number of patches; for training, since nothing else makes any."""
+        if self.crops.local_crops_number:
+            self._check_crop_size("local_crops_size")
+
+    def _check_crop_size(self, name: str) -> None:
+        size, patch_size = getattr(self.crops, name), self.student.patch_size
+        if size % patch_size:
+            nearest = " or ".join(str(valid) for valid in nearest_multiples(size, patch_size))
+            raise ConfigError(
+                f"crops.{name} is {size}, which is not a multiple of student.patch_size = {patch_size}; write {nearest}"
+            )
 
     def _check_losses(self) -> None:
         if not (self.dino.loss_weight or self.ibot.loss_weight or self.dino.koleo_loss_weight):

@@ -75,6 +75,7 @@ def build(cfg: Config, run: RunFolder, *, max_steps: int | None = None, resume: 
         torch.set_num_threads(cfg.train.num_threads)
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"--max-steps is {max_steps}; write a whole number from 1")
+    cfg.check_local_crops()
     _check_architecture(cfg)
     dataset = make_dataset(cfg.train.dataset_path)
     _check_images(dataset, cfg)

@@ -101,12 +101,15 @@ def test_the_nearest_crop_sizes_are_named_when_patches_do_not_fit() -> None:
     assert message == (
         "crops.global_crops_size is 230, which is not a multiple of student.patch_size = 16; write 224 or 240"
     )
-    assert "write 84 or 98" in refusal("student.patch_size=14")
     assert refusal("crops.global_crops_size=8").endswith("write 16")
 
 
-def test_the_size_of_local_crops_does_not_matter_without_local_crops() -> None:
-    assert load_config(None, ["student.patch_size=14", "crops.local_crops_number=0"]).crops.local_crops_size == 96
+def test_only_training_asks_for_local_crops_of_whole_patches() -> None:
+    cfg = load_config(None, ["student.patch_size=14"])  # as an evaluation's file may leave them
+    with pytest.raises(ConfigError, match=r"crops\.local_crops_size is 96, .* student.patch_size = 14; write 84 or 98"):
+        cfg.check_local_crops()
+    load_config(None, ["student.patch_size=14", "crops.local_crops_number=0"]).check_local_crops()
+    load_config(None, ["student.patch_size=14", "crops.local_crops_size=98"]).check_local_crops()
 
 
 @pytest.mark.parametrize("left", ["dino.loss_weight", "ibot.loss_weight", "dino.koleo_loss_weight"])

@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dinov2.run.eval import knn, linear, log_regression
+from dinov2.run.eval.flags import inputs_of
 from dinov2.run.train import train
 from tests.runs import SMALL, Ended, contents, only_sentence, quiet_logger
 
 TRAIN, KNN = "dinov2/run/train/train.py", "dinov2/run/eval/knn.py"
+PRECISION = "compute_precision.teacher.backbone.mixed_precision.param_dtype"
 # What the packaged recipe for ViT-L needs to become one for a test: SMALL is made for the preset `toy`.
 TINY_L16 = (
     *SMALL,
@@ -218,6 +221,7 @@ def test_the_release_s_logistic_regression_writes_its_figures_and_resizes_to_the
     ended = in_process(
         log_regression.main, "--config-file", run / "config.yaml", "--pretrained-weights", run, "--output-dir", "out",
         "--train-dataset", "toy:n=60", "--val-dataset", "toy:split=VAL:n=20", "--max-train-iters", 50,
+        "--opts", f"{PRECISION}=bf16",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert "best C: " in ended.out and "top-1: " in ended.out
@@ -225,6 +229,43 @@ def test_the_release_s_logistic_regression_writes_its_figures_and_resizes_to_the
     assert row["transform"]["resize"] == row["transform"]["crop"] == 32
     assert (row["settings"]["selected_on"], row["settings"]["dtype"]) == ("6 of 60 training images", "float64")
     assert len(row["settings"]["curve"]) == 45
+    assert row["precision"] == "bfloat16" and "=fp16 insists" not in ended.out
+
+
+@pytest.mark.parametrize(
+    "device, given, precision",
+    [
+        ("cuda", None, "fp16"),
+        ("cuda", "fp32", "fp32"),
+        ("cpu", None, "auto"),
+        ("cpu", "fp16", "fp16"),
+        ("cpu", "fp32", "fp32"),
+    ],
+)
+@pytest.mark.parametrize("command", [knn, log_regression, linear])
+def test_evaluations_compute_in_the_precision_of_the_configuration(
+    command, device, given, precision, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("dinov2.run.eval.flags.choose_device", lambda name: torch.device(device))
+    (tmp_path / "mine.yaml").write_text(
+        "compute_precision: {teacher: {backbone: {mixed_precision: {param_dtype: fp16}}}}"
+    )
+    words = ["--config-file", str(tmp_path / "mine.yaml"), "--pretrained-weights", "w.pth"]
+    words += ["--opts", f"{PRECISION}={given}"] if given else []
+    with quiet_logger():
+        assert inputs_of(command.get_args_parser().parse_args(words)).precision == precision
+    assert ("=fp16 insists" in capsys.readouterr().out) == (precision == "auto")
+
+
+def test_an_evaluation_s_configuration_need_not_mention_local_crops(in_process, run, tmp_path):
+    (tmp_path / "mine.yaml").write_text("student: {arch: vit_small, patch_size: 14}\ncrops: {global_crops_size: 518}\n")
+    sets = ("--train-dataset", "toy:n=4", "--val-dataset", "toy:split=VAL:n=4")
+    ended = in_process(knn.main, "--config-file", "mine.yaml", "--pretrained-weights", run, *sets)
+    assert ended.code == 2 and "does not fit this model" in only_sentence(ended)  # it got as far as the weights
+    trained = in_process(train.main, "--config-file", "mine.yaml", "--output-dir", "out", "train.dataset_path=toy:n=8")
+    assert trained.code == 2
+    assert "crops.local_crops_size is 96, which is not a multiple of" in only_sentence(trained)
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_process_of_torchrun_is_welcome(in_process, tmp_path, monkeypatch):

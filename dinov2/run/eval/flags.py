@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dinov2.apps.evaluation.session import Inputs
+from dinov2.configs import load_config
+from dinov2.distributed import is_main_process
+from dinov2.engine.parallel import choose_device
 from dinov2.errors import ConfigError
 from dinov2.features.results import Result
 from dinov2.logging import setup_logging
@@ -16,6 +19,7 @@ from dinov2.logging import setup_logging
 __all__ = ["inputs_of", "report_rows"]
 
 _RELEASE_WORKERS = 5
+_PRECISION_KEY = "compute_precision.teacher.backbone.mixed_precision.param_dtype"
 
 
 def inputs_of(arguments: argparse.Namespace, **rest: Any) -> Inputs:
@@ -31,9 +35,25 @@ def inputs_of(arguments: argparse.Namespace, **rest: Any) -> Inputs:
         "config_file": arguments.config_file or None,
         "overrides": arguments.opts,
         "num_workers": min(_RELEASE_WORKERS, os.cpu_count() or 1),
+        "precision": _precision(arguments.config_file or None, arguments.opts),
         "say": partial(print, flush=True),
     }
     return Inputs(**{**shared, **rest})
+
+
+def _precision(config_file: str | None, overrides: Sequence[str]) -> str:
+    """The precision of the teacher's backbone in the configuration, as in the release.
+
+    Its default is fp16, which CPUs compute many times slower than float32: there it has to be among the overrides.
+    """
+    cfg = load_config(config_file, overrides)
+    name: str = cfg.compute_precision.teacher.backbone.mixed_precision.param_dtype
+    overridden = any(override.startswith(f"{_PRECISION_KEY}=") for override in overrides)
+    if name != "fp16" or overridden or choose_device("auto").type != "cpu":
+        return name
+    if is_main_process():
+        print(f"note: bf16 or fp32 in place of fp16, at which CPUs are slow; --opts {_PRECISION_KEY}=fp16 insists")
+    return "auto"
 
 
 def report_rows(rows: Sequence[Result], folder: Path) -> None:

@@ -9,12 +9,15 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["held"]
+from dinov2.errors import ConfigError
+
+__all__ = ["exclusive", "held", "is_held"]
 
 _PAUSE = 0.1
+_MOMENT = 0.3  # seconds, longer than `is_held` needs
 # File systems without locks, such as some network drives.
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -34,6 +37,54 @@ def held(path: str | os.PathLike[str], *, patience: float = math.inf) -> Iterato
         with suppress(OSError):  # on Windows an open file stays
             path.unlink()
         os.close(file)
+
+
+@contextmanager
+def exclusive(folder: str | os.PathLike[str], task: str) -> Iterator[None]:
+    """Keep other processes from doing `task` in `folder` during the block; the lock file is `<folder>/.<task>.lock`.
+
+    The folder is created, and removed again when it is still empty afterwards. Raises `ConfigError` when another
+    process does the same task there.
+    """
+    folder = Path(folder)
+    created = [parent for parent in (folder, *folder.absolute().parents) if not parent.exists()]
+    with ExitStack() as lock:
+        lock.callback(_remove_empty, created)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(held(folder / f".{task}.lock", patience=_MOMENT))
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process is writing its results ({task}) to {folder} just now; wait until it has ended, or "
+                "choose another --output-dir"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"nothing can be written to {folder} ({error.strerror}); choose another --output-dir"
+            ) from error
+        yield
+
+
+def is_held(path: str | os.PathLike[str]) -> bool | None:
+    """Whether a process holds the lock `path`; None on a file system without locks. Nothing is created."""
+    try:
+        file = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        return not _try_lock(file)
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _acquired(path: Path, until: float) -> tuple[int, bool]:

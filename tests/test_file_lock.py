@@ -1,5 +1,6 @@
 """A lock between processes and threads, which ends with whoever holds it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dinov2.file_lock import held
+from dinov2 import file_lock
+from dinov2.errors import ConfigError
+from dinov2.file_lock import exclusive, held, is_held
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -58,3 +61,38 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     assert lock.exists()
     with held(lock, patience=0) as locked:
         assert locked
+
+
+def test_a_second_process_is_kept_out_of_the_folder_of_a_task(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "here"
+    with exclusive(folder, "train"):
+        assert is_held(folder / ".train.lock")
+        with (
+            pytest.raises(ConfigError, match=r"another process .*\(train\) to .*; wait until"),
+            exclusive(folder, "train"),
+        ):
+            pytest.fail("two in one folder")
+        with exclusive(folder, "viz"):  # another task writes other files
+            pass
+        (folder / "result").touch()
+    assert [path.name for path in folder.iterdir()] == ["result"]
+    assert is_held(folder / ".train.lock") is False
+
+
+def test_folders_that_a_refused_task_leaves_empty_are_removed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refused"), exclusive(tmp_path / "a" / "b", "train"):
+        raise ValueError("refused")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_asking_for_a_lock_leaves_it_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()  # of a process that was killed
+    assert is_held(lock) is False
+    assert lock.exists()
+
+    def unsupported(file: int) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(file_lock, "_try_lock", unsupported)
+    assert is_held(lock) is None

@@ -28,8 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "configs": {"errors", "whole_files"},
     "distributed": {"errors"},
     "logging": {"errors", "distributed", "whole_files"},
-    "file_lock": set(),
-    "whole_files": {"file_lock"},
+    "file_lock": {"errors"},
+    "whole_files": {"errors", "file_lock"},
     "_moved": {"errors"},
     # 1 parts
     "layers": set(),

@@ -1,6 +1,7 @@
 """Where results go when nobody said so, and whether they can go where somebody said."""
 
 import os
+import secrets
 import time
 from pathlib import Path
 
@@ -27,11 +28,8 @@ def output_folder(folder: str | os.PathLike[str] | None, *, task: str) -> Path:
 
 
 def fresh_folder(task: str, *, root: Path | str = "runs") -> Path:
-    """A folder `runs/<date>-<task>` that does not exist yet; it is not created."""
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{task}"
-    folder = Path(root) / stem
-    number = 2
-    while folder.exists():
-        folder = Path(root) / f"{stem}-{number}"
-        number += 1
-    return folder
+    """A folder `runs/<date>-<task>-<random digits>` that does not exist yet; it is not created.
+
+    The digits keep commands apart that start in the same second, on one machine or on several with a shared disk.
+    """
+    return Path(root) / f"{time.strftime('%Y%m%d-%H%M%S')}-{task}-{secrets.token_hex(4)}"

@@ -99,7 +99,9 @@ def outcome_line(outcome: Outcome, folder: Path) -> str:
 def check_training(cfg: Config, *, output_dir: str | os.PathLike[str] | None = None, resume: bool = True) -> str:
     """Builds everything that a training would, writes nothing, and returns its summary and configuration."""
     folder = _outside_images(output_folder(output_dir, task="train"), cfg)
-    training = build(cfg, RunFolder(folder), resume=resume)
+    run = RunFolder(folder)
+    with run.exclusive():
+        training = build(cfg, run, resume=resume)
     if cfg.evaluation.knn_train_dataset:
         accuracy_evaluation(cfg)
     return f"{summary(training)}\n\n{to_yaml(cfg)}"

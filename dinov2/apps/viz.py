@@ -16,6 +16,7 @@ from dinov2.features.frames import find_frames
 from dinov2.features.patch_maps import high_norm_share
 from dinov2.features.pca import load_pca, save_pca
 from dinov2.features.results import write_json
+from dinov2.file_lock import exclusive
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import Pretrained, load
 from dinov2.report.viz_data import PageImage, PageMatches, PageModel
@@ -118,20 +119,20 @@ def viz(
         report.norm_thresholds.append(drawn.norm_threshold)
         report.high_norm_shares.append(high_norm_share(norms, drawn.norm_threshold))
 
-    folder.mkdir(parents=True, exist_ok=True)
-    report.basis = colours or folder / "basis.safetensors"
-    if kept is None:
-        report.basis.parent.mkdir(parents=True, exist_ok=True)
-        save_pca(report.basis, models[0].basis)
-    place = share_of_point(point, scenes[0].size)
-    matches = found_matches(shown, models) if page or "matches" in maps else []
-    drawn_pairs = matches if "matches" in maps else []
-    report.files = write_pictures(
-        folder, shown, models, maps, place=place, has_point=point is not None, matches=drawn_pairs, moving=gif
-    )
-    if page:
-        report.page = _write_page(folder, shown, models, place, matches, report.notes)
-    write_json(folder / "viz.json", _as_json(report, loaded, scenes, models, matches, block))
+    with exclusive(folder, "viz"):
+        report.basis = colours or folder / "basis.safetensors"
+        if kept is None:
+            report.basis.parent.mkdir(parents=True, exist_ok=True)
+            save_pca(report.basis, models[0].basis)
+        place = share_of_point(point, scenes[0].size)
+        matches = found_matches(shown, models) if page or "matches" in maps else []
+        drawn_pairs = matches if "matches" in maps else []
+        report.files = write_pictures(
+            folder, shown, models, maps, place=place, has_point=point is not None, matches=drawn_pairs, moving=gif
+        )
+        if page:
+            report.page = _write_page(folder, shown, models, place, matches, report.notes)
+        write_json(folder / "viz.json", _as_json(report, loaded, scenes, models, matches, block))
     return report
 
 

@@ -6,17 +6,20 @@ training_metrics.json        one JSON object a line
 checkpoints/step_*           to resume from
 eval/training_<it>/          teacher_checkpoint.pth (the release's layout) and backbone.safetensors
 unreadable_images.json       images that could not be read, with reasons
+.train.lock                  while a training is at work here
 skipped_steps.json           steps whose loss or gradient was not finite, one JSON object a line
 """
 
 import json
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from dinov2.configs import Config, differing_keys, load_config, to_yaml
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, WeightsError
+from dinov2.file_lock import exclusive
 from dinov2.whole_files import write_text
 
 __all__ = ["RunFolder"]
@@ -50,6 +53,12 @@ class RunFolder:
         self.unreadable = self.path / "unreadable_images.json"
         self.skipped = self.path / "skipped_steps.json"
         self.checkpoints = CheckpointStore(self.path / "checkpoints", keep=keep_checkpoints)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep other trainings out of the folder; raises `ConfigError` when one is there."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"the output folder {self.path} is a file; choose another path")
+        return exclusive(self.path, "train")
 
     def teacher_file(self, iteration: int) -> Path:
         """Where the teacher after the given 0-based iteration is exported to."""

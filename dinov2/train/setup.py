@@ -26,7 +26,7 @@ from dinov2.models.weights import load_into, read_file
 from dinov2.train.run_folder import RunFolder
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 
-__all__ = ["Training", "batches", "build", "load_checkpoint"]
+__all__ = ["Training", "batches", "build", "load_checkpoint", "refuse_several_processes"]
 
 _LOG = logging.getLogger("dinov2")
 _PROBES = 8
@@ -68,7 +68,7 @@ class Training:
 
 def build(cfg: Config, run: RunFolder, *, max_steps: int | None = None, resume: bool = True) -> Training:
     """Builds and checks all parts; raises `ConfigError` or `DataError` in one sentence before anything is written."""
-    _refuse_several_processes()
+    refuse_several_processes()
     device = choose_device(cfg.train.device)
     precision = choose_precision(_precision_name(cfg), device)
     if cfg.train.num_threads:
@@ -141,7 +141,8 @@ def batches(training: Training) -> Generator[CropBatch, None, None]:
     return prefetch_to(training.device, stream)
 
 
-def _refuse_several_processes() -> None:
+def refuse_several_processes() -> None:
+    """Raise `ConfigError` when this process is one of several that were launched together."""
     # Without wrapping the model each process would train for itself and overwrite the others' files.
     processes = max(get_global_size(), int(os.environ.get("WORLD_SIZE", "1")))
     if processes > 1:

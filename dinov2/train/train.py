@@ -30,7 +30,7 @@ from dinov2.train.arguments import config_from, get_args_parser
 from dinov2.train.bookkeeping import SkippedSteps, Unreadable, export_teacher, metrics_row
 from dinov2.train.health import health_is_due, training_health
 from dinov2.train.run_folder import RunFolder
-from dinov2.train.setup import Training, batches, build, load_checkpoint
+from dinov2.train.setup import Training, batches, build, load_checkpoint, refuse_several_processes
 from dinov2.train.summary import summary
 
 __all__ = ["Evaluate", "Outcome", "export_latest", "main", "train"]
@@ -64,11 +64,24 @@ def train(
     """Trains in `output_dir`, from its newest checkpoint if there is one.
 
     `max_steps` stops there and leaves the schedules alone. SIGTERM and SIGINT save a checkpoint and end the run
-    cleanly. Raises `ConfigError` or `DataError` before anything is written, `TrainingDiverged` when losses stay
-    non-finite.
+    cleanly. Raises `ConfigError` or `DataError` before anything is written, also when another process trains in
+    `output_dir`, and `TrainingDiverged` when losses stay non-finite.
     """
-    began = time.monotonic()
+    refuse_several_processes()
     run = RunFolder(output_dir, keep_checkpoints=cfg.train.keep_checkpoints)
+    with run.exclusive():
+        return _train(cfg, run, max_steps, resume, evaluate, announce)
+
+
+def _train(
+    cfg: Config,
+    run: RunFolder,
+    max_steps: int | None,
+    resume: bool,
+    evaluate: Evaluate | None,
+    announce: Callable[[str], None],
+) -> Outcome:
+    began = time.monotonic()
     training = build(cfg, run, max_steps=max_steps, resume=resume)
     if training.first >= training.last:
         missing = run.teacher_file(training.last - 1)

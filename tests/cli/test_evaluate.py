@@ -64,7 +64,7 @@ def test_without_an_output_folder_results_are_in_a_new_printed_folder_below_runs
     for option in ((), ("--output-dir", "")):
         ended = dinov2("eval", "knn", "--model", run, *SETS, *option)
         folder = re.search(r"^results are in (.*)$", ended.out, re.MULTILINE)[1]
-        assert re.fullmatch(r"runs/\d{8}-\d{6}-knn(-2)?", Path(folder).as_posix())
+        assert re.fullmatch(r"runs/\d{8}-\d{6}-knn-[0-9a-f]{8}", Path(folder).as_posix())
         assert (here / folder / "results_eval_knn.json").is_file()
     assert [path.name for path in here.iterdir()] == ["runs"]
 

@@ -39,7 +39,7 @@ def test_without_an_output_folder_the_run_is_a_new_printed_folder_below_runs(din
         ended = dinov2("train", "--data", "photos", *PRESET, "--max-steps", "1", *option)
         assert ended.code == 0
         folder = re.search(r"^results are in (.*)$", ended.out, re.MULTILINE)[1]
-        assert re.fullmatch(r"runs/\d{8}-\d{6}-train(-2)?", Path(folder).as_posix())
+        assert re.fullmatch(r"runs/\d{8}-\d{6}-train-[0-9a-f]{8}", Path(folder).as_posix())
         assert steps(here / folder) == 1
     assert len(list((here / "runs").iterdir())) == 2
     assert {name: data for name, data in contents(here).items() if not name.startswith("runs")} == before

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov2.apps.train import check_training
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, DataError, TrainingDiverged
 from dinov2.logging import read_metrics
@@ -69,6 +70,24 @@ def test_the_exported_teacher_is_the_releases_layout_and_loads_strictly(tmp_path
     assert torch.equal(loaded.backbone.pos_embed, file["teacher"]["backbone.pos_embed"])
     beside = load(Path(loaded.source).with_name("backbone.safetensors"))
     assert torch.equal(beside.backbone.norm.weight, loaded.backbone.norm.weight)
+
+
+def test_a_second_training_in_the_same_folder_is_refused_and_the_first_goes_on(tmp_path):
+    refusals = []
+
+    def second(training, step):
+        for command in (
+            lambda: train(tiny_config(), tmp_path, announce=quiet),
+            lambda: check_training(tiny_config(), output_dir=tmp_path),
+        ):
+            with pytest.raises(ConfigError, match="another process is writing its results") as refusal:
+                command()
+            refusals.append(str(refusal.value))
+
+    assert train(tiny_config(), tmp_path, max_steps=2, evaluate=second, announce=quiet).step == 2
+    assert len(refusals) == 2 and all("\n" not in text for text in refusals)
+    assert len(read_metrics(tmp_path / "training_metrics.json")) == 2
+    assert not (tmp_path / ".train.lock").exists()
 
 
 def test_max_steps_stops_there_with_schedules_unchanged_and_a_second_call_goes_on(tmp_path):

@@ -6,6 +6,7 @@ step crops, flips and encodes its images anew, so that it takes as long as ten p
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from dinov2.eval.linear import (
 from dinov2.eval.outcome import Evaluation
 from dinov2.features.extract import Features
 from dinov2.features.results import Result, write_results
+from dinov2.file_lock import exclusive
 
 __all__ = ["LINEAR_FILE", "PROTOCOLS", "columns_of", "linear"]
 
@@ -79,7 +81,9 @@ def linear(
     mappings = [None if file in (None, "None") else read_class_mapping(str(file)) for file in test_class_mappings]
     val_mapping = None if class_mapping is None else read_class_mapping(class_mapping)
     trains = classifier is None and bool(inputs.train_dataset or inputs.dataset)
-    with session(inputs, task="linear", sets=None if trains else _scored_only(inputs)) as opened:
+    with session(inputs, task="linear", sets=None if trains else _scored_only(inputs)) as opened, ExitStack() as lock:
+        if is_main_process():
+            lock.enter_context(exclusive(opened.folder, "linear"))
         tests = [NamedSet(name, labelled(name)) for name in test_datasets]
         if trains:
             subject = subject_of(opened.loaded)

@@ -69,7 +69,7 @@ class MetricsWriter:
     def cut_back(self, first_iteration_to_drop: int) -> None:
         """Drop all rows with `iteration >= first_iteration_to_drop`; the file is replaced at once or not at all."""
         rows = read_metrics(self.path)
-        kept = [row for row in rows if row.get("iteration", -math.inf) < first_iteration_to_drop]
+        kept = [row for row in rows if not _is_from(row.get("iteration"), first_iteration_to_drop)]
         if len(kept) == len(rows):
             return
         self._file.close()
@@ -93,6 +93,10 @@ class MetricsWriter:
             self._file.truncate(content.rfind(b"\n") + 1)
 
 
+def _is_from(iteration: object, first: int) -> bool:
+    return isinstance(iteration, int | float) and iteration >= first
+
+
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of a metrics file in order; a half-written last line is left out.
 
@@ -106,7 +110,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is empty or unfinished
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or nested too deep for Python's stack
             row = None
         if not isinstance(row, dict):
             raise DataError(f"line {number} of {os.fspath(path)} is not a row of metrics; delete the line to go on")

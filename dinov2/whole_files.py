@@ -1,21 +1,27 @@
 """Files that are whole under their own name: written under another one, synced, renamed.
 
-Whoever opens such a file finds the old content or the new one, after a kill, a crash and a full disk as well.
+A reader of such a file finds the old content or the new one, after a kill, a crash and a full disk as well. What else
+can happen to a small JSON file, on the disk or in an editor, `read_json` reports in one sentence.
 
 File names are bytes and need not be valid text; Python holds a byte that is none as a lone surrogate, which no file in
 UTF-8 may contain. `write_text` writes it as the characters `\\udce9`: JSON reads that back as the same name, a page
 shows it. What has no such escapes, YAML and tables of features, gets `escape_name`, which `unescape_name` undoes.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
+from dinov2.errors import DataError
 from dinov2.file_lock import held
 
-__all__ = ["escape_name", "replacing", "unescape_name", "utf8_path", "write_text"]
+__all__ = ["escape_name", "read_json", "replacing", "unescape_name", "utf8_path", "write_text"]
+
+_Content = TypeVar("_Content", dict, list)  # type: ignore[type-arg]
 
 # A lone surrogate, or text that looks like the escape of one, with the backslashes before it.
 _TO_ESCAPE = re.compile(r"(\\*)([\ud800-\udfff]|ud[89a-f][0-9a-f]{2})")
@@ -79,3 +85,26 @@ def utf8_path(path: str | os.PathLike[str]) -> Iterator[str]:
             yield f"/dev/fd/{file.fileno()}"
     else:
         yield os.fspath(path)
+
+
+def read_json(path: str | os.PathLike[str], kind: type[_Content]) -> _Content:
+    """The content of a JSON file: an object (`kind` dict) or an array (`kind` list).
+
+    Raises `DataError` when there is no such file, it is damaged, or it holds another type.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait
+            raise DataError(f"{path} is no regular file; remove it to go on without it")
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:  # an array nested deep exceeds Python's stack
+        if isinstance(error, DataError):
+            raise
+        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        raise DataError(f"{path} cannot be read ({reason}); restore it, or remove it to go on without it") from error
+    if not isinstance(content, kind):
+        raise DataError(
+            f"{path} holds a JSON {type(content).__name__} instead of a {kind.__name__}; restore it, or remove it to "
+            "go on without it"
+        )
+    return content

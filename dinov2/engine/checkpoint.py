@@ -1,13 +1,16 @@
 """Checkpoints of a run: one folder a step that either is complete or does not exist.
 
 A folder is written under a hidden name, synced to the disk and renamed; `meta.json` comes last and lists the other
-files with their sizes, so that a half-copied folder is not mistaken for a checkpoint either. Tensors are in the format
+files with their sizes, so that a half-copied folder is not mistaken for a checkpoint either, and with their digests
+(BLAKE2b, of itself too), so that a damaged one is not resumed from. Tensors are in the format
 of `torch.distributed.checkpoint`, also with one process, so that any number of processes can load them; values are in
 `state.json`, and `meta.json` can be read without torch. Nothing is unpickled but the format's own index, and that only
 with the few types it consists of.
 """
 
+import hashlib
 import json
+import logging
 import os
 import pickle
 import platform
@@ -24,7 +27,8 @@ import torch
 
 from dinov2.distributed import barrier, broadcast_object, get_global_size, is_main_process
 from dinov2.engine.state_tree import adopt, join_state, must_fit, split_state, targets_in, tensor_names
-from dinov2.errors import ConfigError, DinoError, WeightsError
+from dinov2.errors import ConfigError, DataError, DinoError, WeightsError
+from dinov2.whole_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,9 +37,23 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointStore"]
 
+_LOG = logging.getLogger("dinov2")
+
 _STATE, _META = "state.json", "meta.json"
 # A folder that its successor is just replacing still counts: a kill in that instant must not lose the step.
 _FOLDER = re.compile(r"step_(\d{7,})|\.step_(\d{7,})\.replaced")
+# How contents that are not what they should be show while they are read.
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    DataError,
+    EOFError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 # What the index of the checkpoint format is made of; any other name in it is refused.
 _INDEX_TYPES = {
     "torch.distributed.checkpoint.metadata": {
@@ -93,54 +111,55 @@ class CheckpointStore:
         return final
 
     def steps(self) -> list[int]:
-        """The steps of all complete checkpoints, ascending."""
+        """The steps of all complete checkpoints, ascending; whether their contents are intact is not looked at."""
         if not self.folder.is_dir():
             return []
         matches = [(path, _FOLDER.fullmatch(path.name)) for path in self.folder.iterdir()]
         return sorted({int(match[1] or match[2]) for path, match in matches if match and _is_complete(path)})
 
     def latest(self) -> int | None:
-        """The step of the newest complete checkpoint, or None."""
-        return max(self.steps(), default=None)
+        """The step of the newest complete checkpoint whose files are as they were written, or None.
+
+        Damaged ones are passed over with a warning. Reads all files of a checkpoint.
+        """
+        for step in reversed(self.steps()):
+            damage = _damage(self._existing(step))
+            if not damage:
+                return step
+            _LOG.warning(f"the checkpoint {self._existing(step)} is damaged and passed over: {damage}")
+        return None
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """What `meta.json` of a checkpoint says; tensors are not touched."""
-        facts: dict[str, Any] = json.loads(self._read(step, _META))
-        return facts
+        return read_json(self._complete_folder(step) / _META, dict)
+
+    def damaged(self, step: int, reason: str) -> WeightsError:
+        """The error that says why the checkpoint of `step` cannot be used, and which one comes before it."""
+        before = max((one for one in self.steps() if one < step), default=None)
+        remedy = (
+            "there is none before it: begin anew in another --output-dir"
+            if before is None
+            else f"remove the folder to resume from step {before}"
+        )
+        return WeightsError(f"the checkpoint {self._existing(step)} is damaged ({reason}); {remedy}")
 
     def load(self, step: int, into: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The state that was saved; its tensors are on the CPU, or those of `into`, filled in place.
 
         `into` holds the parts to fill, such as `{"model": model.state_dict()}`; what it does not mention is returned as
-        new tensors. Raises `WeightsError` when a tensor of `into` is missing or has another shape, or when a dict
-        of tensors lacks one that was saved.
+        new tensors. Raises `WeightsError` when a file is damaged, when a tensor of `into` is missing or has another
+        shape, or when a dict of tensors lacks one that was saved.
         """
-        from torch.distributed.checkpoint.state_dict_loader import load
-
-        tree = json.loads(self._read(step, _STATE))
-        reader = _index_checking_reader(self._existing(step))
-        index = reader.read_metadata().state_dict_metadata
-        names = tensor_names(tree)
-        if not names <= index.keys():
-            raise WeightsError(
-                f"the checkpoint {self._existing(step)} lacks tensors that its {_STATE} names; "
-                "remove the folder to resume from the one before"
-            )
-        entries: dict[str, Any] = {name: index[name] for name in names}
-
-        def empty(name: str, device: str) -> torch.Tensor:
-            return torch.empty(entries[name].size, dtype=entries[name].properties.dtype, device=device)
-
-        if into is not None:
-            must_fit(join_state(tree, {name: empty(name, "meta") for name in names}), into)
-        in_place = targets_in(tree, into)
-        tensors = {name: in_place[name] if name in in_place else empty(name, "cpu") for name in names}
-        with _plain_errors(), torch.no_grad():
-            load(dict(tensors), storage_reader=reader, no_dist=get_global_size() == 1)
-        state: dict[str, Any] = join_state(tree, tensors)
-        if into is not None:
-            adopt(state, into, _laid_out_like)
-        return state
+        folder = self._complete_folder(step)
+        damage = broadcast_object(_damage(folder) if is_main_process() else "")
+        if damage:
+            raise self.damaged(step, damage)
+        try:
+            return _load(folder, into)
+        except WeightsError:
+            raise
+        except (DinoError, *_DAMAGE) as error:
+            raise self.damaged(step, _in_words(error)) from error
 
     def _folder_of(self, step: int) -> Path:
         return self.folder / f"step_{step:07d}"
@@ -149,11 +168,11 @@ class CheckpointStore:
         final = self._folder_of(step)
         return final if final.exists() else _replaced(final)
 
-    def _read(self, step: int, name: str) -> str:
+    def _complete_folder(self, step: int) -> Path:
         if step not in self.steps():
             found = ", ".join(map(str, self.steps())) or "none"
             raise WeightsError(f"there is no complete checkpoint of step {step} in {self.folder}; it has: {found}")
-        return (self._existing(step) / name).read_text(encoding="utf-8")
+        return self._existing(step)
 
     def _on_main(self, action: Any) -> None:
         """Run on the main process; its failure is everybody's, so that nobody waits for a process that gave up."""
@@ -180,8 +199,11 @@ class CheckpointStore:
 
     def _complete(self, unfinished: Path, final: Path, tree: Any, facts: dict[str, Any]) -> None:
         _write_synced(unfinished / _STATE, json.dumps(tree))
-        sizes = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
-        _write_synced(unfinished / _META, json.dumps({**facts, "files": sizes}, indent=1))
+        files = sorted(unfinished.iterdir())
+        sizes = {path.name: path.stat().st_size for path in files}
+        facts = json.loads(json.dumps({**facts, "files": sizes}))  # as they will be read
+        digests = {path.name: _digest(path) for path in files} | {_META: _digest_of_facts(facts)}
+        _write_synced(unfinished / _META, json.dumps({**facts, "digests": digests}, indent=1))
         _sync_folder(unfinished)
         if final.exists():  # the same step once more
             os.rename(final, _replaced(final))
@@ -195,7 +217,11 @@ class CheckpointStore:
     def _drop_oldest(self, just_written: Path) -> None:
         if self.keep == 0:
             return
-        others = [folder for folder in map(self._folder_of, self.steps()) if folder != just_written]
+        # Those of later steps go first: they are damaged, or the run would have gone on from there.
+        others = sorted(
+            (folder for folder in map(self._folder_of, self.steps()) if folder != just_written),
+            key=lambda folder: (folder < just_written, folder),
+        )
         for folder in others[: max(0, len(others) + 1 - self.keep)]:
             # Renamed first: a kill half-way through the removal must not leave half a checkpoint under a good name.
             doomed = folder.with_name(f".{folder.name}.dropped")
@@ -205,6 +231,35 @@ class CheckpointStore:
 
 def _replaced(final: Path) -> Path:
     return final.with_name(f".{final.name}.replaced")
+
+
+def _load(folder: Path, into: Mapping[str, Any] | None) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    tree = read_json(folder / _STATE, dict)
+    reader = _index_checking_reader(folder)
+    index = reader.read_metadata().state_dict_metadata
+    names = tensor_names(tree)
+    if not names <= index.keys():
+        raise DataError(f"it lacks tensors that its {_STATE} names")
+    entries: dict[str, Any] = {name: index[name] for name in names}
+    claimed = sum(entry.size.numel() * entry.properties.dtype.itemsize for entry in entries.values())
+    if claimed > sum(file.stat().st_size for file in folder.iterdir()):
+        raise DataError(f"its tensors would take {claimed:,} bytes, more than its files hold")
+
+    def empty(name: str, device: str) -> torch.Tensor:
+        return torch.empty(entries[name].size, dtype=entries[name].properties.dtype, device=device)
+
+    if into is not None:
+        must_fit(join_state(tree, {name: empty(name, "meta") for name in names}), into)
+    in_place = targets_in(tree, into)
+    tensors = {name: in_place[name] if name in in_place else empty(name, "cpu") for name in names}
+    with _plain_errors(), torch.no_grad():
+        load(dict(tensors), storage_reader=reader, no_dist=get_global_size() == 1)
+    state: dict[str, Any] = join_state(tree, tensors)
+    if into is not None:
+        adopt(state, into, _laid_out_like)
+    return state
 
 
 def _write_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -242,7 +297,7 @@ def _plain_errors() -> "Iterator[None]":
         for cause in map(_os_error_behind, causes):
             if cause is not None:
                 raise cause from error
-        raise DinoError(f"torch.distributed.checkpoint failed ({causes[0] if causes else error})") from error
+        raise DinoError(f"torch.distributed.checkpoint failed: {_in_words(*causes, error)}") from error
 
 
 def _os_error_behind(error: BaseException | None) -> OSError | None:
@@ -259,8 +314,38 @@ def _is_complete(folder: Path) -> bool:
     try:
         sizes = json.loads((folder / _META).read_text(encoding="utf-8"))["files"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _damage(folder: Path) -> str:
+    """Which file of a complete checkpoint is not as it was written, in words; "" for none."""
+    try:
+        facts = read_json(folder / _META, dict)
+        if "digests" not in facts:  # of a version that wrote none
+            return ""
+        digests = facts.pop("digests")
+        if digests[_META] != _digest_of_facts(facts):
+            return f"{_META} is not as it was written"
+        changed = [name for name in facts["files"] if _digest(folder / name) != digests[name]]
+    except (OSError, *_DAMAGE) as error:
+        return _in_words(error)
+    return f"{' and '.join(changed)} {'is' if len(changed) == 1 else 'are'} not as written" if changed else ""
+
+
+def _in_words(error: BaseException, *rest: BaseException) -> str:
+    """One line; of the unpickler, whose text advises to load the file unsafely, the name alone."""
+    text = "" if isinstance(error, pickle.UnpicklingError) else str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _digest_of_facts(facts: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _circumstances(step: int, meta: Mapping[str, Any]) -> dict[str, Any]:

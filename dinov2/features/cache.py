@@ -21,7 +21,7 @@ from dinov2.errors import DataError
 from dinov2.features.extract import Features
 from dinov2.features.metrics import Scoring
 from dinov2.features.results import write_json
-from dinov2.whole_files import replacing, utf8_path
+from dinov2.whole_files import read_json, replacing, utf8_path
 
 __all__ = [
     "EXTRACTOR_VERSION",
@@ -110,7 +110,7 @@ def load_features(folder: Path | str, *, parts: Mapping[str, Any]) -> Features |
     if not (entry / _MANIFEST).is_file():
         return None
     try:
-        manifest = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(entry / _MANIFEST, dict)
         checksum = _file_checksum(entry / _TENSORS)
         if checksum != manifest["sha256"]:
             raise ValueError(f"checksum {checksum[:12]} instead of {manifest['sha256'][:12]}")
@@ -126,7 +126,7 @@ def load_features(folder: Path | str, *, parts: Mapping[str, Any]) -> Features |
             class_ids=None if ids is None else tuple(ids),
             scoring=None if rules is None else _scoring(rules, tensors),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"the cached features in {entry} are damaged ({error}); delete that folder") from error
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dinov2.errors import DataError
-from dinov2.whole_files import write_text
+from dinov2.whole_files import read_json, write_text
 
 __all__ = ["SCHEMA", "Result", "environment", "now", "read_results", "write_json", "write_results"]
 
@@ -93,7 +93,7 @@ def write_results(path: Path | str, rows: Sequence[Result], *, extra: Mapping[st
 def read_results(path: Path | str) -> list[Result]:
     """The rows of a file of `write_results`; fields that a newer version added are left out."""
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = read_json(path, dict)
         rows = document["rows"]
         known = {f.name for f in fields(Result)}
         kept = [{key: value for key, value in row.items() if key in known} for row in rows]

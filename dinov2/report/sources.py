@@ -5,7 +5,6 @@ unreadable_images.json and skipped_steps.json are written by training and evalua
 `dinov2.report.pictures`.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from dinov2.errors import DataError
 from dinov2.features.results import Result, read_results
 from dinov2.logging import read_metrics
 from dinov2.report.charts import Point
+from dinov2.whole_files import read_json
 
 __all__ = ["GalleryRow", "Picture", "RunRecord", "read_evaluations", "read_run"]
 
@@ -115,13 +115,15 @@ def _config(path: Path, run: RunRecord) -> None:
     content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     if not isinstance(content, dict):
         raise DataError("it is no table of keys")
+    if wrong := [str(key) for key, value in content.items() if not isinstance(value, dict)]:
+        raise DataError(f"{wrong[0]} is no section with keys below")
     run.config = {str(key): value for key, value in content.items()}
 
 
 def _metrics(path: Path, run: RunRecord) -> None:
     for row in read_metrics(path):
         iteration = row.get("iteration")
-        if not isinstance(iteration, int | float):
+        if not isinstance(iteration, int | float) or not math.isfinite(iteration):
             continue
         for key, value in row.items():
             if key != "iteration" and isinstance(value, int | float) and not isinstance(value, bool):
@@ -129,12 +131,12 @@ def _metrics(path: Path, run: RunRecord) -> None:
 
 
 def _knn_curve(path: Path, run: RunRecord) -> None:
-    points = [(float(point["iteration"]), float(point["top1"])) for point in _json(path)]
+    points = [(float(point["iteration"]), float(point["top1"])) for point in read_json(path, list)]
     run.knn_curve = sorted((x, y) for x, y in points if math.isfinite(y))
 
 
 def _summary(path: Path, run: RunRecord) -> None:
-    content = _json(path)
+    content = read_json(path, dict)
     run.summary = {key: float(value) for key, value in content.items() if isinstance(value, int | float)}
     if isinstance(content.get("environment"), dict):
         run.environment = content["environment"]
@@ -147,7 +149,7 @@ def _results(path: Path, run: RunRecord) -> None:
 
 
 def _unreadable(path: Path, run: RunRecord) -> None:
-    run.unreadable = [(str(row["path"]), str(row["reason"])) for row in _json(path)["images"]]
+    run.unreadable = [(str(row["path"]), str(row["reason"])) for row in read_json(path, dict)["images"]]
 
 
 def _skipped(path: Path, run: RunRecord) -> None:
@@ -169,7 +171,7 @@ def _gallery(path: Path, run: RunRecord) -> None:
     def entry(item: Mapping[str, Any]) -> tuple[Picture, str]:
         return _picture(path.parent / item["image"]), str(item.get("label") or "")
 
-    for row in _json(path):
+    for row in read_json(path, list):
         query, label = entry(row["query"])
         neighbours = [(*entry(item), item.get("similarity"), item.get("correct")) for item in row["neighbours"]]
         run.gallery.append(GalleryRow(query, label, neighbours))
@@ -181,7 +183,3 @@ def _picture(path: Path) -> Picture:
         if data.startswith(start):
             return Picture(data, mime)
     raise DataError(f"{path.name} is neither PNG nor JPEG")
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -66,7 +66,8 @@ class SkippedSteps:
         self._stream = SampleStream(len(training.dataset), training.cfg.train.seed)
         self._open: list[tuple[int, Tensor, LossTerms, Tensor]] = []
         facts = training.run.checkpoints.read_meta(training.first) if training.first else {}
-        self.in_a_row = int(facts.get("skipped_in_a_row", 0))
+        in_a_row = facts.get("skipped_in_a_row")
+        self.in_a_row = in_a_row if isinstance(in_a_row, int) else 0
         if is_main_process() and training.run.skipped.exists():
             with MetricsWriter(training.run.skipped) as written:
                 written.cut_back(training.first)

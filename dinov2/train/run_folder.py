@@ -11,6 +11,7 @@ skipped_steps.json           steps whose loss or gradient was not finite, one JS
 """
 
 import json
+import logging
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,11 +19,13 @@ from typing import Any
 
 from dinov2.configs import Config, differing_keys, load_config, to_yaml
 from dinov2.engine.checkpoint import CheckpointStore
-from dinov2.errors import ConfigError, WeightsError
+from dinov2.errors import ConfigError, DataError, WeightsError
 from dinov2.file_lock import exclusive
-from dinov2.whole_files import write_text
+from dinov2.whole_files import read_json, write_text
 
 __all__ = ["RunFolder"]
+
+_LOG = logging.getLogger("dinov2")
 
 # What a resumed run may change: nothing here alters a number that training computes.
 _FREE_KEYS = {
@@ -97,6 +100,8 @@ class RunFolder:
         if latest is None:
             return 0
         facts = self.checkpoints.read_meta(latest)
+        if missing := {"global_batch", "fingerprint"} - facts.keys():
+            raise self.checkpoints.damaged(latest, f"meta.json lacks {', '.join(sorted(missing))}")
         if facts["global_batch"] != global_batch:
             raise ConfigError(
                 f"the run in {self.path} uses {facts['global_batch']} images a step and this one would use "
@@ -140,10 +145,15 @@ class RunFolder:
         write_text(self.unreadable, json.dumps({"count": len(rows), "images": rows}, indent=1) + "\n")
 
     def read_unreadable(self) -> dict[str, str]:
-        """The images noted so far, path to reason."""
+        """The images noted so far, path to reason; none, with a warning, when the list is damaged."""
         if not self.unreadable.exists():
             return {}
-        return {row["path"]: row["reason"] for row in json.loads(self.unreadable.read_text(encoding="utf-8"))["images"]}
+        try:
+            images = read_json(self.unreadable, dict)["images"]
+            return {str(image["path"]): str(image["reason"]) for image in images}
+        except (DataError, LookupError, TypeError) as error:
+            _LOG.warning(f"the list of unreadable images is begun anew: {self.unreadable} is damaged ({error})")
+            return {}
 
 
 def _shown(saved: Config, wanted: Config, keys: list[str]) -> str:

@@ -112,10 +112,14 @@ def load_checkpoint(training: Training) -> None:
     """Puts the parts where they were after `first` steps."""
     if not training.first:
         return
-    saved = training.run.checkpoints.load(training.first, {"model": training.ssl.state_dict()})
-    training.optimizer.load_state_dict(saved["optimizer"])
-    if training.scaler is not None and "scaler" in saved:
-        training.scaler.load_state_dict(saved["scaler"])
+    store = training.run.checkpoints
+    saved = store.load(training.first, {"model": training.ssl.state_dict()})
+    try:
+        training.optimizer.load_state_dict(saved["optimizer"])
+        if training.scaler is not None and "scaler" in saved:
+            training.scaler.load_state_dict(saved["scaler"])
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise store.damaged(training.first, f"its optimiser state does not fit: {error!r}") from error
 
 
 def batches(training: Training) -> Generator[CropBatch, None, None]:

@@ -1,6 +1,7 @@
 """Checkpoints: equal to the bit, complete or absent, and never lost to a kill or a full disk."""
 
 import json
+import logging
 import math
 import os
 import pickle
@@ -197,6 +198,85 @@ def test_an_incomplete_folder_is_not_found(tmp_path, damage):
     assert store.latest() == 1
 
 
+def damage(folder, name, how):
+    """Change a file without changing its size, or `meta.json` in one of several ways."""
+    file = folder / name
+    match how:
+        case "one bit":
+            content = bytearray(file.read_bytes())
+            content[len(content) * 3 // 5] ^= 0x10
+            file.write_bytes(content)
+        case "zeros":
+            file.write_bytes(bytes(file.stat().st_size))
+        case "nested deep":
+            file.write_text("[" * 200_000)
+        case "long number":
+            file.write_text("9" * 5_000)
+        case _:
+            facts = json.loads(file.read_text())
+            file.write_text(json.dumps({key: value for key, value in facts.items() if key != how}))
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "state.json", "meta.json"])
+@pytest.mark.parametrize("how", ["one bit", "zeros"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, name, how):
+    store = CheckpointStore(tmp_path)
+    store.save(1, tiny(1.0))
+    newest = store.save(2, {"weights": torch.zeros(500), "step": 7})
+    damage(newest, name, how)
+    with caplog.at_level("WARNING", logger="dinov2"):
+        logging.getLogger("dinov2").propagate = True
+        assert store.latest() == 1
+    if 2 in store.steps():  # else it is not even complete
+        assert f"the checkpoint {newest} is damaged and passed over: " in caplog.text
+        with pytest.raises(WeightsError, match=r"is damaged \(.*\); remove the folder to resume from step 1$"):
+            store.load(2)
+    assert store.load(store.latest())["weights"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("how", ["nested deep", "long number", "files", "digests", "world_size"])
+def test_damaged_facts_are_no_checkpoint_or_one_that_is_whole(tmp_path, how):
+    store = CheckpointStore(tmp_path)
+    store.save(1, tiny(1.0))
+    damage(store.save(2, tiny(2.0)), "meta.json", how)
+    assert store.latest() == (2 if how == "digests" else 1)  # without digests it is of an older version
+
+
+@pytest.mark.parametrize("name", [".metadata", "state.json", "__0_0.distcp"])
+def test_a_checkpoint_without_digests_fails_in_one_sentence(tmp_path, name):
+    store = CheckpointStore(tmp_path)
+    folder = store.save(2, tiny(2.0))
+    damage(folder, "meta.json", "digests")
+    damage(folder, name, "zeros")
+    with pytest.raises(DinoError) as caught:
+        store.load(2)
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_that_claim_more_than_the_files_hold_are_refused_before_memory_is_taken(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path)
+    folder = store.save(1, tiny(1.0))
+    damage(folder, "meta.json", "digests")
+    huge = torch.distributed.checkpoint.metadata.TensorStorageMetadata(
+        torch.distributed.checkpoint.metadata.TensorProperties(torch.float32), torch.Size([10**12]), []
+    )
+    index = torch.distributed.checkpoint.FileSystemReader(folder).read_metadata()
+    index.state_dict_metadata = {name: huge for name in index.state_dict_metadata}
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    monkeypatch.setattr("dinov2.engine.checkpoint._is_complete", lambda folder: True)
+    with pytest.raises(WeightsError, match="4,000,000,000,000 bytes, more than its files hold.*none before it"):
+        store.load(1)
+
+
+def test_a_step_that_was_passed_over_is_dropped_before_those_that_are_intact(tmp_path):
+    store = CheckpointStore(tmp_path, keep=2)
+    store.save(1, tiny(1.0))
+    damage(store.save(3, tiny(3.0)), "state.json", "one bit")
+    assert store.latest() == 1
+    store.save(2, tiny(2.0))
+    assert store.steps() == [1, 2]
+
+
 def test_the_facts_of_a_checkpoint_are_plain_json(tmp_path):
     store = CheckpointStore(tmp_path)
     folder = store.save(3, tiny(), meta={"config": "a: 1\n", "data": "abc", "versions": {"dinov2": "0.1"}})
@@ -227,6 +307,7 @@ def test_an_index_with_foreign_objects_is_refused_unread(tmp_path, monkeypatch):
     (folder / ".metadata").write_bytes(content)
     meta = json.loads((folder / "meta.json").read_text())
     meta["files"][".metadata"] = len(content)
+    del meta["digests"]  # as a version without them wrote it
     (folder / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(WeightsError, match="has no place there"):
         store.load(1)

@@ -90,6 +90,20 @@ def test_a_second_training_in_the_same_folder_is_refused_and_the_first_goes_on(t
     assert not (tmp_path / ".train.lock").exists()
 
 
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_and_ends_the_same(tmp_path):
+    train(tiny_config(), tmp_path / "whole", announce=quiet)
+    train(tiny_config(), tmp_path / "hurt", max_steps=8, announce=quiet)
+    file = tmp_path / "hurt" / "checkpoints" / "step_0000008" / "__0_0.distcp"
+    content = bytearray(file.read_bytes())
+    content[len(content) * 3 // 5] ^= 0x10
+    file.write_bytes(content)
+    lines = []
+    train(tiny_config(), tmp_path / "hurt", announce=lines.append)
+    assert "resuming   from step 6" in lines[0]
+    whole, hurt = (CheckpointStore(tmp_path / run / "checkpoints").load(12)["model"] for run in ("whole", "hurt"))
+    assert all(torch.equal(hurt[key], whole[key]) for key in whole)
+
+
 def test_max_steps_stops_there_with_schedules_unchanged_and_a_second_call_goes_on(tmp_path):
     cfg = tiny_config()
     train(cfg, tmp_path / "whole", announce=quiet)

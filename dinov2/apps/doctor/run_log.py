@@ -4,7 +4,6 @@ Only files are read, so that a run may be alive, dead or on another machine; a f
 is read as well, as far as it goes. Times are those of the files.
 """
 
-import json
 import math
 import os
 import re
@@ -17,6 +16,7 @@ from dinov2.configs import Config, load_config
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import DataError, DinoError
 from dinov2.logging import read_metrics
+from dinov2.whole_files import read_json
 
 __all__ = ["RunLog", "Series", "read_run_log"]
 
@@ -101,7 +101,7 @@ def _steps(file: Path) -> list[dict[str, Any]]:
     """Rows that belong to a step; none where there is no file. JSON has no NaN, but the release wrote some."""
     rows = read_metrics(file) if file.exists() else []
     plain = [{key: None if _is_broken(value) else value for key, value in row.items()} for row in rows]
-    return [row for row in plain if isinstance(row.get("iteration"), int | float)]
+    return [row for row in plain if isinstance(row.get("iteration"), int | float) and abs(row["iteration"]) < 2**63]
 
 
 def _is_broken(value: object) -> bool:
@@ -127,7 +127,10 @@ def _checkpoints(folder: Path) -> list[int]:
 
 def _number(value: object) -> float:
     """A number of a row; null stands for one that was not finite."""
-    return float(value) if isinstance(value, int | float) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # a whole number beyond float64
+        return math.nan
 
 
 def _config(file: Path) -> tuple[Config | None, str]:
@@ -140,8 +143,8 @@ def _config(file: Path) -> tuple[Config | None, str]:
 
 def _unreadable(file: Path) -> int:
     try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["count"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(read_json(file, dict)["count"])
+    except (ValueError, LookupError, TypeError, OverflowError):
         return 0
 
 
@@ -150,9 +153,9 @@ def _accuracies(folder: Path) -> dict[str, Series]:
     curve, rows = folder / "knn_curve.json", folder / "evaluation_metrics.json"
     try:
         if curve.exists():
-            points = json.loads(curve.read_text(encoding="utf-8"))
+            points = read_json(curve, list)
             found["k-NN top-1"] = [(int(point["iteration"]), _number(point["top1"])) for point in points]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, OverflowError):
         pass  # being rewritten, or broken: the log says enough
     for row in _steps(rows):
         if row.get("metric") == "top-1" and row.get("task") not in (None, "knn"):
@@ -163,9 +166,9 @@ def _accuracies(folder: Path) -> dict[str, Series]:
 
 def _baselines(file: Path) -> dict[str, float]:
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = read_json(file, dict)
         return {name: float(summary[name]) for name in ("raw_pixels", "untrained") if name in summary}
-    except (OSError, ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return {}
 
 

@@ -4,7 +4,6 @@ Figures go to `evaluation_metrics.json` in the run's folder, a JSON object a lin
 `value` (per cent), and `setting` (`k=20`, `C=1`, `preset short`). Those of k-NN also go to `knn_curve.json`.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from dinov2.configs import Config
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.distributed import is_main_process
 from dinov2.engine.parallel import choose_precision
+from dinov2.errors import DataError
 from dinov2.eval.classes import match_classes
 from dinov2.eval.knn import evaluate_knn
 from dinov2.eval.linear import evaluate_linear
@@ -28,6 +28,7 @@ from dinov2.features.results import Result, write_json
 from dinov2.logging import MetricsWriter
 from dinov2.train.setup import Training
 from dinov2.train.train import Evaluate
+from dinov2.whole_files import read_json
 
 __all__ = ["EVALUATION_METRICS", "KNN_CURVE", "TASKS", "accuracy_evaluation"]
 
@@ -114,9 +115,20 @@ def _write(folder: Path, iteration: int, rows: list[Result]) -> None:
     top1 = [row.value for row in rows if row.task == "knn" and row.metric == "top-1"]
     if top1:
         file = folder / KNN_CURVE
-        curve = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-        curve = [point for point in curve if point["iteration"] < iteration]
+        curve = [point for point in _written_points(file) if point["iteration"] < iteration]
         write_json(file, [*curve, {"iteration": iteration, "top1": top1[0]}])
+
+
+def _written_points(file: Path) -> list[dict[str, Any]]:
+    """The points of the curve so far; those that cannot be read are left out with a warning."""
+    if not file.exists():
+        return []
+    try:
+        points = read_json(file, list)
+    except DataError as error:
+        _LOG.warning(f"the curve of accuracies is begun anew: {error}")
+        return []
+    return [point for point in points if isinstance(point, dict) and isinstance(point.get("iteration"), int | float)]
 
 
 def _setting(row: Result) -> str:

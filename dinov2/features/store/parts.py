@@ -27,6 +27,7 @@ from dinov2.features.results import write_json
 from dinov2.features.store.sinks import FileFacts, npy_header
 from dinov2.features.store.writing import TableFormat, write_table
 from dinov2.file_lock import held
+from dinov2.whole_files import read_json
 
 __all__ = ["MANIFEST", "PartRecord", "PartsFolder", "PatchFile", "differences", "manifest_of", "room_on_disk"]
 
@@ -204,10 +205,10 @@ def manifest_of(path: Path) -> dict[str, Any] | None:
     """The manifest of a folder of parts or of a single file; None when there is none, or it cannot be read."""
     file = path / MANIFEST if path.is_dir() else path.with_name(f"{path.name}.json")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = read_json(file, dict)
+    except DataError:
         return None
-    return manifest if isinstance(manifest, dict) and "request" in manifest else None
+    return manifest if isinstance(manifest.get("request"), dict) else None
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -233,7 +234,7 @@ def room_on_disk(output: Path) -> Iterator[None]:
 
 def _record(file: Path) -> PartRecord | None:
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = read_json(file, dict)
         return PartRecord(
             int(kept["number"]),
             int(kept["rows"]),

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from dinov2.errors import DinoError, WeightsError
+from dinov2.whole_files import read_json
 
 __all__ = ["Transfer", "sha256_of", "size_of", "what_is_kept"]
 
@@ -92,7 +93,7 @@ class Transfer:
     def _resume(self) -> int:
         """Size of what an earlier download left, if it can be continued; what cannot is removed."""
         try:
-            version = _Version(**json.loads(self.notes.read_text(encoding="utf-8")))
+            version = _Version(**read_json(self.notes, dict))
         except (OSError, ValueError, TypeError):
             version = self.version
         if version.url == self.url and version.validator and size_of(self.partial) <= (version.total or 0):

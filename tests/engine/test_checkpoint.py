@@ -261,7 +261,7 @@ def test_tensors_that_claim_more_than_the_files_hold_are_refused_before_memory_i
         torch.distributed.checkpoint.metadata.TensorProperties(torch.float32), torch.Size([10**12]), []
     )
     index = torch.distributed.checkpoint.FileSystemReader(folder).read_metadata()
-    index.state_dict_metadata = {name: huge for name in index.state_dict_metadata}
+    index.state_dict_metadata = dict.fromkeys(index.state_dict_metadata, huge)
     (folder / ".metadata").write_bytes(pickle.dumps(index))
     monkeypatch.setattr("dinov2.engine.checkpoint._is_complete", lambda folder: True)
     with pytest.raises(WeightsError, match="4,000,000,000,000 bytes, more than its files hold.*none before it"):

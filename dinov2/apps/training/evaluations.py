@@ -108,7 +108,10 @@ TASKS: Mapping[str, Callable[[Features, Features, Config, torch.device], list[Re
 def _write(folder: Path, iteration: int, rows: list[Result]) -> None:
     """Adds the figures to the run's curves; what a resumed run measures again replaces the old points."""
     with MetricsWriter(folder / EVALUATION_METRICS) as writer:
-        writer.cut_back(iteration)
+        try:
+            writer.cut_back(iteration)
+        except DataError as error:  # hours of training must not end for it
+            _LOG.warning(f"accuracies are written behind a damaged line: {error}")
         for row in rows:
             written = {"task": row.task, "metric": row.metric, "value": row.value, "setting": _setting(row)}
             writer.write({"iteration": iteration, **written})

@@ -103,11 +103,14 @@ class Pretrained:
         no multiple of the patch are filled up with zeros (`dinov2.data.eval_transform`).
         """
         images = pad_to_multiple(images.to(self.device, torch.float32, non_blocking=True), self.patch_size)
-        if isinstance(self.backbone, Peer):
-            with torch.inference_mode(), autocast(self.device, self.autocast_dtype):
-                return self.backbone.tokens(images, layers).map(Tensor.float)
         with torch.inference_mode():
-            return backbone_tokens(self._prepared(), images, layers)
+            if isinstance(self.backbone, Peer):
+                with autocast(self.device, self.autocast_dtype):
+                    tokens = self.backbone.tokens(images, layers).map(Tensor.float)
+            else:
+                tokens = backbone_tokens(self._prepared(), images, layers)
+        # Tensors of inference mode cannot enter a graph; their copies can, as the input of a head that is trained.
+        return tokens.map(torch.clone)
 
     def features(self, images: Any, *, layers: Sequence[int] = (), fit: Fit | None = None, batch_size: int = 32) -> Any:
         """`ImageFeatures` of one image, or a list of them for several.
@@ -140,7 +143,7 @@ class Pretrained:
         tokens = self.encode(images, layers=earlier)
         class_tokens = [*(tokens.layers[index].cls for index in earlier), tokens.cls]
         read = classifier_input(class_tokens, tokens.patches.flatten(1, 2))
-        with torch.inference_mode():
+        with torch.no_grad():
             logits: Tensor = self.head(read)
         return logits
 
@@ -163,9 +166,9 @@ class Pretrained:
         else:
             tokens = [self.encode(batch, layers=layers) for batch in batches]
         features: dict[int, ImageFeatures] = {}
-        for rows, part in zip(groups.values(), tokens, strict=True):
+        for rows, batch, part in zip(groups.values(), batches, tokens, strict=True):
             kept = as_float32_on_cpu(part)
-            height, width = (side * self.patch_size for side in kept.patches.shape[1:3])
+            height, width = (-(-side // self.patch_size) * self.patch_size for side in batch.shape[-2:])
             for row, position in enumerate(rows):
                 features[position] = ImageFeatures.of(kept, row, (height, width))
         return [features[position] for position in range(len(inputs))]

@@ -83,7 +83,7 @@ def look_into_block(
             f"attention maps need the queries and keys of each block, which a {type(model).__name__} does not show; "
             "leave attention out, or load the same weights as a model of this package"
         )
-    grid = (images.shape[-2] // model.patch_size, images.shape[-1] // model.patch_size)
+    grid = model.patch_grid(*images.shape[-2:])
     last = block_number(block, model.n_blocks)
     tokens = model.prepare_tokens_with_masks(images)
     for earlier in model.block_list[:last]:

@@ -60,7 +60,7 @@ def backbone_tokens(model: DinoVisionTransformer, images: Tensor, layers: Sequen
 
     Raises `ConfigError` for a block that the model does not have.
     """
-    grid = _grid(images, model.patch_size)
+    grid = model.patch_grid(*images.shape[-2:])
     if not layers:
         output = model.forward_features(images)
         return Tokens(
@@ -87,7 +87,7 @@ def packed_tokens(model: DinoVisionTransformer, images: Sequence[Tensor]) -> lis
         Tokens(
             output["x_norm_clstoken"],
             output["x_norm_regtokens"],
-            output["x_norm_patchtokens"].unflatten(1, _grid(batch, model.patch_size)),
+            output["x_norm_patchtokens"].unflatten(1, model.patch_grid(*batch.shape[-2:])),
             {},
         )
         for batch, output in zip(images, model.forward_features(list(images)), strict=True)
@@ -109,10 +109,6 @@ def split_tokens(sequence: Tensor, grid: tuple[int, int], *, has_cls: bool) -> T
     patches = sequence[:, first_patch:]
     cls = sequence[:, 0] if has_cls else patches.mean(dim=1)
     return Tokens(cls, sequence[:, int(has_cls) : first_patch], patches.unflatten(1, grid), {})
-
-
-def _grid(images: Tensor, patch_size: int) -> tuple[int, int]:
-    return images.shape[-2] // patch_size, images.shape[-1] // patch_size
 
 
 def _checked(layers: Sequence[int], depth: int) -> dict[int, int]:

@@ -1,29 +1,15 @@
 """Multi-head self-attention over one group of equally long sequences, or over packed groups of several lengths."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinov2.layers.linear import onednn_is_faster, project
+from dinov2.layers.kernels import explicit_attention, is_untouched, prefers_explicit_attention, project
 from dinov2.layers.packing import Layout, unpack
-from dinov2.layers.recording import is_recording
 
-__all__ = ["Attention", "MemEffAttention", "attend", "attend_heads", "attend_packed", "attention_weights"]
-
-# On a CPU, up to this many tokens two batched products and a softmax beat the fused kernel, whose backward is slow on
-# short sequences (benchmarks/train_step.py shows both).
-_SHORT = 64
-
-# Most scores that are held at once in inference, over the heads of as many images as fit: 128 MiB in bfloat16.
-_SCORES = 2**26
-
-
-def attend(qkv: Tensor, num_heads: int, dropout: float = 0.0) -> Tensor:
-    """Joint projections `[B, T, 3*D]` (queries, keys, values; heads inside each) -> attended values `[B, T, D]`."""
-    batch, length, width = qkv.shape
-    heads = qkv.reshape(batch, length, 3, num_heads, width // (3 * num_heads)).permute(2, 0, 3, 1, 4)
-    attended = attend_heads(*heads.unbind(0), dropout=dropout)
-    return attended.transpose(1, 2).reshape(batch, length, width // 3)
+__all__ = ["Attention", "MemEffAttention", "attend_heads", "attention_weights"]
 
 
 def attend_heads(
@@ -35,8 +21,8 @@ def attend_heads(
     dropout: float = 0.0,
 ) -> Tensor:  # [B, heads, T, d]
     """Scaled dot-product attention by the kernel that is fastest where it runs; scores are scaled by `d ** -0.5`."""
-    if mask is None and _multiplies_explicitly(query, dropout):
-        return _explicit_attention(query, key, value)
+    if mask is None and prefers_explicit_attention(query, dropout):
+        return explicit_attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
@@ -46,7 +32,7 @@ def attention_weights(
     *,
     mask: Tensor | None = None,  # as for `attend_heads`
 ) -> Tensor:  # [B, heads, T, T]
-    """What `attend_heads` weighs the values with, for whoever wants to see or change it; rows sum to 1."""
+    """Softmax weights of `attend_heads`, whose fused kernel does not keep them; rows sum to 1."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if mask is not None:
         # The least number and not -inf: a row that attends to nothing stays finite.
@@ -55,37 +41,11 @@ def attention_weights(
     return scores.softmax(dim=-1)
 
 
-def _multiplies_explicitly(query: Tensor, dropout: float) -> bool:
-    _, num_heads, length, _ = query.shape
-    if query.device.type != "cpu" or dropout > 0.0 or is_recording():
-        return False
-    if query.requires_grad:
-        return length <= _SHORT
-    # The fused kernel multiplies bfloat16 at a fraction of the processor's speed where there is no AMX.
-    return query.dtype == torch.bfloat16 and num_heads * length**2 <= _SCORES and onednn_is_faster()
-
-
-def _explicit_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # all [B, heads, T, d]
-    if query.requires_grad:
-        return attention_weights(query, key).to(value.dtype) @ value
-    batch, num_heads, length, _ = query.shape
-    at_once = max(_SCORES // max(num_heads * length**2, 1), 1)
-    if batch > at_once:
-        parts = zip(query.split(at_once), key.split(at_once), value.split(at_once), strict=True)
-        return torch.cat([_explicit_attention(*part) for part in parts])
-    query, key, value = (heads.contiguous().flatten(0, 1) for heads in (query, key, value))  # [B*heads, T, d] each
-    scores = torch.bmm(query * query.shape[-1] ** -0.5, key.transpose(1, 2))
-    return torch.bmm(scores.softmax(dim=-1), value).unflatten(0, (batch, num_heads))
-
-
-def attend_packed(qkv: Tensor, layout: Layout, num_heads: int, dropout: float = 0.0) -> Tensor:
-    """Packed rows `[S, 3*D]` -> `[S, D]`; every sequence of the layout attends to itself alone."""
-    groups = [attend(group, num_heads, dropout).flatten(0, 1) for group in unpack(qkv, layout)]
-    return groups[0] if len(groups) == 1 else torch.cat(groups)
-
-
 class Attention(nn.Module):
-    """Holds `qkv` and `proj`; `[B, T, D]` -> `[B, T, D]`, or packed rows with a layout."""
+    """Self-attention, `[B, T, D]` -> `[B, T, D]`; with a layout, over packed rows `[S, D]`.
+
+    A module in the place of `attn_drop`, or a hook on it, sees the attention weights `[B, heads, T, T]`.
+    """
 
     def __init__(
         self,
@@ -99,6 +59,7 @@ class Attention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"embed_dim {dim} is no multiple of num_heads {num_heads}")
+        self.dim = dim
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
@@ -106,16 +67,50 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
-        """`[B, T, D]` -> `[B, T, D]`; with a layout, packed rows `[S, D]` -> `[S, D]`."""
-        dropout = self.attn_drop.p if self.training else 0.0
+    def forward(
+        self, x: Tensor, layout: Layout | None = None, *, attn_bias: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """`[B, T, D]` -> `[B, T, D]`; with a layout, packed rows `[S, D]` -> `[S, D]`.
+
+        `attn_bias` broadcasts to `[B, heads, T, T]`: numbers are added to the scores, False leaves a pair out;
+        `is_causal` leaves out what lies behind each token.
+        """
         qkv = project(self.qkv, x)
         if layout is None:
-            attended = attend(qkv, self.num_heads, dropout)
+            return self._project_out(self._attend(qkv, _mask(attn_bias, is_causal, qkv)))
+        if attn_bias is not None or is_causal:
+            raise ValueError("packed rows attend within their sequences alone; give no attn_bias with a layout")
+        groups = [self._attend(group).flatten(0, 1) for group in unpack(qkv, layout)]
+        return self._project_out(groups[0] if len(groups) == 1 else torch.cat(groups))
+
+    def _attend(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:  # [B, T, 3*D] -> [B, T, D]
+        batch, length, width = qkv.shape
+        heads = qkv.reshape(batch, length, 3, self.num_heads, width // (3 * self.num_heads)).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.unbind(0)  # [B, heads, T, d]
+        if is_untouched(self.attn_drop, nn.Dropout):
+            dropout = self.attn_drop.p if self.attn_drop.training else 0.0
+            attended = attend_heads(query, key, value, mask=mask, dropout=dropout)
         else:
-            attended = attend_packed(qkv, layout, self.num_heads, dropout)
-        return self.proj_drop(project(self.proj, attended))
+            attended = self.attn_drop(attention_weights(query, key, mask=mask)).to(value.dtype) @ value
+        return attended.transpose(1, 2).reshape(batch, length, width // 3)
+
+    def _project_out(self, attended: Tensor) -> Tensor:
+        projected: Tensor = self.proj_drop(project(self.proj, attended))
+        return projected
 
 
-class MemEffAttention(Attention):
-    """The release's name for the attention that takes packed crops; here every attention does."""
+MemEffAttention = Attention
+"""The release's name for attention by a fused kernel; here every attention is."""
+
+
+def _mask(attn_bias: Any, is_causal: bool, qkv: Tensor) -> Tensor | None:
+    if is_causal:
+        if attn_bias is not None:
+            raise ValueError("is_causal and attn_bias are both given; put the causal mask into attn_bias")
+        return torch.ones(qkv.shape[1], qkv.shape[1], dtype=torch.bool, device=qkv.device).tril()
+    if attn_bias is not None and not isinstance(attn_bias, Tensor):
+        raise TypeError(
+            f"attn_bias is a {type(attn_bias).__name__}; give a tensor, or for crops of different sizes a list of "
+            "token tensors to the block, which packs them (dinov2.layers.packing)"
+        )
+    return attn_bias

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from dinov2.layers.attention import Attention
 from dinov2.layers.drop_path import DropPath, residual_on_subset
-from dinov2.layers.layer_scale import LayerScale, add_scaled
+from dinov2.layers.kernels import add_scaled, is_inactive, is_untouched
+from dinov2.layers.layer_scale import LayerScale
 from dinov2.layers.mlp import Mlp
 from dinov2.layers.packing import Layout, pack, unpack
 
@@ -16,12 +17,13 @@ __all__ = ["Block", "NestedTensorBlock"]
 # skipping work pays only when there is enough of it.
 _SUBSET_FROM = 0.1
 
+_Branch = Callable[[Tensor, Layout | None], Tensor]
+
 
 class Block(nn.Module):
     """`x + ls1(attn(norm1(x)))`, then `x + ls2(mlp(norm2(x)))`, with stochastic depth on both branches in training.
 
-    Takes `[B, T, D]`, or a list of such tensors of different lengths, which is packed: one pass over all tokens.
-    `drop_path_per_sample` keeps the classic form at every rate.
+    `drop_path_per_sample` keeps the classic form of stochastic depth at every rate.
     """
 
     def __init__(
@@ -57,45 +59,51 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.sample_drop_ratio = drop_path
         self.drop_path_per_sample = drop_path_per_sample
+        # An attention of somebody else's knows no layouts; wrappers that are put around ours later pass them on.
+        self._packs_attention = isinstance(self.attn, Attention)
 
-    def forward(self, x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        """`[B, T, D]` -> `[B, T, D]`, or a list of them -> a list."""
+    def forward(self, x: Tensor | list[Tensor], layout: Layout | None = None) -> Tensor | list[Tensor]:
+        """`[B, T, D]` -> `[B, T, D]`; a list of them, packed for one pass -> a list; packed rows `[S, D]` -> rows."""
         if isinstance(x, list):
             tokens, layout = pack(x)
-            return unpack(self.forward_packed(tokens, layout), layout)
-        rate = self.sample_drop_ratio
-        if self.training and rate > _SUBSET_FROM and not self.drop_path_per_sample:
-            batch, length, _ = x.shape
-            return self.forward_packed(x.flatten(0, 1), ((batch, length),)).unflatten(0, (batch, length))
-        if not self.training:
-            x = add_scaled(x, self.attn(self.norm1(x)), self.ls1)
-            return add_scaled(x, self.mlp(self.norm2(x)), self.ls2)
-        attended: Tensor = x + self.drop_path1(self._attention(x))
-        output: Tensor = attended + self.drop_path2(self._feed_forward(attended))
-        return output
+            return unpack(self._add_branches(tokens, layout), layout)
+        return self._add_branches(x, layout)
 
-    def forward_packed(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """Packed rows `[S, D]` -> `[S, D]`; in training every rate above 0 drops a subset of each group."""
-        rate = self.sample_drop_ratio if self.training else 0.0
-        if rate == 0.0:
-            tokens = add_scaled(tokens, self.attn(self.norm1(tokens), layout), self.ls1)
-            return add_scaled(tokens, self.mlp(self.norm2(tokens)), self.ls2)
-        if self.drop_path_per_sample:
-            tokens = tokens + _drop_packed(self._attention(tokens, layout), layout, self.drop_path1)
-            return tokens + _drop_packed(self._feed_forward(tokens), layout, self.drop_path2)
-        tokens = residual_on_subset(tokens, self._attention, layout, rate)
-        return residual_on_subset(tokens, self._feed_forward, layout, rate)
+    def _add_branches(self, x: Tensor, layout: Layout | None) -> Tensor:
+        x = self._add(x, self._attention, self.ls1, self.drop_path1, layout)
+        return self._add(x, self._feed_forward, self.ls2, self.drop_path2, layout)
 
-    def _attention(self, x: Tensor, layout: Layout | None = None) -> Tensor:
-        return self.ls1(self.attn(self.norm1(x), layout))
+    def _attention(self, x: Tensor, layout: Layout | None) -> Tensor:
+        x = self.norm1(x)
+        if layout is None:
+            return self.attn(x)
+        if self._packs_attention:
+            return self.attn(x, layout)
+        return pack([self.attn(group) for group in unpack(x, layout)])[0]
 
-    def _feed_forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
-        return self.ls2(self.mlp(self.norm2(x)))
+    def _feed_forward(self, x: Tensor, layout: Layout | None) -> Tensor:
+        return self.mlp(self.norm2(x))
+
+    def _add(self, x: Tensor, branch: _Branch, scale: nn.Module, drop: nn.Module, layout: Layout | None) -> Tensor:
+        """`x` plus a branch, its layer scale and its stochastic depth."""
+        if self._drops_subset(drop, packed=layout is not None):
+            rows, groups = (x.flatten(0, 1), ((x.shape[0], x.shape[1]),)) if layout is None else (x, layout)
+            scaled_branch = lambda kept, kept_layout: scale(branch(kept, kept_layout))  # noqa: E731
+            return residual_on_subset(rows, scaled_branch, groups, self.sample_drop_ratio).view_as(x)
+        residual = branch(x, layout)
+        if is_inactive(drop) or (is_untouched(drop, DropPath) and not drop.training):
+            one_pass = is_untouched(scale, LayerScale)
+            return add_scaled(x, residual, scale.gamma) if one_pass else x + scale(residual)  # type: ignore[arg-type]
+        residual = scale(residual)
+        if layout is None:
+            return x + drop(residual)
+        return x + pack([drop(group) for group in unpack(residual, layout)])[0]
+
+    def _drops_subset(self, drop: nn.Module, *, packed: bool) -> bool:
+        if not self.training or self.drop_path_per_sample or type(drop) is not DropPath:
+            return False
+        return self.sample_drop_ratio > (0.0 if packed else _SUBSET_FROM)
 
 
-class NestedTensorBlock(Block):
-    """The release's name for the block that takes lists of crops; here every block does."""
-
-
-def _drop_packed(residual: Tensor, layout: Layout, drop: nn.Module) -> Tensor:
-    return pack([drop(group) for group in unpack(residual, layout)])[0]
+NestedTensorBlock = Block
+"""The release's name for the block that takes lists of crops; here every block does."""

@@ -3,26 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from dinov2.layers.recording import is_recording
+from dinov2.layers.kernels import add_scaled as add_times
 
-__all__ = ["LayerScale", "add_scaled", "add_times"]
-
-
-def add_times(tokens: Tensor, branch: Tensor, factors: Tensor) -> Tensor:
-    """`tokens + branch * factors` for `[..., D]`, `[..., D]` and `[D]`, in one pass when no gradients are wanted."""
-    if not (torch.is_grad_enabled() or is_recording()) and tokens.dtype == branch.dtype == factors.dtype:
-        return torch.addcmul(tokens, branch, factors)
-    return tokens + branch * factors
-
-
-def add_scaled(tokens: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
-    """`tokens + scale(branch)` for tensors `[..., D]`, in one pass over them when no gradients are wanted."""
-    if type(scale) is LayerScale and not (torch.is_grad_enabled() or is_recording()):
-        hooked = scale._forward_hooks or scale._forward_pre_hooks
-        if not hooked and tokens.dtype == scale.gamma.dtype:
-            return torch.addcmul(tokens, branch, scale.gamma)
-    scaled: Tensor = tokens + scale(branch)
-    return scaled
+__all__ = ["LayerScale", "add_times"]
 
 
 class LayerScale(nn.Module):

@@ -1,34 +1,21 @@
 """Cuts an image into patches and projects each to a token."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
-from dinov2.layers.linear import linear
+from dinov2.layers.kernels import linear, patch_products
 from dinov2.layers.recording import is_recording
 
-__all__ = ["PatchEmbed", "patch_tokens"]
-
-
-def patch_tokens(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`[B, C, H, W]` and a kernel `[D, C, p, p']` -> `[B, h*w, D]`, patches row by row.
-
-    One matrix product over unfolded patches instead of a convolution with stride p: the same sums, and faster on CPUs,
-    where the convolution's backward would spend its time in layout changes.
-    """
-    rows, columns = weight.shape[-2:]
-    batch, channels, height, width = images.shape
-    grid = (height // rows, width // columns)
-    patches = images.reshape(batch, channels, grid[0], rows, grid[1], columns)
-    patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid[0] * grid[1], channels * rows * columns)
-    return linear(patches, weight.flatten(1), bias)
+__all__ = ["PatchEmbed", "make_2tuple", "patch_tokens"]
 
 
 class PatchEmbed(nn.Module):
     """Image `[B, C, H, W]` -> patch tokens `[B, h*w, D]`, or `[B, h, w, D]` with `flatten_embedding=False`.
 
-    `img_size` only records the native size. Raises `ValueError` with the nearest sizes when a side is no multiple of
-    the patch size.
+    `img_size` only records the native size. `proj` is called whatever stands in its place, with whatever stride.
+    Raises `ValueError` with the nearest sizes when a side is no multiple of the patch size.
     """
 
     def __init__(
@@ -41,8 +28,8 @@ class PatchEmbed(nn.Module):
         flatten_embedding: bool = True,
     ) -> None:
         super().__init__()
-        self.img_size = _pair(img_size)
-        self.patch_size = _pair(patch_size)
+        self.img_size = make_2tuple(img_size)
+        self.patch_size = make_2tuple(patch_size)
         if self.patch_size[0] != self.patch_size[1]:
             raise ValueError(f"patch_size is {patch_size}; patches must be square")
         self.patches_resolution = (self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1])
@@ -55,19 +42,38 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` -> `[B, h*w, D]` (or `[B, h, w, D]`)."""
-        height, width = x.shape[-2:]
         self._check(x)
-        tokens = self.norm(patch_tokens(x, self.proj.weight, self.proj.bias))
-        if self.flatten_embedding:
-            return tokens
-        size = self.patch_size[0]
-        return tokens.unflatten(1, (height // size, width // size))
+        projected = patch_products(self.proj, x)  # [B, D, h, w]
+        tokens: Tensor = self.norm(projected.flatten(2).transpose(1, 2))
+        return tokens if self.flatten_embedding else tokens.unflatten(1, projected.shape[2:])
+
+    def flops(self) -> int:
+        """Multiply-adds at the native size: the projection, and one a number for the norm."""
+        n_pixels = self.patch_size[0] * self.patch_size[1] * self.in_chans
+        return self.num_patches * self.embed_dim * (n_pixels + 1)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches in an image of `height` x `width` pixels, by the stride of `proj`."""
+        stride, padding = (getattr(self.proj, name, None) for name in ("stride", "padding"))
+        if not isinstance(stride, tuple) or (stride == self.patch_size and padding in ((0, 0), "valid")):
+            return height // self.patch_size[0], width // self.patch_size[1]
+        before = padding if isinstance(padding, tuple) else (0, 0)
+        rows, columns = (
+            (pixels + 2 * pad - patch) // step + 1
+            for pixels, pad, patch, step in zip((height, width), before, self.patch_size, stride, strict=True)
+        )
+        return rows, columns
 
     def _check(self, x: Tensor) -> None:
         if is_recording():
             return
-        if x.shape[1] != self.in_chans:
-            raise ValueError(f"images have {x.shape[1]} channels; this model was built for in_chans={self.in_chans}")
+        if x.ndim != 4:
+            raise ValueError(f"images have the shape {list(x.shape)}; give [B, C, H, W], one image as image[None]")
+        if not x.dtype.is_floating_point:
+            raise ValueError(f"images are {x.dtype}; give normalised floating-point pixels (dinov2.load has .features)")
+        channels: Any = getattr(self.proj, "in_channels", None)
+        if isinstance(channels, int) and x.shape[1] != channels:
+            raise ValueError(f"images have {x.shape[1]} channels; this model was built for in_chans={channels}")
         for side, pixels, patch in zip(("height", "width"), x.shape[-2:], self.patch_size, strict=True):
             if pixels % patch:
                 below, above = pixels // patch * patch, (pixels // patch + 1) * patch
@@ -75,8 +81,19 @@ class PatchEmbed(nn.Module):
                 raise ValueError(f"image {side} {pixels} is no multiple of the patch size {patch}; resize to {sizes}")
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def make_2tuple(value: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width from one number or from both."""
     if isinstance(value, int):
         return value, value
     height, width = value
     return int(height), int(width)
+
+
+def patch_tokens(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same of single tensors, for dinov2.hf until it calls its modules."""
+    rows, columns = weight.shape[-2:]
+    batch, channels, height, width = images.shape
+    grid = (height // rows, width // columns)
+    patches = images.reshape(batch, channels, grid[0], rows, grid[1], columns)
+    patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid[0] * grid[1], channels * rows * columns)
+    return linear(patches, weight.flatten(1), bias)

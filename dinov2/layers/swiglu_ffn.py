@@ -9,10 +9,9 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinov2.layers.linear import is_plain, linear
-from dinov2.layers.scratch import feed_forward_in_scratch, reuses_memory
+from dinov2.layers.kernels import fused_swiglu, fuses_swiglu, linear, project
 
-__all__ = ["SwiGLUFFN", "SwiGLUFFNFused", "swiglu", "swiglu_hidden_features"]
+__all__ = ["SwiGLU", "SwiGLUFFN", "SwiGLUFFNFused", "swiglu", "swiglu_hidden_features"]
 
 
 def swiglu_hidden_features(hidden_features: int) -> int:
@@ -20,27 +19,8 @@ def swiglu_hidden_features(hidden_features: int) -> int:
     return (int(hidden_features * 2 / 3) + 7) // 8 * 8
 
 
-def swiglu(
-    x: Tensor,  # [..., D]
-    w12_weight: Tensor,  # [2 * hidden, D]: gate first, then value
-    w12_bias: Tensor | None,
-    w3_weight: Tensor,  # [D', hidden]
-    w3_bias: Tensor | None,
-) -> Tensor:  # [..., D']
-    """`w3(silu(gate) * value)`."""
-    if reuses_memory(x, w12_weight, w3_weight):
-        return feed_forward_in_scratch(x, (w12_weight, w12_bias), _gate_in_place, (w3_weight, w3_bias))
-    gate, value = linear(x, w12_weight, w12_bias).chunk(2, dim=-1)
-    return linear(F.silu(gate) * value, w3_weight, w3_bias)
-
-
-def _gate_in_place(wide: Tensor) -> Tensor:  # [N, 2 * hidden] -> [N, hidden], a view
-    gate, value = wide.chunk(2, dim=-1)
-    return value.mul_(F.silu(gate, inplace=True))
-
-
 class SwiGLUFFN(nn.Module):
-    """Holds the parameters `w12` and `w3` of `swiglu`; `act_layer` and `drop` are accepted for the MLP's sake."""
+    """`w3(silu(gate) * value)`, gate and value from `w12`; `act_layer` and `drop` are accepted for the MLP's sake."""
 
     def __init__(
         self,
@@ -58,10 +38,14 @@ class SwiGLUFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` -> `[..., out_features]`."""
-        if is_plain(self.w12) and is_plain(self.w3):
-            return swiglu(x, self.w12.weight, self.w12.bias, self.w3.weight, self.w3.bias)
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
+        if fuses_swiglu(x, self.w12, self.w3):
+            return fused_swiglu(x, self.w12, self.w3)
+        gate, value = project(self.w12, x).chunk(2, dim=-1)
+        return project(self.w3, F.silu(gate) * value)
+
+
+SwiGLU = SwiGLUFFN
+"""The release's name for the gated network that takes its hidden width as given."""
 
 
 class SwiGLUFFNFused(SwiGLUFFN):
@@ -78,3 +62,9 @@ class SwiGLUFFNFused(SwiGLUFFN):
     ) -> None:
         hidden = swiglu_hidden_features(hidden_features or in_features)
         super().__init__(in_features, hidden, out_features, act_layer, drop, bias)
+
+
+def swiglu(x: Tensor, w12_weight: Tensor, w12_bias: Tensor | None, w3_weight: Tensor, w3_bias: Tensor | None) -> Tensor:
+    """The same of single tensors, for dinov2.hf until it calls its modules."""
+    gate, value = linear(x, w12_weight, w12_bias).chunk(2, dim=-1)
+    return linear(F.silu(gate) * value, w3_weight, w3_bias)

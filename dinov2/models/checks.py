@@ -2,9 +2,20 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-__all__ = ["check_intermediate_layers", "check_masks"]
+from dinov2.layers.recording import is_recording
+
+__all__ = ["check_intermediate_layers", "check_mask", "check_masks"]
+
+
+def check_mask(mask: Tensor, patches: Tensor) -> None:
+    """A mask for patch tokens `[B, N, D]` is boolean `[B, N]`; raises `ValueError` for another."""
+    if not is_recording() and (mask.dtype != torch.bool or mask.shape != patches.shape[:2]):
+        raise ValueError(
+            f"masks are {mask.dtype} of the shape {list(mask.shape)}; give booleans [B, N] = {list(patches.shape[:2])}"
+        )
 
 
 def check_masks(masks: Sequence[Tensor | None] | None, n_images: int) -> list[Tensor | None]:

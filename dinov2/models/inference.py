@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dinov2.layers.linear import is_plain, onednn_is_faster, packed_weight
+from dinov2.layers.kernels import is_untouched, onednn_is_faster, packed_weight
 from dinov2.models.vision_transformer import DinoVisionTransformer
 
 __all__ = ["converted", "prepared"]
@@ -29,7 +29,7 @@ def prepared(backbone: DinoVisionTransformer, dtype: torch.dtype | None = torch.
     if dtype == torch.bfloat16 and frozen.cls_token.device.type == "cpu" and onednn_is_faster():
         for block in frozen.block_list:
             for layer in (*block.attn.modules(), *block.mlp.modules()):
-                if is_plain(layer):
+                if is_untouched(layer, nn.Linear):
                     layer.weight = nn.Parameter(packed_weight(cast(Tensor, layer.weight)), requires_grad=False)
     return frozen
 

@@ -4,6 +4,7 @@ Attribute names are the keys of the released checkpoints. A list of images of di
 one packed pass (`dinov2.layers.packing`). Tokens are ordered class token, registers, patches row by row.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,15 +15,16 @@ from torch import Tensor, nn
 
 from dinov2.layers.block import Block
 from dinov2.layers.mlp import Mlp
-from dinov2.layers.packing import pack, unpack
-from dinov2.layers.patch_embed import PatchEmbed
+from dinov2.layers.packing import Layout, pack, unpack
+from dinov2.layers.patch_embed import PatchEmbed, make_2tuple
 from dinov2.layers.pos_embed import resize_pos_embed
 from dinov2.layers.swiglu_ffn import SwiGLUFFNFused
-from dinov2.models.checks import check_intermediate_layers, check_masks
+from dinov2.models.checks import check_intermediate_layers, check_mask, check_masks
 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "BlockChunk",
     "DinoVisionTransformer",
     "vit_base",
     "vit_giant2",
@@ -72,7 +74,7 @@ class DinoVisionTransformer(nn.Module):
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
+        patch_size: int | tuple[int, int] = 16,
         in_chans: int = 3,
         embed_dim: int = 768,
         depth: int = 12,
@@ -84,9 +86,9 @@ class DinoVisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
         drop_path_uniform: bool = False,
         init_values: float | None = None,
-        embed_layer: Callable[..., PatchEmbed] = PatchEmbed,
+        embed_layer: Callable[..., nn.Module] = PatchEmbed,
         act_layer: Callable[[], nn.Module] = nn.GELU,
-        block_fn: Callable[..., Block] = Block,
+        block_fn: Callable[..., nn.Module] = Block,
         ffn_layer: str = "mlp",
         block_chunks: int = 1,
         num_register_tokens: int = 0,
@@ -107,7 +109,7 @@ class DinoVisionTransformer(nn.Module):
         self.num_tokens = 1
         self.n_blocks = depth
         self.num_heads = num_heads
-        self.patch_size = patch_size
+        self.patch_size = make_2tuple(patch_size)[0]
         self.num_register_tokens = num_register_tokens
         self.interpolate_antialias = interpolate_antialias
         self.interpolate_offset = interpolate_offset
@@ -123,6 +125,8 @@ class DinoVisionTransformer(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
 
         drop_path_rates = [drop_path_rate] * depth if drop_path_uniform else _linear_rates(drop_path_rate, depth)
+        # Only when asked for: a block of somebody else's knows the release's arguments alone.
+        per_sample = {"drop_path_per_sample": True} if drop_path_per_sample else {}
         blocks = [
             block_fn(
                 dim=embed_dim,
@@ -136,10 +140,11 @@ class DinoVisionTransformer(nn.Module):
                 act_layer=act_layer,
                 ffn_layer=_FEED_FORWARD[ffn_layer],
                 init_values=init_values,
-                drop_path_per_sample=drop_path_per_sample,
+                **per_sample,
             )
             for rate in drop_path_rates
         ]
+        self._packs_crops = all(isinstance(block, Block) for block in blocks)
         self.blocks = nn.ModuleList(_chunks(blocks, block_chunks) if block_chunks else blocks)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Identity()
@@ -186,21 +191,28 @@ class DinoVisionTransformer(nn.Module):
         dicts from one packed pass.
         """
         if isinstance(x, (list, tuple)):
-            return self._forward_features_list(x, masks)
-        tokens = self.prepare_tokens_with_masks(x, masks)
-        for block in self.block_list:
-            tokens = block(tokens)
+            return self.forward_features_list(x, masks)
+        tokens = self._run_blocks(self.prepare_tokens_with_masks(x, masks))
         return self._features(tokens, self.norm(tokens), masks)
 
-    def _forward_features_list(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None
+    def forward_features_list(
+        self, x_list: Sequence[Tensor], masks_list: Sequence[Tensor | None] | None = None
     ) -> list[dict[str, Tensor | None]]:
-        masks = check_masks(masks, len(images))
-        tokens, layout = pack([self.prepare_tokens_with_masks(x, m) for x, m in zip(images, masks, strict=True)])
-        for block in self.block_list:
-            tokens = block.forward_packed(tokens, layout)
-        groups = zip(unpack(tokens, layout), unpack(self.norm(tokens), layout), masks, strict=True)
-        return [self._features(prenorm, normed, mask) for prenorm, normed, mask in groups]
+        """`forward_features` of several image tensors in one packed pass, one dict for each."""
+        masks = check_masks(masks_list, len(x_list))
+        groups = [self.prepare_tokens_with_masks(x, m) for x, m in zip(x_list, masks, strict=True)]
+        if not self._packs_crops:
+            groups = [self._run_blocks(group) for group in groups]
+            return [self._features(group, self.norm(group), mask) for group, mask in zip(groups, masks, strict=True)]
+        tokens, layout = pack(groups)
+        tokens = self._run_blocks(tokens, layout)
+        outputs = zip(unpack(tokens, layout), unpack(self.norm(tokens), layout), masks, strict=True)
+        return [self._features(prenorm, normed, mask) for prenorm, normed, mask in outputs]
+
+    def _run_blocks(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens) if layout is None else block(tokens, layout)
+        return tokens
 
     def _features(self, prenorm: Tensor, normed: Tensor, masks: Tensor | None) -> dict[str, Tensor | None]:
         patches_from = 1 + self.num_register_tokens
@@ -214,28 +226,55 @@ class DinoVisionTransformer(nn.Module):
 
     def prepare_tokens_with_masks(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
         """Images `[B, C, H, W]` -> tokens `[B, 1+R+N, D]` in front of the first block."""
-        batch, _, height, width = x.shape
+        height, width = x.shape[-2:]
         patches = self.patch_embed(x)  # [B, N, D]
+        cls_token = self.cls_token
         if masks is not None:
+            check_mask(masks, patches)
             patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype)[None], patches)
-        position = self._position(height, width).to(patches.dtype if not torch.is_autocast_enabled() else torch.float32)
-        tokens = [self.cls_token.expand(batch, -1, -1) + position[:, :1], patches + position[:, 1:]]
+        elif torch.is_grad_enabled() and self.mask_token.requires_grad:
+            # A part of the graph with weight zero: DistributedDataParallel wants a gradient for every parameter.
+            cls_token = cls_token + 0.0 * self.mask_token.sum()
+        tokens = torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        tokens = tokens + self.interpolate_pos_encoding(tokens, height, width)
         if self.register_tokens is not None:
-            tokens.insert(1, self.register_tokens.expand(batch, -1, -1))
-        return torch.cat(tokens, dim=1)
+            registers = self.register_tokens.expand(patches.shape[0], -1, -1)
+            tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
+        return tokens
 
     def interpolate_pos_encoding(self, x: Tensor, h: int, w: int) -> Tensor:
         """Position embedding `[1, 1+N, D]` for images of `h` x `w` pixels, in the type of the tokens `x`."""
-        return self._position(h, w).to(x.dtype)
-
-    def _position(self, height: int, width: int) -> Tensor:
-        return resize_pos_embed(
+        position = resize_pos_embed(
             self.pos_embed,
-            self.patch_embed.patches_resolution,
-            (height // self.patch_size, width // self.patch_size),
+            self._native_grid(),
+            self.patch_grid(h, w),
             offset=self.interpolate_offset,
             antialias=self.interpolate_antialias,
         )
+        return position.to(x.dtype)
+
+    def patch_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patch tokens for images of `height` x `width` pixels."""
+        if isinstance(self.patch_embed, PatchEmbed):
+            return self.patch_embed.grid(height, width)
+        return height // self.patch_size, width // self.patch_size
+
+    def set_stride(self, stride: int) -> None:
+        """Distance between patches in pixels: less than the patch size gives overlapping patches, denser features.
+
+        Weights stay as they are, cost grows with the number of tokens. Raises `ValueError` for a stride that is no
+        divisor of the patch size.
+        """
+        if stride < 1 or self.patch_size % stride:
+            divisors = [str(step) for step in range(1, self.patch_size + 1) if self.patch_size % step == 0]
+            raise ValueError(f"stride is {stride}; choose a divisor of the patch size, one of {', '.join(divisors)}")
+        self.patch_embed.proj.stride = (stride, stride)
+
+    def _native_grid(self) -> tuple[int, int]:
+        """Grid of the learned positions; square when they were replaced by others than the patch embedding knows."""
+        n_positions = self.pos_embed.shape[1] - 1
+        rows, columns = getattr(self.patch_embed, "patches_resolution", (0, 0))
+        return (rows, columns) if rows * columns == n_positions else (math.isqrt(n_positions),) * 2
 
     def get_intermediate_layers(
         self,
@@ -259,7 +298,7 @@ class DinoVisionTransformer(nn.Module):
             tokens = block(tokens)
             if index in chosen:
                 outputs.append(self.norm(tokens) if norm else tokens)
-        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
+        grid = self.patch_grid(*x.shape[-2:])
         patches_from = 1 + self.num_register_tokens
         layers: list[Any] = []
         for output in outputs:
@@ -275,13 +314,37 @@ class DinoVisionTransformer(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         _rename_blocks(state_dict, prefix, self.n_blocks // len(self.blocks) if self.chunked_blocks else 0)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        errors: list[str] = rest[-1]
+        positions = state_dict.get(f"{prefix}pos_embed")
+        for index, error in enumerate(errors):
+            if error.startswith(f"size mismatch for {prefix}pos_embed:") and positions.shape[2:] == (self.embed_dim,):
+                errors[index] = self._explain_positions(f"{prefix}pos_embed", positions.shape[1] - 1)
+
+    def _explain_positions(self, name: str, n_positions: int) -> str:
+        side = math.isqrt(n_positions)
+        pixels = side * self.patch_size if side**2 == n_positions else "(height, width)"
+        return (
+            f"{name} holds the positions of {n_positions} patches, this model has {self.pos_embed.shape[1] - 1}: build "
+            f"it with img_size={pixels}, the size that the weights were made for; images of any size can be given then"
+        )
 
 
-def _chunks(blocks: list[Block], n_chunks: int) -> list[nn.ModuleList]:
+class BlockChunk(nn.ModuleList):
+    """Consecutive blocks under the keys of training files; a call runs them in order."""
+
+    def forward(self, x: Any, layout: Layout | None = None) -> Any:
+        """What the blocks make of tokens `[B, T, D]`, a list of them, or packed rows with their layout."""
+        for block in self:
+            if not isinstance(block, nn.Identity):
+                x = block(x) if layout is None else block(x, layout)
+        return x
+
+
+def _chunks(blocks: list[nn.Module], n_chunks: int) -> list[BlockChunk]:
     """Groups of equal size; identities in front keep the global index of each block in its key."""
     size = len(blocks) // n_chunks
     return [
-        nn.ModuleList([*(nn.Identity() for _ in range(start)), *blocks[start : start + size]])
+        BlockChunk([*(nn.Identity() for _ in range(start)), *blocks[start : start + size]])
         for start in range(0, len(blocks), size)
     ]
 

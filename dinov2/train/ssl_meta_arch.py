@@ -6,7 +6,7 @@ student's, sees the global crops whole. The student's class tokens predict the t
 backward, logs or knows about processes beyond what the losses sum over.
 """
 
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from dinov2.loss.dino_clstoken_loss import DINOLoss, dino_loss
 from dinov2.loss.ibot_patch_loss import ibot_patch_loss, iBOTPatchLoss
 from dinov2.loss.koleo_loss import koleo_loss
 from dinov2.models import build_model_from_cfg
-from dinov2.models.vision_transformer import DinoVisionTransformer
 
 __all__ = ["LossTerms", "SSLMetaArch"]
 
@@ -117,8 +116,7 @@ class SSLMetaArch(nn.Module):
     def _teacher_assignments(self, batch: CropBatch, temperature: float) -> _Assignments:
         if not self.dino_weight and not self.ibot_weight:
             return _Assignments(None, None)
-        teacher = cast(DinoVisionTransformer, self.teacher["backbone"])
-        features = teacher.forward_features(batch.global_crops)
+        features = self.teacher["backbone"](batch.global_crops, is_training=True)
         cls_tokens = features["x_norm_clstoken"]  # [G*B, D]
         # Crops are crop-major, so flipping the crop axis gives each student crop the other crop's target: comparing a
         # crop with itself would let the class token copy instead of agree.
@@ -142,13 +140,13 @@ class SSLMetaArch(nn.Module):
                 return assignments
 
     def _student_scores(self, batch: CropBatch) -> _StudentScores:
-        backbone = cast(DinoVisionTransformer, self.student["backbone"])
+        backbone = self.student["backbone"]
         masks = batch.masks if self.masks_patches else None
         if batch.local_crops is None:
-            global_features, local_cls = backbone.forward_features(batch.global_crops, masks), None
+            global_features, local_cls = backbone(batch.global_crops, masks, is_training=True), None
         else:
-            global_features, local_features = backbone.forward_features(
-                [batch.global_crops, batch.local_crops], [masks, None]
+            global_features, local_features = backbone(
+                [batch.global_crops, batch.local_crops], [masks, None], is_training=True
             )
             local_cls = local_features["x_norm_clstoken"]  # [L*B, D]
         global_cls = global_features["x_norm_clstoken"]  # [G*B, D]

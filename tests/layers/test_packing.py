@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dinov2.layers.attention import attend
+from dinov2.layers.attention import attend_heads
 from dinov2.layers.packing import pack, unpack
 from dinov2.models.vision_transformer import DinoVisionTransformer
 
@@ -54,11 +54,10 @@ def test_a_list_without_is_training_gives_class_tokens():
 
 
 def test_explicit_attention_of_short_sequences_equals_the_fused_kernel():
-    qkv = torch.randn(3, 17, 3 * 64, dtype=torch.float64, requires_grad=True)
-    explicit = attend(qkv, num_heads=2)
+    heads = torch.randn(3, 3, 2, 17, 32, dtype=torch.float64, requires_grad=True)
+    explicit = attend_heads(*heads)
     with torch.no_grad():
-        fused = attend(qkv, num_heads=2)
+        fused = attend_heads(*heads)
     assert_close(explicit.detach(), fused)
-    assert torch.autograd.gradcheck(
-        lambda x: attend(x, 2), (torch.randn(1, 3, 12, dtype=torch.float64, requires_grad=True),)
-    )
+    small = torch.randn(3, 1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda heads: attend_heads(*heads), (small,))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dinov2.layers.linear import onednn_is_faster
+from dinov2.layers.kernels import onednn_is_faster
 from dinov2.models.inference import converted, prepared
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from tests.golden.recipe import fill, images

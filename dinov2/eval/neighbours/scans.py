@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dinov2.engine.parallel import choose_precision
-from dinov2.layers.linear import linear, onednn_is_faster
+from dinov2.layers.kernels import linear, onednn_is_faster
 
 __all__ = ["GROUP", "SCANS", "Rounded", "Scan", "fastest_scan", "float32_slack", "groups_of", "summation_bound"]
 

@@ -1,4 +1,4 @@
-"""A module is a chapter of about 300 lines, a folder holds what belongs together; past the limits below they are split."""
+"""A module is a chapter of about 300 lines, a folder holds what belongs together; past the limits they are split."""
 
 from pathlib import Path
 

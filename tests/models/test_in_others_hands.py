@@ -93,7 +93,7 @@ def test_hooks_fire_on_every_module_with_parameters(options, mode):
     assert counts == expected
 
 
-@pytest.mark.parametrize("name", ["patch_embed.proj", "blocks.0.attn.qkv", "blocks.1.attn.proj", "blocks.0.mlp.fc1", "blocks.1.mlp.fc2"])  # fmt: skip
+@pytest.mark.parametrize("name", "patch_embed.proj blocks.0.attn.qkv blocks.1.attn.proj blocks.0.mlp.fc1".split())
 @pytest.mark.parametrize("wrapper", [Scaled, LoRA])
 @pytest.mark.parametrize("gradients", [True, False])
 def test_a_wrapped_layer_changes_the_output_and_is_trained(name, wrapper, gradients):
@@ -240,7 +240,8 @@ class OwnBlock(nn.Module):
     """A block with the release's constructor and no more than a tensor in its call."""
 
     def __init__(
-        self, dim, num_heads, mlp_ratio, qkv_bias, proj_bias, ffn_bias, drop_path, norm_layer, act_layer, ffn_layer, init_values
+        self, dim, num_heads, mlp_ratio, qkv_bias, proj_bias, ffn_bias, drop_path, norm_layer, act_layer, ffn_layer,
+        init_values,
     ):  # fmt: skip
         super().__init__()
         self.norm = norm_layer(dim)

@@ -86,7 +86,7 @@ class DinoVisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
         drop_path_uniform: bool = False,
         init_values: float | None = None,
-        embed_layer: Callable[..., nn.Module] = PatchEmbed,
+        embed_layer: Callable[..., PatchEmbed] = PatchEmbed,
         act_layer: Callable[[], nn.Module] = nn.GELU,
         block_fn: Callable[..., nn.Module] = Block,
         ffn_layer: str = "mlp",
@@ -228,7 +228,7 @@ class DinoVisionTransformer(nn.Module):
         """Images `[B, C, H, W]` -> tokens `[B, 1+R+N, D]` in front of the first block."""
         height, width = x.shape[-2:]
         patches = self.patch_embed(x)  # [B, N, D]
-        cls_token = self.cls_token
+        cls_token: Tensor = self.cls_token
         if masks is not None:
             check_mask(masks, patches)
             patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype)[None], patches)
@@ -315,10 +315,10 @@ class DinoVisionTransformer(nn.Module):
         _rename_blocks(state_dict, prefix, self.n_blocks // len(self.blocks) if self.chunked_blocks else 0)
         super()._load_from_state_dict(state_dict, prefix, *rest)
         errors: list[str] = rest[-1]
-        positions = state_dict.get(f"{prefix}pos_embed")
+        name = f"{prefix}pos_embed"
         for index, error in enumerate(errors):
-            if error.startswith(f"size mismatch for {prefix}pos_embed:") and positions.shape[2:] == (self.embed_dim,):
-                errors[index] = self._explain_positions(f"{prefix}pos_embed", positions.shape[1] - 1)
+            if error.startswith(f"size mismatch for {name}:") and state_dict[name].shape[2:] == (self.embed_dim,):
+                errors[index] = self._explain_positions(name, state_dict[name].shape[1] - 1)
 
     def _explain_positions(self, name: str, n_positions: int) -> str:
         side = math.isqrt(n_positions)

@@ -78,7 +78,7 @@ _CIFAR_SPLITS = {"TRAIN": "TRAIN", "VAL": "VAL", "TEST": "VAL"}
 
 DATASETS = (
     DatasetKind("folder", Folder, ("root",), 1, "folder:PATH, or just PATH"),
-    DatasetKind("list", ListFile, ("file",), 1, "list:FILE with a .txt or .csv file of image paths"),
+    DatasetKind("list", ListFile, ("file",), 1, "list:FILE with a .txt, .csv or .tsv file of image paths"),
     DatasetKind("glob", globbed, ("pattern",), 1, "glob:PATTERN, or just a pattern such as 'photos/**/*.jpg'"),
     DatasetKind(
         "ImageNet",
@@ -119,7 +119,8 @@ DATASETS = (
 
 _PATH_KEYS = {"root", "extra", "file", "labels", "subset"}
 _NUMBER_KEYS = {"size", "n"}
-_LIST_EXTENSIONS = (".txt", ".csv")
+_MOST_DIGITS = 10
+_LIST_EXTENSIONS = (".txt", ".csv", ".tsv")
 
 
 def parse_dataset_str(dataset_str: str) -> DatasetSpec:
@@ -133,8 +134,12 @@ def parse_dataset_str(dataset_str: str) -> DatasetSpec:
     kinds = {kind.name.lower(): kind for kind in DATASETS}
     if name.lower() not in kinds and glob.has_magic(dataset_str):
         return DatasetSpec(kinds["glob"], {"pattern": dataset_str})
+    if "://" in dataset_str:
+        raise DataError(
+            f"{dataset_str!r} is an address, and images are not fetched; download them, and give their folder"
+        )
     if name.lower() not in kinds:
-        if not name or os.sep in name or "/" in name or name.startswith((".", "~")) or (colon and len(name) == 1):
+        if not name or "\\" in name or "/" in name or name.startswith((".", "~")) or (colon and len(name) == 1):
             raise DataError(
                 f"the data set path {dataset_str!r} does not exist; give a folder of images, "
                 f"or one of: {'; '.join(kind.example for kind in DATASETS)}"
@@ -276,7 +281,7 @@ def _parse_path(path: str) -> DatasetSpec:
     if path.lower().endswith(_LIST_EXTENSIONS):
         return DatasetSpec(kinds["list"], {"file": path})
     raise DataError(
-        f"the data set path {path!r} is a file and no list of images (.txt or .csv); "
+        f"the data set path {path!r} is a file and no list of images (.txt, .csv or .tsv); "
         f"give the folder that holds the images"
     )
 
@@ -301,8 +306,12 @@ def _parse_arguments(kind: DatasetKind, rest: str, dataset_str: str) -> dict[str
                 f"the key {key!r} in {dataset_str!r} is unknown to {kind.name}{_nearest(key, kind.keys)}; "
                 f"accepted keys are {', '.join(kind.keys)}"
             )
-        if key in _PATH_KEYS:  # the longest existing path wins over the grammar
-            for end in range(len(tokens), 0, -1):
+        if key in arguments:
+            raise DataError(f"the key {key!r} stands in {dataset_str!r} twice; leave one out")
+        if key in _PATH_KEYS:
+            if len(value) == 1 and value.isalpha() and tokens and tokens[0][:1] in ("", "\\", "/"):
+                value = f"{value}:{tokens.pop(0)}"  # a drive of Windows
+            for end in range(len(tokens), 0, -1):  # the longest existing path wins over the grammar
                 if os.path.exists(":".join([value, *tokens[:end]])):
                     value, tokens = ":".join([value, *tokens[:end]]), tokens[end:]
                     break
@@ -322,7 +331,7 @@ def _value(kind: DatasetKind, key: str, text: str, dataset_str: str) -> Any:
         return text
     text = unquote(text)
     if key in _NUMBER_KEYS:
-        if not text.isdecimal():
+        if not (text.isascii() and text.isdecimal() and len(text) < _MOST_DIGITS):
             raise DataError(f"{key} in {dataset_str!r} is {text!r}; write a whole number")
         return int(text)
     by_lower = {name.lower(): value for name, value in kind.choices[key].items()}

@@ -99,6 +99,22 @@ def test_values_are_percent_decoded(tmp_path: Path) -> None:
     assert len(make_dataset(f"folder:{tmp_path}/a%3Db c")) == 13
 
 
+@pytest.mark.skipif(os.name == "nt", reason="drives exist there")
+def test_the_drive_of_a_windows_path_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / r"C:\data").mkdir()
+    parsed = parse_dataset_str(r"ImageNet:root=C:\data:extra=D:\extra:split=TRAIN").arguments
+    assert parsed == {"root": r"C:\data", "extra": r"D:\extra", "split": ImageNet.Split.TRAIN}
+
+
+@pytest.mark.parametrize("build", [lambda **o: ImageNet(split=ImageNet.Split.VAL, **o), ImageNet22k])
+def test_metadata_cannot_be_written_where_a_file_lies(tmp_path: Path, build: Any) -> None:
+    (tmp_path / "file").write_text("")
+    for extra in (tmp_path / "file", tmp_path / "file" / "extra"):
+        with pytest.raises(DataError, match="extra=.* cannot be made .*; give another one"):
+            build(root=tmp_path, extra=extra).dump_extra()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -121,6 +137,18 @@ def test_values_are_percent_decoded(tmp_path: Path) -> None:
         ("folder:", "lacks root; write folder:PATH"),
         ("list:/no/such.txt", "there is no /no/such.txt"),
         ("cifar10:root=", "root in 'cifar10:root=' is empty"),
+        (r"ImageNet:split=TRAIN:root=C:\data:extra=C:\extra", r"does not exist: there is no C:\\data$"),
+        ("ImageNet:root=C:/data:split=TRAIN", "does not exist: there is no C:/data$"),
+        ("ImageNet22k:root=E:", "does not exist: there is no E:$"),
+        (r"list:D:\l.csv", r"does not exist: there is no D:\\l\.csv$"),
+        (r"\\server\photos", "does not exist; give a folder of images"),
+        ("https://example.org/photos.zip", "is an address, and images are not fetched; download them"),
+        ("folder:s3://bucket/photos", "is an address, and images are not fetched; download them"),
+        ("toy:split=TRAIN:split=VAL", "the key 'split' stands in .* twice"),
+        ("toy:n=\u0663", "write a whole number"),
+        ("toy:n=" + "9" * 5000, "write a whole number"),
+        ("toy:n=999999999", "a toy set of 999999999 images .* cannot be drawn; n is 1 to 10,000,000"),
+        ("toy:size=999999", "size 8 to 4,096"),
     ],
 )
 def test_what_is_wrong_with_a_string_is_said_with_what_would_be_right(text: str, message: str) -> None:
@@ -129,7 +157,7 @@ def test_what_is_wrong_with_a_string_is_said_with_what_would_be_right(text: str,
 
 
 def test_a_file_that_is_no_list_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is a file and no list of images \(\.txt or \.csv\)"):
+    with pytest.raises(DataError, match=r"is a file and no list of images \(\.txt, \.csv or \.tsv\)"):
         make_dataset(str(write_image(tmp_path / "a.png")))
 
 

@@ -10,6 +10,7 @@ are made, not here.
 
 import hashlib
 import io
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from torch.utils.data import Dataset
 from dinov2.data.decoding import Exif, decode_rgb, decode_tensor
 from dinov2.errors import DataError
 
-__all__ = ["EncodedDataset", "FileDataset", "ImageDataset", "PixelDataset", "digest", "read_bytes"]
+__all__ = ["EncodedDataset", "FileDataset", "ImageDataset", "PixelDataset", "digest", "make_extra", "read_bytes"]
 
 
 class ImageDataset(Dataset[tuple[Any, Any]], ABC):
@@ -146,6 +147,17 @@ def read_bytes(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); was it moved or deleted?") from error
+
+
+def make_extra(extra: str | None) -> str:
+    """The folder for the metadata that `dump_extra` writes, made. Raises DataError when there is or can be none."""
+    if extra is None:
+        raise DataError("dump_extra has nowhere to write; give extra=FOLDER when the data set is made")
+    try:
+        os.makedirs(extra, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"the folder extra={extra} cannot be made ({error.strerror}); give another one") from error
+    return extra
 
 
 def digest(*parts: str | bytes | np.ndarray) -> str:

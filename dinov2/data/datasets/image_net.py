@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from dinov2.data.datasets.base import FileDataset, digest
+from dinov2.data.datasets.base import FileDataset, digest, make_extra
 from dinov2.data.datasets.image_net_labels import class_folders, class_names_of, flat_val_labels
 from dinov2.data.datasets.scanning import scan_folder
 from dinov2.errors import DataError
@@ -170,10 +170,9 @@ class ImageNet(FileDataset):
     def dump_extra(self) -> None:
         """List the images and write the release's metadata files for this split into `extra`, replacing older ones.
 
-        Raises DataError when `extra` was not given, or when a file is not named as ImageNet names its files.
+        Raises DataError when `extra` was not given or is no folder, or a file is not named as ImageNet names its files.
         """
-        if self._extra is None:
-            raise DataError("dump_extra has nowhere to write; give extra=FOLDER when the data set is made")
+        make_extra(self._extra)
         if self.split is _Split.TEST and not os.path.isdir(os.path.join(self.root, "test")):
             # The release writes this table without looking at any file.
             logger.warning("%s has no test folder; the complete split is listed without its images", self.root)
@@ -186,7 +185,6 @@ class ImageNet(FileDataset):
         rows = np.zeros(len(entries), dtype=np.dtype(columns))
         for column in ("actual_index", "class_index"):
             rows[column] = entries[column]
-        os.makedirs(self._extra, exist_ok=True)
         self._loaded = None
         if class_ids is not None and class_names is not None:
             rows["class_id"] = class_ids[entries["class_index"]]

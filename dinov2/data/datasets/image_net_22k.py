@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dinov2.data.datasets.base import EncodedDataset, digest
+from dinov2.data.datasets.base import EncodedDataset, digest, make_extra
 from dinov2.data.decoding import IMAGE_EXTENSIONS
 from dinov2.errors import DataError
 
@@ -101,13 +101,11 @@ class ImageNet22k(EncodedDataset):
         return digest("ImageNet22k", "\n".join(map(str, class_ids)), *(entries[name] for name in _OFFSETS))
 
     def dump_extra(self) -> None:
-        """Read the headers of all tars and write the index into `extra`. Raises DataError when `extra` is missing."""
-        if self._extra is None:
-            raise DataError("dump_extra has nowhere to write; give extra=FOLDER when the data set is made")
+        """Read the headers of all tars and write the index into `extra`. Raises DataError when that is no folder."""
+        extra = make_extra(self._extra)
         entries, class_ids = self._read_tars()
-        os.makedirs(self._extra, exist_ok=True)
-        np.save(os.path.join(self._extra, "entries.npy"), entries)
-        np.save(os.path.join(self._extra, "class-ids.npy"), class_ids)
+        np.save(os.path.join(extra, "entries.npy"), entries)
+        np.save(os.path.join(extra, "class-ids.npy"), class_ids)
         self._loaded = None
 
     def _tar_of(self, index: int) -> str:

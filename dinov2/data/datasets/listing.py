@@ -1,14 +1,17 @@
 """A text file that lists images: for subsets, for data spread over folders, for labels kept apart from the images.
 
-`.txt`: one `path` or `path label` a line (a tab or spaces between; a path may contain spaces). `.csv`: with a header
-that has a `path` and optionally a `label` column, or without a header, `path` or `path,label`. Paths are relative to
-the list. Labels are class numbers from 0, kept as they are, or names, numbered in sorted order.
+A table separated by commas, semicolons or tabs, one image a row, with its label in another column or without; or, in
+`.txt` files, `path` or `path label` with spaces between. A header is recognised by what stands in the columns below it:
+the one with image files is `path`. Paths are relative to the list. Labels are class numbers from 0, kept as they are,
+or names, numbered in sorted order. What could be read in two ways is refused.
 """
 
 import csv
 import io
 import os
-from collections.abc import Callable
+import re
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,17 +20,27 @@ from dinov2.data.datasets.base import FileDataset, digest
 from dinov2.data.datasets.scanning import PathTable
 from dinov2.data.decoding import IMAGE_EXTENSIONS, Exif
 from dinov2.errors import DataError
+from dinov2.whole_files import unescape_name
 
 __all__ = ["ListFile", "read_text"]
 
+_LARGEST_FILE = 1 << 30  # bytes; ten million images take less
 _LARGEST_LABEL = 1_000_000  # a larger "class number" is an identifier in the wrong column
+_PATH_NAMES = {"path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img"}
+_LABEL_NAMES = {"label", "labels", "class", "class_id", "class_name", "target", "category"}
+_MISSING = "nan"  # how pandas writes a cell that it has no value for
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.IGNORECASE | re.ASCII)
+_PATH_THEN_LABEL = re.compile(rf"(.*({'|'.join(map(re.escape, IMAGE_EXTENSIONS))}))\s+(\S.*)", re.IGNORECASE)
+_ENCODINGS = {b"\xff\xfe\0\0": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+
+_Row = tuple[str, str | None]  # path and label
 
 
 class ListFile(FileDataset):
     """The images that `file` lists, in its order; EXIF orientation is applied.
 
     A listed file that is missing is reported when it is read, like any unreadable image; only when none of a sample of
-    them exists is the list refused. Raises DataError when the list is missing, empty or inconsistent.
+    them exists is the list refused. Raises DataError when the list is missing, empty, ambiguous or inconsistent.
     """
 
     exif: ClassVar[Exif] = "apply"
@@ -45,14 +58,9 @@ class ListFile(FileDataset):
         rows = _read_rows(self.file)
         if not rows:
             raise DataError(f"the list {self.file} names no image; write one path a line")
-        self._paths = PathTable(path for path, _ in rows)
+        _refuse_two_labels(self.file, rows)
+        self._paths = PathTable(_spelt_as_files(self.file, [path for path, _ in rows]))
         self.class_names, self._targets = _labels(self.file, [label for _, label in rows])
-        sample = np.linspace(0, len(rows) - 1, num=min(16, len(rows)), dtype=int).tolist()
-        if not any(os.path.isfile(self.path_of(index)) for index in sample):
-            raise DataError(
-                f"the list {self.file} names files that do not exist, such as {self.path_of(0)}; "
-                f"write absolute paths, or paths relative to the folder of the list"
-            )
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -71,6 +79,35 @@ class ListFile(FileDataset):
         return digest("list", *self._paths.arrays, sizes, np.array([]) if self._targets is None else self._targets)
 
 
+def read_text(file: str) -> str:
+    """The text of a list, in UTF-8 or with the byte order mark of UTF-16 or UTF-32, lines ended by a newline.
+
+    Bytes that are no UTF-8 are kept, as Python keeps those of file names. Raises DataError for what is no regular file,
+    without opening it, and for what is no text or larger than a list can be.
+    """
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"the list {file} is no regular file; give a text file with the path of one image a line")
+        with open(file, "rb") as stream:
+            start = stream.read(1 << 16)
+            encoding = next((name for mark, name in _ENCODINGS.items() if start.startswith(mark)), "utf-8")
+            if encoding.startswith("utf-8") and b"\0" in start:
+                raise DataError(f"{file} is no text; give a list with the path of one image a line")
+            if status.st_size > _LARGEST_FILE:
+                raise DataError(f"the list {file} has {status.st_size:,} bytes, more than 1 GiB; split it")
+            text = (start + stream.read()).decode(encoding, "surrogateescape")
+    except OSError as error:
+        raise DataError(f"the list {file} cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"the list {file} is no text in {encoding.upper()} ({error.reason}); save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise DataError(f"{file} is no text; give a list with the path of one image a line")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
@@ -78,62 +115,183 @@ def _size(path: str) -> int:
         return -1
 
 
-def _read_rows(file: str) -> list[tuple[str, str | None]]:
-    text = read_text(file)
-    if not file.lower().endswith(".csv"):
-        lines = [line.strip() for line in io.StringIO(text, newline=None)]
-        return [_text_row(line) for line in lines if line]
+def _read_rows(file: str) -> list[_Row]:
+    folder = os.path.dirname(file)
+    lines = [line for line in read_text(file).split("\n") if line.strip() and not _is_comment(line, folder)]
+    if not lines:
+        return []
     try:
-        rows = list(csv.reader(io.StringIO(text, newline="")))
+        heads = {mark: _cells(lines[:2], mark) for mark in "\t;," if mark in lines[0]}
+        separators = [mark for mark, rows in heads.items() if _is_table(rows, folder)]
+        if file.lower().endswith(".txt") and not (separators and _has_columns(lines[0].strip(), heads, folder)):
+            return [_text_row(line.strip()) for line in lines]
+        if len(separators) > 1:
+            raise DataError(
+                f"the columns of {file} could be separated by {' or by '.join(map(repr, separators))} (first line: "
+                f"{lines[0]}); quote the paths that hold one of them"
+            )
+        rows = _cells(lines, separators[0] if separators else ",")
     except csv.Error as error:
         raise DataError(f"the list {file} is no table of paths ({error}); write one path,label a line") from error
-    return _csv_rows(file, rows)
+    return _table_rows(file, rows)
 
 
-def read_text(file: str) -> str:
-    """The text of a list; names that are not UTF-8 keep their bytes. Raises DataError when it is no text."""
-    try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            text = stream.read()
-    except OSError as error:
-        raise DataError(f"the list {file} cannot be read ({error.strerror or error})") from error
-    if "\0" in text:
-        raise DataError(f"{file} is no text; give a list with the path of one image a line")
-    return text
+def _is_comment(line: str, folder: str) -> bool:
+    """Whether a line begins with # and names no file, or is Excel's `sep=;`."""
+    if not line.startswith("#"):
+        return re.fullmatch(r"sep=.", line, re.IGNORECASE) is not None
+    paths = (line.strip(), _text_row(line.strip())[0], re.split(r"[\t;,]", line)[0].strip())
+    return not any(_is_file(path, folder) for path in paths)
 
 
-def _text_row(line: str) -> tuple[str, str | None]:
-    if "\t" in line:
-        path, _, label = line.partition("\t")
-        return path.strip(), label.strip() or None
+def _text_row(line: str) -> _Row:
+    if quoted := re.fullmatch(r'"([^"]+)"\s*(.*)', line):
+        return quoted[1], quoted[2] or None
     if os.path.splitext(line)[1].lower() in IMAGE_EXTENSIONS:  # "my photo.jpg": spaces belong to the path
         return line, None
+    if found := _PATH_THEN_LABEL.fullmatch(line):  # so that a label may contain spaces too
+        return found[1], found[3]
     fields = line.rsplit(maxsplit=1)
     return fields[0], fields[1] if len(fields) == 2 else None
 
 
-def _csv_rows(file: str, rows: list[list[str]]) -> list[tuple[str, str | None]]:
-    rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
-    header = [cell.lower() for cell in rows[0]] if rows else []
-    path_column, label_column = 0, 1
-    if "path" in header:
-        path_column = header.index("path")
-        label_column = header.index("label") if "label" in header else len(header)
-        rows = rows[1:]
-    elif len(header) > 2:
-        raise DataError(
-            f"the list {file} has {len(header)} columns and no header with a column called path "
-            f"(first line: {','.join(rows[0])}); add the header line path,label"
-        )
-    found: list[tuple[str, str | None]] = []
-    for row in rows:
-        if path_column >= len(row):
+def _cells(lines: Sequence[str], separator: str) -> list[list[str]]:
+    """The rows of a table without empty cells at their ends."""
+    table = []
+    for row in csv.reader(io.StringIO("\n".join(lines)), delimiter=separator, skipinitialspace=True):
+        cells = [cell.strip() for cell in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            table.append(cells)
+    return table
+
+
+def _is_table(rows: Sequence[Sequence[str]], folder: str) -> bool:
+    return "path" in map(str.lower, rows[0]) or any(_is_image(cell, folder) for row in rows for cell in row)
+
+
+def _has_columns(line: str, heads: Mapping[str, Sequence[Sequence[str]]], folder: str) -> bool:
+    """Whether the commas of a line are not those of a path such as "my, photo.jpg"."""
+    if os.path.splitext(line)[1].lower() not in IMAGE_EXTENSIONS:
+        return True
+    cells = [cell for rows in heads.values() for cell in rows[0]]
+    return any(_is_file(cell, folder) for cell in cells) and not _is_file(line, folder)
+
+
+def _is_image(cell: str, folder: str) -> bool:
+    return os.path.splitext(cell)[1].lower() in IMAGE_EXTENSIONS or _is_file(cell, folder)
+
+
+def _is_file(path: str, folder: str) -> bool:
+    return os.path.isfile(os.path.join(folder, path))
+
+
+def _table_rows(file: str, rows: list[list[str]]) -> list[_Row]:
+    first, folder = [cell.lower() for cell in rows[0]], os.path.dirname(file)
+    sample = rows[1:101] or rows
+    shares = [
+        sum(column < len(row) and _is_image(row[column], folder) for row in sample) / len(sample)
+        for column in range(len(first))
+    ]
+    images = [column for column, share in enumerate(shares) if share > 0.5]
+    has_header = "path" in first or (
+        not any(_is_image(cell, folder) or _NUMBER.fullmatch(cell) for cell in rows[0])
+        and bool(images or set(first) & (_PATH_NAMES | _LABEL_NAMES))
+    )
+    path_column = _path_column(file, first, images, has_header)
+    label_column = _label_column(file, first, path_column, has_header)
+    found: list[_Row] = []
+    for row in rows[1:] if has_header else rows:
+        if len(row) > len(first):
+            raise DataError(
+                f"the line {','.join(row)!r} of {file} has {len(row)} columns, the first has {len(first)}; quote paths "
+                "that hold the mark between columns"
+            )
+        if path_column >= len(row) or not row[path_column]:
             raise DataError(f"the line {','.join(row)!r} of {file} has no path")
-        found.append((row[path_column], (row[label_column] or None) if label_column < len(row) else None))
+        label = row[label_column] if label_column is not None and label_column < len(row) else ""
+        found.append((row[path_column], label or None))
     return found
 
 
+def _path_column(file: str, first: list[str], images: list[int], has_header: bool) -> int:
+    if "path" in first:
+        return first.index("path")
+    named = [column for column, name in enumerate(first) if has_header and name in _PATH_NAMES]
+    candidates = images if len(images) == 1 or not named else named
+    if len(candidates) > 1:
+        raise DataError(
+            f"the list {file} has image files in {len(candidates)} columns (first line: {','.join(first)}); give it a "
+            "header, and call the right one path"
+        )
+    return candidates[0] if candidates else 0
+
+
+def _label_column(file: str, first: list[str], path_column: int, has_header: bool) -> int | None:
+    others = [column for column in range(len(first)) if column != path_column]
+    named = [column for column in others if first[column] in _LABEL_NAMES]
+    if has_header and "label" in first:
+        return first.index("label")
+    if has_header and (len(named) == 1 or "path" in first):
+        return named[0] if len(named) == 1 else None
+    if len(others) <= 1:
+        return others[0] if others else None
+    raise DataError(
+        f"the list {file} has {len(first)} columns and no header with a column called path and one called label "
+        f"(first line: {','.join(first)}); add the header line, path,label for two columns"
+    )
+
+
+def _refuse_two_labels(file: str, rows: Sequence[_Row]) -> None:
+    known: dict[str, str] = {}
+    for path, label in rows:
+        if label is not None and known.setdefault(path, label) != label:
+            raise DataError(
+                f"the list {file} names {path} with the labels {known[path]} and {label}; give each image one label"
+            )
+
+
+def _spelt_as_files(file: str, paths: Sequence[str]) -> Sequence[str]:
+    """The paths as the files are called here. Raises DataError when none of a sample of them exists.
+
+    A list may come from Windows, or from a program that wrote names in its own encoding or escaped.
+    """
+    folder = os.path.dirname(file)
+
+    def exists(path: str) -> bool:
+        return _is_file(path, folder)
+
+    sample = [paths[row] for row in np.linspace(0, len(paths) - 1, num=min(16, len(paths)), dtype=int).tolist()]
+    spellings: tuple[Callable[[str], str], ...] = (str, _with_slashes, _from_windows, unescape_name)
+    counts = [sum(exists(spelling(path)) for path in sample) for spelling in spellings]
+    if not any(counts):
+        raise DataError(
+            f"the list {file} names files that do not exist, such as {os.path.join(folder, paths[0])}; "
+            f"write absolute paths, or paths relative to the folder of the list"
+        )
+    spelling = spellings[counts.index(max(counts))]
+    spelt = [spelling(path) for path in paths]
+    # A name as `dinov2 embed` writes it may be one among thousands.
+    return [unescape_name(path) if "\\u" in path and exists(unescape_name(path)) else path for path in spelt]
+
+
+def _with_slashes(path: str) -> str:
+    return path.replace("\\", "/")
+
+
+def _from_windows(path: str) -> str:
+    """A path as Western Windows writes it: backslashes, and bytes that are no UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        path = path.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+    return _with_slashes(path)
+
+
 def _labels(file: str, labels: list[str | None]) -> tuple[list[str] | None, np.ndarray | None]:
+    """Class names by number, and labels int64 `[S]`; both None when no image has a label."""
+    labels = [None if label is not None and label.lower() == _MISSING else label for label in labels]
     given = [label for label in labels if label is not None]
     if not given:
         return None, None
@@ -142,11 +300,22 @@ def _labels(file: str, labels: list[str | None]) -> tuple[list[str] | None, np.n
             f"{len(labels) - len(given)} of the {len(labels)} images in {file} have no label "
             f"(the first is number {labels.index(None) + 1}); give a label to all of them or to none"
         )
-    if all(label.isdecimal() for label in given):
-        targets = np.array([int(label) for label in given], dtype=np.int64)
-        if targets.max() > _LARGEST_LABEL:
-            raise DataError(f"the label {targets.max()} in {file} is no class number; number the classes from 0")
-        return [str(number) for number in range(int(targets.max()) + 1)], targets
     names = sorted(set(given))
-    number = {name: index for index, name in enumerate(names)}
-    return names, np.array([number[label] for label in given], dtype=np.int64)
+    numbers = [name for name in names if _NUMBER.fullmatch(name)]
+    if not numbers:
+        order = {name: index for index, name in enumerate(names)}
+        return names, np.array([order[label] for label in given], dtype=np.int64)
+    if len(numbers) < len(names):
+        other = next(name for name in names if name not in set(numbers))
+        raise DataError(
+            f"the labels in {file} are numbers ({numbers[0]}) and names ({other}); write class numbers for all images, "
+            "or names"
+        )
+    classes = {name: float(name) for name in names}  # `3.0`, as pandas writes a column that had a gap
+    for name, value in classes.items():
+        if not (0 <= value <= _LARGEST_LABEL and value == int(value)):
+            raise DataError(
+                f"the label {name} in {file} is no class number; number the classes from 0, or write no labels at all"
+            )
+    targets = np.array([int(classes[label]) for label in given], dtype=np.int64)
+    return [str(number) for number in range(int(targets.max()) + 1)], targets

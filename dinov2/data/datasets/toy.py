@@ -22,6 +22,7 @@ from dinov2.errors import DataError
 __all__ = ["Toy"]
 
 _DEFAULT_COUNT = {"TRAIN": 5000, "VAL": 1000}
+_MOST_IMAGES, _LARGEST_SIZE = 10_000_000, 4096
 _VERSION = "toy-2"  # part of the fingerprint: another drawing is another data set
 
 
@@ -44,9 +45,10 @@ class Toy(PixelDataset):
         if split not in _DEFAULT_COUNT:
             raise DataError(f"the toy set has no split {split!r}; write TRAIN or VAL")
         count = _DEFAULT_COUNT[split] if n is None else n
-        if count < 1 or size < 8:
+        if not (1 <= count <= _MOST_IMAGES and 8 <= size <= _LARGEST_SIZE):
             raise DataError(
-                f"a toy set of {count} images of {size} pixels cannot be drawn; n is 1 or more, size 8 or more"
+                f"a toy set of {count} images of {size} pixels cannot be drawn; n is 1 to {_MOST_IMAGES:,}, size 8 to "
+                f"{_LARGEST_SIZE:,}"
             )
         self.split = split
         self.size = size

@@ -62,6 +62,90 @@ def test_a_csv_without_labels_has_none(images: Path) -> None:
     assert made(images, "l.csv", "path\nimages/a.png\n").get_targets() is None
 
 
+TABLES = {
+    "its own header": "path,label\nimages/a.png,10\nimages/my photo.png,2\nimages/sub/c.png,10\n",
+    "another header": "filename,class\nimages/a.png,10\nimages/my photo.png,2\nimages/sub/c.png,10\n",
+    "a header of unknown words": "Bild,Art\nimages/a.png,10\nimages/my photo.png,2\nimages/sub/c.png,10\n",
+    "an index": ",image,width,target\n0,images/a.png,8,10\n1,images/my photo.png,8,2\n2,images/sub/c.png,8,10\n",
+    "the label first": "10,images/a.png\n2,images/my photo.png\n10,images/sub/c.png\n",
+    "tabs": "images/a.png\t10\nimages/my photo.png\t2\nimages/sub/c.png\t10\n",
+    "tabs and a header": "image\tlabel\nimages/a.png\t10\nimages/my photo.png\t2\nimages/sub/c.png\t10\n",
+    "semicolons": "Datei;Klasse\nimages/a.png;10\nimages/my photo.png;2\nimages/sub/c.png;10\n",
+    "Excel's first line": "sep=;\nimages/a.png;10\nimages/my photo.png;2\nimages/sub/c.png;10\n",
+    "quotes": '"path", "label"\n"images/a.png", "10"\n"images/my photo.png", "2"\n"images/sub/c.png", "10"\n',
+    "floats, as pandas writes them": "path,label\nimages/a.png,10.0\nimages/my photo.png,2.0\nimages/sub/c.png,10.0\n",
+    "empty columns": "path,label,\n\nimages/a.png,10,\nimages/my photo.png,2,\n,,\nimages/sub/c.png,10,\n",
+    "comments": "# of mine\nimages/a.png,10\n#images/x.png,3\nimages/my photo.png,2\n# end\nimages/sub/c.png,10\n",
+    "old line ends": "path,label\rimages/a.png,10\rimages/my photo.png,2\rimages/sub/c.png,10\r",
+    "paths of Windows": "path,label\nimages\\a.png,10\nimages\\my photo.png,2\nimages\\sub\\c.png,10\n",
+    "several times the same": "path,label\nimages/a.png,10\nimages/my photo.png,2\nimages/a.png,10\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("ending", [".csv", ".txt", ".tsv"])
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_is_read_by_what_stands_in_it(images: Path, table: str, ending: str, encoding: str) -> None:
+    (images / f"l{ending}").write_bytes(TABLES[table].encode(encoding))
+    listing = ListFile(images / f"l{ending}")
+    targets = listing.get_targets()
+    assert targets is not None and targets.tolist() == [10, 2, 10]
+    assert listing.class_names == [str(number) for number in range(11)]
+    assert [os.path.basename(listing.path_of(i)) for i in range(2)] == ["a.png", "my photo.png"]
+    assert all(os.path.isfile(listing.path_of(i)) for i in range(3))
+
+
+@pytest.mark.parametrize(
+    ("text", "paths", "classes"),
+    [
+        ("images/a.png golden retriever\nimages/sub/c.png ox\n", ["a.png", "c.png"], ["golden retriever", "ox"]),
+        ('"images/my photo.png" 1\n"images/a.png" 0\n', ["my photo.png", "a.png"], ["0", "1"]),
+        ("images/#1.png\n#2.png\n# 3.png\n", ["#1.png", "#2.png"], None),
+        ("images/a.png\nimages/b, c.png\n", ["a.png", "b, c.png"], None),
+        ("images/b, c.png\nimages/a.png\n", ["b, c.png", "a.png"], None),
+        ("images/gone, c.png\nimages/a.png\n", ["gone, c.png", "a.png"], None),
+        ("images/b, c.png 1\nimages/a.png 0\n", ["b, c.png", "a.png"], ["0", "1"]),
+    ],
+)
+def test_a_line_of_text_is_a_path_and_perhaps_a_label(images, text, paths, classes) -> None:
+    for name in ("images/#1.png", "#2.png", "images/b, c.png"):
+        write_image(images / name)
+    listing = made(images, "l.txt", text)
+    assert [os.path.basename(listing.path_of(i)) for i in range(len(listing))] == paths
+    assert listing.class_names == classes
+
+
+def test_names_in_other_encodings_and_escaped_names_are_found(images: Path) -> None:
+    write_image(images / "images" / "käse.png")
+    (images / "l.csv").write_bytes("images\\käse.png,1\nimages\\a.png,0\n".encode("cp1252"))
+    assert [os.path.isfile(ListFile(images / "l.csv").path_of(i)) for i in range(2)] == [True, True]
+    try:
+        write_image(images / "images" / "k\udce4se.png")
+    except OSError:
+        pytest.skip("the file system takes names in UTF-8 alone")
+    listing = made(images, "e.txt", "images/a.png\nimages/k\\udce4se.png\n")
+    assert listing[1][0].size == (8, 6)
+    listing = made(images, "e.txt", "images/a.png\nimages/k\\ud800se.png\n")
+    with pytest.raises(DataError, match="cannot be read"):
+        listing[1]
+
+
+def test_what_is_no_regular_file_is_refused_before_it_is_opened(images: Path) -> None:
+    os.mkfifo(images / "l.txt")
+    for path in (images / "l.txt", "/dev/zero", images):
+        with pytest.raises(DataError, match="is no regular file"):
+            ListFile(path)
+
+
+def test_a_huge_list_is_refused_before_it_is_read(images: Path) -> None:
+    for start, message in (b"images/a.png\n" * 10_000, "more than 1 GiB"), (b"", "no text"):
+        with open(images / "l.txt", "wb") as file:
+            file.write(start)
+            file.truncate(1 << 41)  # sparse
+        with pytest.raises(DataError, match=message):
+            ListFile(images / "l.txt")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -73,6 +157,19 @@ def test_a_csv_without_labels_has_none(images: Path) -> None:
         ("l.csv", "label,path\n4\n", "has no path"),
         ("l.txt", "images/a.png 99999999999\n", "no class number"),
         ("l.csv", "a" * 200_000 + "\n", "l.csv is no table of paths"),
+        ("l.csv", "path,label\nimages/a.png,0\nimages/sub/c.png,nan\n", "1 of the 2 images in .* have no label"),
+        ("l.csv", "path,label\nimages/a.png,0\nimages/sub/c.png,-1\n", "the label -1 .* is no class number"),
+        ("l.csv", "path,label\nimages/a.png,0.5\nimages/sub/c.png,0\n", r"the label 0\.5 .* is no class number"),
+        ("l.csv", "path,label\nimages/a.png,1e400\nimages/sub/c.png,inf\n", "is no class number"),
+        ("l.csv", "path,label\nimages/a.png,1\nimages/sub/c.png,cat\n", r"are numbers \(1\) and names \(cat\)"),
+        ("l.csv", "images/a.png,1\nimages/a.png,2\n", "with the labels 1 and 2"),
+        ("l.csv", "images/a.png,images/sub/c.png\n", "image files in 2 columns"),
+        ("l.csv", "file,class,target\nimages/a.png,1,2\n", "3 columns and no header"),
+        ("l.csv", "file,width,height\nimages/a.png,1,2\n", "3 columns and no header"),
+        ("l.csv", "images/a.png,1\nimages/my, photo.png,2\n", "has 3 columns, the first has 2; quote paths"),
+        ("l.csv", "images/a.png;images/b.png,images/sub/c.png\n", "could be separated by ';' or by ','"),
+        ("l.csv", "filename,class\n", "names no image"),
+        ("l.txt", "# only a comment\n", "names no image"),
         ("l.csv", "JFIF\0\1", "l.csv is no text; give a list"),
         ("l.txt", "JFIF\0\1", "l.txt is no text; give a list"),
     ],

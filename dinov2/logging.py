@@ -19,7 +19,16 @@ from dinov2.distributed import get_global_rank, is_main_process
 from dinov2.errors import DataError
 from dinov2.whole_files import replacing
 
-__all__ = ["MetricsWriter", "TensorBoardTracker", "read_metrics", "setup_logging", "tensorboard_tracker"]
+__all__ = [
+    "MetricsWriter",
+    "TensorBoardTracker",
+    "read_metrics",
+    "setup_logging",
+    "tensorboard_tracker",
+    "warn_once",
+]
+
+_warned: set[str] = set()
 
 
 def setup_logging(
@@ -47,6 +56,13 @@ def setup_logging(
     if not logger.handlers:  # without any, Python would print warnings of every rank by itself
         logger.addHandler(_Silence())
     return logger
+
+
+def warn_once(key: str, message: str) -> None:
+    """Log a warning, unless this process has logged one with the same key."""
+    if key not in _warned:
+        _warned.add(key)
+        logging.getLogger("dinov2").warning(message)
 
 
 class MetricsWriter:

@@ -112,16 +112,27 @@ class Pretrained:
         # Tensors of inference mode cannot enter a graph; their copies can, as the input of a head that is trained.
         return tokens.map(torch.clone)
 
-    def features(self, images: Any, *, layers: Sequence[int] = (), fit: Fit | None = None, batch_size: int = 32) -> Any:
+    def features(
+        self,
+        images: Any,
+        *,
+        layers: Sequence[int] = (),
+        fit: Fit | None = None,
+        max_tokens: int | None = None,
+        batch_size: int = 32,
+    ) -> Any:
         """`ImageFeatures` of one image, or a list of them for several.
 
         An image is a path, a PIL image, a uint8 array or tensor of pixels, all of which go through `transform` (with
         another `fit` when asked for: `crop`, `aspect` or `pad`), or a float tensor `[C, H, W]` that is normalised
         already. Several are a list or a batch `[B, C, H, W]`; images of different sizes share one packed pass.
+        `max_tokens` is the largest number of patches of one image (None: `dinov2.data.eval_transform.MAX_TOKENS`).
         Raises `DataError` for what is no image.
         """
         items, single = as_list(images)
-        transform = self.transform if fit is None else self.transform.with_(fit=fit, patch_size=self.patch_size)
+        transform = self.transform
+        if fit is not None or max_tokens is not None:
+            transform = transform.with_(fit=fit, patch_size=self.patch_size, max_tokens=max_tokens)
         found: list[ImageFeatures] = []
         for start in range(0, len(items), max(batch_size, 1)):
             inputs = [

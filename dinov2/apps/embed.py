@@ -77,6 +77,7 @@ def embed(
     layers: Sequence[int] = (),
     size: int | None = None,
     fit: Fit | None = None,
+    max_tokens: int | None = None,
     batch_size: int = 32,
     threads: int | None = None,
     part_rows: int | None = None,
@@ -95,7 +96,7 @@ def embed(
         source: a folder, list, glob or data set string, or several image files.
         output: a file with the suffix of its format, or with `table_format` any name (without a suffix: a folder).
         layers: block indices whose tokens are kept too, negative ones counted from the end.
-        size, fit: other than the model's own transform.
+        size, fit, max_tokens: other than the model's own transform.
         threads: decoding threads of this process; None chooses by device and cores.
         part_rows: images of a part; None chooses.
         merge: whether the parts become one file.
@@ -118,7 +119,7 @@ def embed(
     check_place(target, images, needs_npy=patches or kind.format == "npy")
     loaded = load(model, device=device, precision=precision, progress=downloads)
     wanted = wanted_of(loaded, registers=registers, mean=mean, patches=patches, layers=layers)
-    transform = transform_of(loaded, size, fit)
+    transform = transform_of(loaded, size, fit, max_tokens)
     columns, row_bytes = planned_columns(loaded, transform, wanted, labelled=images.get_targets() is not None)
     rows_each = part_rows or rows_of_a_part(len(images), row_bytes, batch_size)
     parts = [range(first, min(first + rows_each, len(images))) for first in range(0, len(images), rows_each)]

@@ -103,15 +103,15 @@ def wanted_of(loaded: Pretrained, *, registers: bool, mean: bool, patches: bool,
     return Wanted(registers, mean, patches, tuple(dict.fromkeys(blocks)))
 
 
-def transform_of(loaded: Pretrained, size: int | None, fit: Fit | None) -> EvalTransform:
-    """The model's own transform, or the same with another size or fit."""
-    if size is None and fit is None:
+def transform_of(loaded: Pretrained, size: int | None, fit: Fit | None, max_tokens: int | None = None) -> EvalTransform:
+    """The model's own transform, or the same with another size, fit or largest number of tokens."""
+    if size is None and fit is None and max_tokens is None:
         return loaded.transform
     patch = loaded.patch_size
     if size is not None and size % patch:
         near = max(1, round(size / patch)) * patch
         raise ConfigError(f"the size {size} is no multiple of the model's patch of {patch} pixels; write {near}")
-    return loaded.transform.with_(crop_size=size, fit=fit, patch_size=patch)
+    return loaded.transform.with_(crop_size=size, fit=fit, patch_size=patch, max_tokens=max_tokens)
 
 
 def planned_columns(

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from dinov2.apps.places import output_folder
-from dinov2.data.datasets.base import ImageDataset, read_bytes
+from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.datasets.globbed import ImageFiles
 from dinov2.data.decoding import decode_rgb
+from dinov2.data.image_files import read_image
 from dinov2.data.loaders import make_dataset
 from dinov2.engine.parallel import choose_device
 from dinov2.errors import ConfigError, DataError
@@ -182,7 +183,7 @@ class _Album:
         try:
             file = self._root / self.paths[row]
             if file.is_file():
-                data = read_bytes(str(file))
+                data = read_image(file)
                 return thumbnail(decode_rgb(data, path=str(file), exif="apply", min_side=THUMBNAIL_SIDE))
             if self._dataset is None:
                 self._dataset = make_dataset(self._stored.manifest.get("source") or "")
@@ -213,7 +214,9 @@ def _query_vectors(
     kept = request.get("transform", {})
     transform = loaded.transform
     if kept and (kept["size"], kept["fit"]) != (transform.crop_size, transform.fit):
-        transform = transform.with_(crop_size=kept["size"], fit=kept["fit"], patch_size=loaded.patch_size)
+        transform = transform.with_(
+            crop_size=kept["size"], fit=kept["fit"], patch_size=loaded.patch_size, max_tokens=kept.get("max_tokens")
+        )
     prefix, _, kind = column.rpartition("_")
     layers = (int(prefix.removeprefix("layer")),) if prefix else ()
     vectors, images = [], []

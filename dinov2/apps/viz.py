@@ -67,6 +67,7 @@ def viz(
     gif: bool = False,
     page: bool = True,
     norm_threshold: float | None = None,
+    max_tokens: int = 4096,
     device: str = "auto",
     precision: str = "auto",
     progress: ShowProgress = lambda label: None,
@@ -84,6 +85,7 @@ def viz(
         foreground: fit the colours on the foreground alone, and fade the background.
         gif: write moving pictures instead of one file an image.
         norm_threshold: what counts as a patch of high norm; None is twice the median.
+        max_tokens: patches of one image; a larger one is shown smaller.
 
     Raises:
         DataError: not one of the images can be read, or `basis` is no basis.
@@ -103,7 +105,9 @@ def viz(
     for one in loaded:
         check_model(one, size, block)
 
-    scenes, report.unreadable = look_at(frames, loaded, size=size, block=block, point=point, show=progress("images"))
+    scenes, report.unreadable = look_at(
+        frames, loaded, size=size, block=block, point=point, max_tokens=max_tokens, show=progress("images")
+    )
     if report.unreadable:
         first = report.unreadable[0][1]
         report.notes.append(f"{len(report.unreadable)} of {len(frames)} images were left out, the first: {first}")

@@ -44,7 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors of ours become one sentence on standard error."""
     escape_streams()
     arguments = _parsed(argv)
-    return exit_code_of(lambda: int(arguments.run(arguments)))
+    return exit_code_of(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if not hasattr(arguments, "intensity"):  # the command reads no pictures
+        return int(arguments.run(arguments))
+    from dinov2.data.image_files import image_options
+
+    with image_options(
+        max_pixels=arguments.max_image_pixels,
+        max_bytes=arguments.max_image_bytes,
+        intensity=arguments.intensity,
+    ):
+        return int(arguments.run(arguments))
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:

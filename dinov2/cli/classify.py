@@ -7,7 +7,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from dinov2.cli.common import ExtractionProgress, add_command, add_compute_options, check_file_place, positive, say
+from dinov2.cli.common import (
+    ExtractionProgress,
+    add_command,
+    add_compute_options,
+    add_image_options,
+    check_file_place,
+    positive,
+    say,
+)
 
 if TYPE_CHECKING:
     from dinov2.apps.predictions import Prediction
@@ -45,6 +53,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes shown of an image (default: 5)")
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON; - writes it instead of the text")
     parser.add_argument("--csv", metavar="FILE", help="write a row for each class shown; - writes them instead of text")
+    add_image_options(parser)
     add_compute_options(parser, batch_size=32)
 
 

@@ -5,7 +5,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ExtractionProgress", "add_command", "add_compute_options", "check_file_place", "positive", "say"]
+__all__ = [
+    "ExtractionProgress",
+    "add_command",
+    "add_compute_options",
+    "add_image_options",
+    "add_max_tokens",
+    "check_file_place",
+    "positive",
+    "say",
+]
 
 
 def add_command(
@@ -48,6 +57,40 @@ def add_compute_options(parser: "argparse._ActionsContainer", *, batch_size: int
         default="auto",
         choices=["auto", "fp32", "bf16", "fp16"],
         help="number format of the model (default: auto)",
+    )
+
+
+def add_image_options(parser: "argparse._ActionsContainer") -> None:
+    """What of image files is read, and how; `dinov2.cli.main` applies these to the whole command."""
+    parser.add_argument(
+        "--max-image-pixels",
+        type=positive,
+        metavar="N",
+        help="largest picture that is decoded (default: $DINOV2_MAX_IMAGE_PIXELS, or 178,956,970)",
+    )
+    parser.add_argument(
+        "--max-image-bytes",
+        type=positive,
+        metavar="N",
+        help="largest image file that is read (default: $DINOV2_MAX_IMAGE_BYTES, or 512 MiB)",
+    )
+    parser.add_argument(
+        "--intensity",
+        metavar="RULE",
+        help="which values of pictures deeper than 8 bits become black and white: auto, bits, min-max, percentile, or "
+        "LOW:HIGH as --intensity=-1000:400 (default: $DINOV2_INTENSITY, or auto)",
+    )
+
+
+def add_max_tokens(parser: "argparse._ActionsContainer", *, default: int | None = None) -> None:
+    """`--max-tokens`: what one image may cost."""
+    parser.add_argument(
+        "--max-tokens",
+        type=positive,
+        default=default,
+        metavar="N",
+        help="largest number of patches of an image; beyond it an image is shrunk, or left out with its reason where "
+        f"it must not be resampled (default: {default or 16384})",
     )
 
 

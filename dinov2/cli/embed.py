@@ -7,7 +7,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dinov2.cli.common import add_command, add_compute_options, check_file_place, positive, say
+from dinov2.cli.common import (
+    add_command,
+    add_compute_options,
+    add_image_options,
+    add_max_tokens,
+    check_file_place,
+    positive,
+    say,
+)
 
 if TYPE_CHECKING:
     from dinov2.apps.embed import EmbedReport
@@ -66,6 +74,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         choices=["crop", "aspect", "pad"],
         help="cut out the centre, keep the aspect ratio, or keep every pixel (default: crop)",
     )
+    add_max_tokens(parser)
     parser.add_argument("--threads", type=positive, metavar="N", help="decoding threads (default: by device and cores)")
     parser.add_argument("--part-rows", type=positive, metavar="N", help="images of a part (default: at most 8192)")
     parser.add_argument(
@@ -78,6 +87,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, say what would be written, write nothing"
     )
+    add_image_options(parser)
     add_compute_options(parser, batch_size=32)
     parser.add_argument("--json", metavar="FILE", help="also write what was done, with the rate, as JSON")
 
@@ -100,6 +110,7 @@ def _run(arguments: argparse.Namespace) -> int:
             layers=arguments.layers,
             size=arguments.size,
             fit=arguments.fit,
+            max_tokens=arguments.max_tokens,
             batch_size=arguments.batch_size,
             threads=arguments.threads,
             part_rows=arguments.part_rows,

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dinov2.cli.common import ExtractionProgress, add_command, check_file_place, positive, say
+from dinov2.cli.common import ExtractionProgress, add_command, add_image_options, check_file_place, positive, say
 
 __all__ = ["add_to"]
 
@@ -37,6 +37,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )
     parser.add_argument("--images", metavar="DIR", help="folder of the images, where they have moved")
     parser.add_argument("--output", "-o", metavar="PAGE", help="the page (default: FEATURES.neighbours.html)")
+    add_image_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps (default: auto)")
     parser.add_argument("--json", metavar="FILE", help="also write everything that was found as JSON")
 

@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 
-from dinov2.cli.common import add_command, positive, say
+from dinov2.cli.common import add_command, add_image_options, positive, say
 from dinov2.errors import ConfigError
 
 __all__ = ["add_to"]
@@ -48,6 +48,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the configuration, write nothing"
     )
+    add_image_options(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="configuration keys, such as train.batch_size_per_gpu=32"
     )

@@ -2,7 +2,15 @@
 
 import argparse
 
-from dinov2.cli.common import ExtractionProgress, add_command, add_compute_options, positive, say
+from dinov2.cli.common import (
+    ExtractionProgress,
+    add_command,
+    add_compute_options,
+    add_image_options,
+    add_max_tokens,
+    positive,
+    say,
+)
 
 __all__ = ["add_to"]
 
@@ -81,6 +89,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         metavar="N",
         help="norm above which a patch counts as high (default: twice the median of all patches)",
     )
+    add_max_tokens(parser, default=4096)
+    add_image_options(parser)
     add_compute_options(parser)
 
 
@@ -102,6 +112,7 @@ def _run(arguments: argparse.Namespace) -> int:
             gif=arguments.gif,
             page=not arguments.no_page,
             norm_threshold=arguments.norm_threshold,
+            max_tokens=arguments.max_tokens,
             device=arguments.device,
             precision=arguments.precision,
             progress=progress,

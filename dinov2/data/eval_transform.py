@@ -6,18 +6,25 @@ Three ways to fit an image to the patch grid:
   224, and the centre is cut out; an image that already has exactly the size of the crop stays as it is. Enlarging a
   32 pixel image to 37 only to crop it again would blur it and cut its border off.
 - `aspect`: nothing is cut off. The shorter side becomes `crop_size`, the longer one follows, and both are rounded to
-  the nearest multiple of the patch, which changes the aspect ratio by less than a patch.
+  the nearest multiple of the patch, which changes the aspect ratio by less than a patch. Where that would be more than
+  `max_tokens` patches, the image becomes smaller.
 - `pad`: no pixel is resampled. Zeros (after normalisation: the mean colour) fill up to the next multiple of the patch,
-  half on each side, the odd one at the end.
+  half on each side, the odd one at the end. An image of more than `max_tokens` patches is refused.
+
+PIL images with an EXIF orientation are turned upright first.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional
 
+from dinov2.data.decoding import upright
+from dinov2.data.image_files import get_image_options
 from dinov2.data.transforms import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -25,14 +32,19 @@ from dinov2.data.transforms import (
     make_classification_eval_transform,
     make_normalize_transform,
 )
-from dinov2.errors import ConfigError
+from dinov2.errors import ConfigError, DataError
+from dinov2.logging import warn_once
 
-__all__ = ["EvalTransform", "Fit", "pad_to_multiple"]
+__all__ = ["MAX_TOKENS", "EvalTransform", "Fit", "middle_of_strip", "pad_to_multiple"]
+
+MAX_TOKENS = 16384
+"""Patches of one image unless another number is given: attention costs their square, and one image must not set it."""
 
 Fit = Literal["crop", "aspect", "pad"]
 """How an image is brought to a multiple of the patch size."""
 
 _FITS = ("crop", "aspect", "pad")
+_LONGEST_CROPPED = 16  # times the shorter side: what a resize before a crop may cost
 
 
 def pad_to_multiple(image: Tensor, patch_size: int) -> Tensor:  # [..., H, W] -> [..., h*p, w*p]
@@ -48,7 +60,10 @@ class EvalTransform:
 
     `resize_size` is the length of the shorter side before a centre crop. 0 stands for the rule: 256/224 of the crop,
     and no resampling at all of images that have the size of the crop already. `patch_size` only matters to the fits
-    `aspect` and `pad`. Raises `ConfigError` for sizes that are not positive or an unknown fit.
+    `aspect` and `pad`, and so does `max_tokens`, the largest number of patches of an image.
+
+    Raises `ConfigError` for sizes that are not positive or an unknown fit; a call raises `DataError` for an image that
+    `max_tokens` patches cannot show.
     """
 
     def __init__(
@@ -60,7 +75,10 @@ class EvalTransform:
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
         patch_size: int = 14,
         fit: Fit = "crop",
+        max_tokens: int = MAX_TOKENS,
     ) -> None:
+        if max_tokens < 1:
+            raise ConfigError(f"the largest number of tokens of an image is {max_tokens}; write 1 or more")
         if crop_size < 1 or resize_size < 0 or patch_size < 1:
             raise ConfigError(
                 f"evaluation images cannot be resized to {resize_size} and cropped to {crop_size} pixels; "
@@ -70,7 +88,7 @@ class EvalTransform:
             raise ConfigError(f"no way to fit images is called {fit!r}; choose one of {', '.join(_FITS)}")
         self.crop_size, self.resize_size = crop_size, resize_size
         self.mean, self.std = tuple(mean), tuple(std)
-        self.patch_size, self.fit = patch_size, fit
+        self.patch_size, self.fit, self.max_tokens = patch_size, fit, max_tokens
         self.keeps_exact_size = resize_size == 0
         self._resized = make_classification_eval_transform(
             resize_size=resize_size or round(crop_size * 256 / 224), crop_size=crop_size, mean=mean, std=std
@@ -85,6 +103,7 @@ class EvalTransform:
         resize_size: int | None = None,
         fit: Fit | None = None,
         patch_size: int | None = None,
+        max_tokens: int | None = None,
     ) -> "EvalTransform":
         """The same transform with another size or fit; a new `crop_size` alone brings its own resize by the rule."""
         if resize_size is None:
@@ -96,22 +115,50 @@ class EvalTransform:
             std=self.std,
             patch_size=patch_size or self.patch_size,
             fit=fit or self.fit,
+            max_tokens=self.max_tokens if max_tokens is None else max_tokens,
         )
 
     def __call__(self, image: Any) -> Tensor:
+        if isinstance(image, Image.Image):
+            image = upright(image)
         width, height = image.shape[-1:-3:-1] if isinstance(image, Tensor) else image.size
         if self.fit == "pad":
+            self._check_tokens((-(-height // self.patch_size), -(-width // self.patch_size)), height, width)
             return pad_to_multiple(self._exact(image), self.patch_size)
         if self.fit == "aspect":
-            scale = self.crop_size / min(height, width)
-            size = [max(1, round(side * scale / self.patch_size)) * self.patch_size for side in (height, width)]
+            size = [side * self.patch_size for side in self._grid(height, width)]
             if [height, width] != size:
                 image = functional.resize(image, size, interpolation=InterpolationMode.BICUBIC)
             return self._exact(image)
+        image = middle_of_strip(image, height, width)
         if self.keeps_exact_size and width == height == self.crop_size:
             return self._exact(image)
         resized: Tensor = self._resized(image)
         return resized
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches under the fit `aspect`."""
+        scale = self.crop_size / min(height, width) / self.patch_size
+        rows, columns = (max(1, round(side * scale)) for side in (height, width))
+        if rows * columns <= self.max_tokens:
+            return rows, columns
+        shrink = math.sqrt(self.max_tokens / (rows * columns))
+        fewer = max(1, int(rows * shrink)), max(1, int(columns * shrink))
+        self._check_tokens(fewer, height, width)
+        warn_once(
+            f"max_tokens {self.max_tokens}",
+            f"an image of {width} x {height} pixels is shrunk to {fewer[1]} x {fewer[0]} patches, because {columns} x "
+            f"{rows} are more than {self.max_tokens:,} tokens; --max-tokens (max_tokens) sets another limit, and later "
+            "images are shrunk without a warning",
+        )
+        return fewer
+
+    def _check_tokens(self, grid: tuple[int, int], height: int, width: int) -> None:
+        if (count := math.prod(grid)) > self.max_tokens:
+            raise DataError(
+                f"an image of {width} x {height} pixels takes {count:,} tokens with the fit {self.fit}, and "
+                f"{self.max_tokens:,} are allowed; crop or shrink it, or raise --max-tokens (max_tokens)"
+            )
 
     def _exact(self, image: Any) -> Tensor:
         pixels: Tensor = self._normalize(self._to_tensor(image))
@@ -119,7 +166,11 @@ class EvalTransform:
 
     def describe(self) -> dict[str, Any]:
         """The transform as plain values, for result rows and cache keys."""
-        colours = {"mean": list(self.mean), "std": list(self.std)}
+        colours: dict[str, Any] = {"mean": list(self.mean), "std": list(self.std)}
+        if (rule := get_image_options().intensity) != "auto":
+            colours["intensity"] = rule
+        if self.fit != "crop":
+            colours["max_tokens"] = self.max_tokens
         if self.fit == "pad":
             return {"resize": "none", "pad_to": self.patch_size, **colours}
         bicubic = {"interpolation": InterpolationMode.BICUBIC.value, "antialias": True}
@@ -133,3 +184,16 @@ class EvalTransform:
     def __repr__(self) -> str:
         fit = "" if self.fit == "crop" else f", fit={self.fit!r}, patch_size={self.patch_size}"
         return f"EvalTransform(crop_size={self.crop_size}, resize_size={self.resize_size}{fit})"
+
+
+def middle_of_strip(image: Any, height: int, width: int) -> Any:
+    """The middle of an image that is very long and thin, for a resize and a centre crop; other images as they are.
+
+    It holds more around the crop than the resize reads, so that only rounding differs from resizing the whole strip.
+    """
+    longest = _LONGEST_CROPPED * min(height, width)
+    if max(height, width) <= longest:
+        return image
+    # The same parity, so that the centre stays where it is.
+    rows, columns = (side if side <= longest else longest + (side - longest) % 2 for side in (height, width))
+    return functional.crop(image, (height - rows) // 2, (width - columns) // 2, rows, columns)

@@ -33,7 +33,7 @@ __all__ = [
     "state_digest",
 ]
 
-EXTRACTOR_VERSION = 1
+EXTRACTOR_VERSION = 2
 """Part of every key; it rises when the same model and images would give other features."""
 
 _MANIFEST, _TENSORS = "manifest.json", "features.safetensors"

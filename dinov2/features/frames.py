@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from dinov2.data.datasets.globbed import images_named
-from dinov2.data.decoding import decode_rgb, to_rgb
+from dinov2.data.decoding import count_frames, decode_rgb
+from dinov2.data.image_files import read_image
 from dinov2.errors import DataError
 
 __all__ = ["Frame", "find_frames", "open_frame"]
@@ -48,27 +49,15 @@ def find_frames(images: Sequence[str | os.PathLike[str]]) -> list[Frame]:
 
 def open_frame(frame: Frame) -> Image.Image:
     """The picture as RGB, upright. Raises `DataError` when it cannot be read."""
-    if frame.number is None:
-        try:
-            data = frame.path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{frame.path} cannot be read ({error.strerror}); check the file") from error
-        return decode_rgb(data, path=str(frame.path), exif="apply")
-    try:
-        with Image.open(frame.path) as file:
-            file.seek(frame.number)
-            return to_rgb(file.copy())
-    except Exception as error:  # Pillow's plugins raise many kinds
-        raise DataError(f"frame {frame.number} of {frame.path} cannot be read ({error}); replace the file") from error
+    return decode_rgb(read_image(frame.path), path=str(frame.path), exif="apply", frame=frame.number or 0)
 
 
 def _frames_of(path: Path) -> list[Frame]:
     if path.suffix.lower() not in _MAY_MOVE:
         return [Frame(path)]
     try:
-        with Image.open(path) as file:
-            n_frames = int(getattr(file, "n_frames", 1))
-    except Exception:  # said when it is opened
+        n_frames = count_frames(read_image(path), path=str(path))
+    except DataError:  # raised again when it is opened
         return [Frame(path)]
     return [Frame(path)] if n_frames == 1 else [Frame(path, number) for number in range(n_frames)]
 

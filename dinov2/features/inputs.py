@@ -1,11 +1,13 @@
-"""Whatever people call an image, as the tensors that a model takes.
+"""Accepted image inputs, as the tensors that a model takes.
 
-Pixels (paths, PIL images, uint8 arrays and tensors) go through the model's transform. Floating-point tensors and arrays
-are taken as what a transform has already made, normalised `[C, H, W]`; only their sides are filled up to a multiple of
-the patch.
+Pixels (paths, PIL images, uint8 arrays and tensors) go through the model's transform; files and PIL images are turned
+upright by their EXIF orientation. Floating-point tensors and arrays are taken as what a transform has already made,
+normalised `[C, H, W]`; only their sides are filled up to a multiple of the patch. Floats that look like pixels instead
+are refused (0 to more than 8) or warned of (all within 0..1).
 """
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dinov2.data.decoding import decode_rgb, decode_tensor, to_rgb
+from dinov2.data.decoding import decode_rgb, decode_tensor, pil_with_channels
 from dinov2.data.eval_transform import pad_to_multiple
+from dinov2.data.image_files import read_image
 from dinov2.errors import DataError
 
 __all__ = ["as_list", "to_model_input"]
+
+_FROM_BYTES = "PIL.Image.open(io.BytesIO(data)) of its bytes"
+_LARGEST_NORMALISED = 8.0  # above what any usual mean and standard deviation make of a pixel
 
 
 def as_list(images: Any) -> tuple[list[Any], bool]:
@@ -30,8 +36,10 @@ def as_list(images: Any) -> tuple[list[Any], bool]:
         if images.ndim == 4:
             return list(images), False
         return [images], True
-    if isinstance(images, Sequence):
+    if isinstance(images, Sequence) and not isinstance(images, (bytes, bytearray, memoryview)):
         return list(images), False
+    if isinstance(images, (bytes, bytearray, memoryview)) or hasattr(images, "read"):
+        raise DataError(f"a {type(images).__name__} was given as an image; give its path, or {_FROM_BYTES}")
     raise DataError(
         f"a {type(images).__name__} is no image; give a path, a PIL image, an array, a tensor, or a list of them"
     )
@@ -49,14 +57,19 @@ def to_model_input(
     Raises `DataError` for what is no image, and for a number of channels that the model does not take.
     """
     if isinstance(image, (str, os.PathLike)):
-        return transform(_read(Path(image).expanduser(), channels))
+        return transform(_read(image, channels))
     if isinstance(image, Image.Image):
-        return transform(to_rgb(image) if channels == 3 else image)
+        return transform(pil_with_channels(image, channels))
     if isinstance(image, np.ndarray):
         image = _from_array(image, channels)
     if not isinstance(image, Tensor) or image.ndim not in (2, 3):
         got = f"of shape {list(image.shape)}" if isinstance(image, Tensor) else f"of type {type(image).__name__}"
-        raise DataError(f"an image {got} was given; give a path, a PIL image, or a tensor [C, H, W]")
+        ways = f"a path, {_FROM_BYTES}," if isinstance(image, (bytes, bytearray)) else "a path, a PIL image,"
+        raise DataError(f"an image {got} was given; give {ways} or a tensor [C, H, W]")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise DataError(f"an image tensor of {image.dtype} was given; use uint8 for pixels, float32 once normalised")
+    if image.is_floating_point():
+        _check_normalised(image)
     image = image[None] if image.ndim == 2 else image
     if image.shape[0] == 1 and channels == 3:  # grey
         image = image.expand(3, -1, -1)
@@ -65,21 +78,30 @@ def to_model_input(
             f"an image tensor of shape {list(image.shape)} was given to a model that takes [{channels}, H, W]"
             + ("; move the channels to the front" if image.shape[-1] == channels else "")
         )
-    if image.dtype == torch.uint8:
-        return transform(image)
-    if not image.is_floating_point():
-        raise DataError(f"an image tensor of {image.dtype} was given; use uint8 for pixels, float32 once normalised")
-    return pad_to_multiple(image.float(), patch_size)
+    return transform(image) if image.dtype == torch.uint8 else pad_to_multiple(image.float(), patch_size)
 
 
-def _read(path: Path, channels: int) -> Any:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"the image {path} cannot be read ({error.strerror}); check the path") from error
+def _check_normalised(image: Tensor) -> None:
+    """Raises `DataError` for floats that are pixels of 0..255, and warns of those that may be pixels of 0..1."""
+    low, high = (float(end) for end in image.detach().aminmax()) if image.numel() else (0.0, 0.0)
+    if not low >= 0 or low == high:
+        return
+    sentence = f"an image of {image.dtype} from {low:.4g} to {high:.4g} was given, and floats are taken as normalised"
+    advice = "give pixels as uint8 (0 to 255), a PIL image or a path, or normalise them: (x - mean) / std"
+    if high > _LARGEST_NORMALISED:
+        raise DataError(f"{sentence}; {advice}")
+    if high <= 1:
+        warnings.warn(f"{sentence} already, not as pixels of 0..1; {advice}", UserWarning, stacklevel=4)
+
+
+def _read(path: str | os.PathLike[str], channels: int) -> Any:
+    if isinstance(path, str) and "://" in path:
+        raise DataError(f"the image {path} is an address, and images are not downloaded; give the path of its file")
+    file = Path(path).expanduser()
+    data = read_image(file)
     if channels == 3:
-        return decode_rgb(data, path=str(path), exif="apply")
-    return decode_tensor(data, channels, path=str(path), exif="apply")
+        return decode_rgb(data, path=str(file), exif="apply")
+    return decode_tensor(data, channels, path=str(file), exif="apply")
 
 
 def _from_array(image: np.ndarray[Any, Any], channels: int) -> Tensor:

@@ -300,3 +300,20 @@ def test_matches_of_one_image_are_refused_when_asked_for(here, model, photos):
 def test_models_without_a_grid_of_patches_are_refused(here, photos, name, sentence):
     with pytest.raises(ConfigError, match=sentence):
         viz(photos[:1], model=f"tests.apps.test_viz:{name}", output=here / "out", size=32)
+
+
+def test_a_strip_does_not_set_the_cost_and_what_fits_in_no_way_is_left_out(here, model, photos):
+    Image.new("RGB", (3000, 1)).save(here / "strip.png")
+    Image.new("RGB", (20000, 1)).save(here / "thread.png")
+    report = viz([*photos, here / "strip.png", here / "thread.png"], model=model, output=here / "out", page=False)
+    images = seen(here / "out")["images"]
+    assert [image["name"] for image in images] == ["one.png", "two.png", "strip.png"]
+    assert all(rows * columns <= 4096 for image in images for rows, columns in [image["views"][0]["grid"]])
+    assert [reason for _, reason in report.unreadable] == [
+        "an image of 20000 x 1 pixels takes 9,050 tokens with the fit aspect, and 4,096 are allowed; "
+        "crop or shrink it, or raise --max-tokens (max_tokens)"
+    ]
+    viz(photos, model=model, output=here / "few", page=False, max_tokens=20, what=["norm"])
+    assert all(
+        rows * columns <= 20 for image in seen(here / "few")["images"] for rows, columns in [image["views"][0]["grid"]]
+    )

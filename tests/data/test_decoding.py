@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2.data.decoding import decode_rgb, decode_tensor
+from dinov2.data.decoding import count_frames, decode_rgb, decode_tensor, pil_with_channels, to_rgb, upright
 from dinov2.errors import DataError, MissingDependency
 
 
@@ -56,8 +56,8 @@ def test_sixteen_bits_are_scaled_and_not_clipped(format: str) -> None:
 def test_floats_are_scaled_by_their_range() -> None:
     unit = np.array([[0.0, 0.5, 1.0, np.nan]], dtype=np.float32)
     assert pixels(encoded(Image.fromarray(unit), "TIFF"))[0, :, 0].tolist() == [0, 128, 255, 0]
-    wide = np.array([[-3.0, 100.0, 300.0]], dtype=np.float32)
-    assert pixels(encoded(Image.fromarray(wide), "TIFF"))[0, :, 0].tolist() == [0, 100, 255]
+    bytes_as_floats = np.array([[0.0, 100.0, 255.0]], dtype=np.float32)
+    assert pixels(encoded(Image.fromarray(bytes_as_floats), "TIFF"))[0, :, 0].tolist() == [0, 100, 255]
 
 
 def test_transparency_is_laid_over_white() -> None:
@@ -225,3 +225,55 @@ def test_tifffile_reads_many_channels(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "x.tif", array, photometric="minisblack", planarconfig="contig")
     decoded = decode_tensor((tmp_path / "x.tif").read_bytes(), 6)
     assert np.array_equal(decoded.numpy(), np.rint(array / 257).astype(np.uint8).transpose(2, 0, 1))
+
+
+def test_lab_becomes_rgb_and_premultiplied_grey_is_laid_over_white() -> None:
+    lab = Image.merge("LAB", [Image.new("L", (2, 2), value) for value in (136, 208, 195)])  # red
+    red, green, blue = pixels(encoded(lab, "TIFF"))[0, 0].tolist()
+    assert red > 240 and green < 25 and blue < 30
+    assert to_rgb(Image.new("LA", (1, 1), (255, 0)).convert("La")).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("MPO", {})],
+)
+def test_frames_are_counted_and_the_first_one_is_the_picture(format: str, options: dict[str, Any]) -> None:
+    frames = [Image.new("RGB", (16, 16), (120 * i, 0, 0)) for i in range(3)]
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert count_frames(data) == 3
+    assert pixels(data)[8, 8, 0] == pytest.approx(0, abs=4)
+    assert np.asarray(decode_rgb(data, frame=2))[8, 8, 0] == pytest.approx(240, abs=4)
+    with pytest.raises(DataError, match=r"frame 9 of x\.gif cannot be read"):
+        decode_rgb(data, path="x.gif", frame=9)
+
+
+@pytest.mark.parametrize("orientation", ORIENTED)
+@pytest.mark.parametrize(("format", "options"), [("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("PNG", {})])
+def test_a_picture_is_turned_once_whatever_the_way_in(orientation: int, format: str, options: dict[str, Any]) -> None:
+    stored = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(stored), format, exif=exif.tobytes(), **options)
+    assert pixels(data)[..., 0].tolist() == (ORIENTED[orientation] if format == "TIFF" else stored.tolist())
+    by_path = decode_rgb(data, exif="apply")
+    assert np.asarray(by_path)[..., 0].tolist() == ORIENTED[orientation]
+    with Image.open(io.BytesIO(data)) as opened:
+        assert np.array_equal(pil_with_channels(opened, 3), by_path)
+        assert np.array_equal(upright(opened).convert("RGB"), by_path)
+    for again in (pil_with_channels(by_path, 3), upright(by_path), upright(decode_rgb(data, exif="apply"))):
+        assert np.array_equal(again, by_path)
+    untouched = decode_rgb(data)  # a data set that ignores EXIF must not be turned further on
+    assert np.array_equal(upright(untouched), untouched)
+
+
+def test_a_pil_image_becomes_the_channels_of_the_model(tmp_path: Path) -> None:
+    picture = Image.fromarray(gradient())
+    assert pil_with_channels(picture, 1).mode == "L"
+    assert pil_with_channels(picture, 4).mode == "RGBA"
+    assert pil_with_channels(picture, 3) is not picture
+    with pytest.raises(DataError, match="a PIL image has no 5 channels"):
+        pil_with_channels(picture, 5)
+    (tmp_path / "torn.png").write_bytes(WHOLE[:-4000])
+    with Image.open(tmp_path / "torn.png") as torn, pytest.raises(DataError, match=r"torn\.png cannot be read"):
+        pil_with_channels(torn, 3)

@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
 from dinov2.data.eval_transform import EvalTransform, pad_to_multiple
-from dinov2.errors import ConfigError
+from dinov2.errors import ConfigError, DataError
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -61,3 +61,44 @@ def test_what_a_transform_does_is_told_by_its_description():
 def test_an_unknown_fit_is_refused():
     with pytest.raises(ConfigError, match="no way to fit images is called 'squash'; choose one of crop, aspect, pad"):
         EvalTransform(fit="squash")  # type: ignore[arg-type]
+
+
+def test_an_image_of_too_many_tokens_is_shrunk_or_refused():
+    transform = EvalTransform(crop_size=56, patch_size=14, fit="aspect", max_tokens=100)
+    assert transform(picture(100, 50)).shape == (3, 56, 112)  # 32 tokens
+    for size in ((3000, 100), (100, 3000), (90, 1), (500, 100)):
+        rows, columns = (side // 14 for side in transform(Image.new("RGB", size)).shape[1:])
+        assert 1 <= rows * columns <= 100
+        assert (rows > columns) == (size[1] > size[0])
+    with pytest.raises(DataError, match=r"an image of 1 x 9000 pixels takes 900 tokens .*--max-tokens"):
+        transform.with_(max_tokens=90)(Image.new("RGB", (1, 9000)))
+    padded = transform.with_(fit="pad")
+    assert padded(picture(140, 140)).shape == (3, 140, 140)
+    with pytest.raises(DataError, match="takes 110 tokens with the fit pad, and 100 are allowed"):
+        padded(picture(141, 140))
+    with pytest.raises(ConfigError, match="largest number of tokens of an image is 0"):
+        transform.with_(max_tokens=0)
+    assert transform.describe() != transform.with_(max_tokens=101).describe()
+
+
+@pytest.mark.parametrize("size", [(600, 20), (20, 601), (1000, 33), (999, 3)])
+def test_the_crop_of_a_strip_is_that_of_the_whole_strip(size, monkeypatch):
+    strip = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 60, 3), dtype=np.uint8)).resize(size)
+    transform = EvalTransform(crop_size=28)
+    whole = transform._resized
+    assert (transform(strip) - whole(strip)).abs().max() < 0.3  # half a pixel
+    sizes = []
+    monkeypatch.setattr(transform, "_resized", lambda image: sizes.append(image.size) or whole(image))
+    assert transform(Image.new("RGB", (60_000, 4))).shape == (3, 28, 28)
+    assert sizes == [(64, 4)]
+    tensor = torch.zeros(3, 4, 60_001, dtype=torch.uint8)
+    assert EvalTransform(crop_size=28)(tensor).shape == (3, 28, 28)
+
+
+def test_a_picture_is_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = picture(40, 30)
+    turned.info["exif"] = exif.tobytes()
+    transform = EvalTransform(patch_size=1, fit="pad")
+    assert torch.equal(transform(turned), transform(picture(40, 30).transpose(Image.Transpose.ROTATE_270)))

@@ -54,6 +54,16 @@ def test_photographs_are_turned_upright(tmp_path):
     assert open_frame(Frame(path)).size == (4, 6)
 
 
+def test_frames_are_turned_upright_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for suffix in ("png", "tif"):
+        pages = [Image.new("RGB", (6, 4), (80 * i, 0, 0)) for i in range(2)]
+        pages[0].save(tmp_path / f"clip.{suffix}", save_all=True, append_images=pages[1:], exif=exif)
+        sizes = {open_frame(frame).size for frame in find_frames([tmp_path / f"clip.{suffix}"])}
+        assert sizes == {(4, 6)}
+
+
 def test_what_is_no_image_is_said_by_name(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "torn.gif").write_bytes(b"GIF89a no")

@@ -2,6 +2,7 @@
 
 import base64
 import http.server
+import io
 import threading
 from functools import partial
 from pathlib import Path
@@ -306,6 +307,32 @@ def test_arrays_that_cannot_be_written_to_and_tensors_with_gradients_are_taken()
     assert values.grad is not None and values.grad.abs().sum() > 0
     exact = small(backend="pil")
     assert torch.equal(pixels(values, exact), pixels(PICTURE, exact))
+
+
+def test_text_and_addresses_start_no_program_and_stay_in_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    postscript = base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n").decode()
+    monkeypatch.setattr("subprocess.Popen", None)
+    for text in (postscript, f"data:image/png;base64,{postscript}"):
+        with pytest.raises(DataError, match="it is a PostScript file"):
+            pixels(text)
+    monkeypatch.setenv("DINOV2_MAX_IMAGE_BYTES", "10")
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: io.BytesIO(b"x" * 11))
+    with pytest.raises(DataError, match="has more than 10 bytes"):
+        pixels("http://example.org/a.png")
+
+
+def test_floats_of_one_are_not_divided_once_more_in_silence() -> None:
+    unit = (PICTURE / 255).astype(np.float32)
+    with pytest.warns(UserWarning, match="is divided by 255 once more; give do_rescale=False"):
+        pixels(unit)
+    assert torch.allclose(pixels(unit, do_rescale=False), pixels(PICTURE), atol=0.05)
+    pixels(PICTURE.astype(np.float32))
+
+
+def test_a_strip_is_cropped_before_it_is_resized() -> None:
+    strip = np.zeros((2, 200_000, 3), np.uint8)
+    for backend in ("pil", "torchvision"):
+        assert pixels(strip, small(backend=backend)).shape[-2:] == pixels(PICTURE, small(backend=backend)).shape[-2:]
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:

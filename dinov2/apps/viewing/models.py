@@ -20,15 +20,21 @@ __all__ = ["check_model", "described", "look"]
 
 
 def look(
-    model: Pretrained, image: Image.Image, *, size: int, block: int = -1, point: tuple[float, float] | None = None
+    model: Pretrained,
+    image: Image.Image,
+    *,
+    size: int,
+    block: int = -1,
+    point: tuple[float, float] | None = None,
+    max_tokens: int | None = None,
 ) -> PatchView:
-    """What a model sees in a picture whose shorter side becomes `size` pixels, at a block.
+    """What a model sees in a picture whose shorter side becomes `size` pixels, fewer beyond `max_tokens`, at a block.
 
     `point` (x and y as shares of width and height) asks for the attention of the patch there too. Models of other
     libraries give neither attention nor the tokens before their final norm; their norms are those after it.
     """
     channels = int(model.table.get("in_chans", 3))
-    transform = model.transform.with_(crop_size=size, fit="aspect", patch_size=model.patch_size)
+    transform = model.transform.with_(crop_size=size, fit="aspect", patch_size=model.patch_size, max_tokens=max_tokens)
     pixels = transform(image if channels == 3 else image.convert("L"))[None].to(model.device)  # [1, C, H, W]
     if not isinstance(model.backbone, DinoVisionTransformer):
         return _look_of_peer(model, pixels, block)

@@ -35,28 +35,31 @@ def look_at(
     size: int | None = None,
     block: int = -1,
     point: tuple[float, float] | None = None,
+    max_tokens: int | None = None,
     show: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Scene], list[tuple[str, str]]]:
     """Every readable image through every model, and (path, reason) of those that cannot be read.
 
-    `size` is the shorter side in pixels, None 32 patches; `point` a pixel of the first readable image, whose patch's
-    attention is wanted. Raises `DataError` when not one image can be read, `ConfigError` for a point outside.
+    `size` is the shorter side in pixels, None 32 patches; an image that would be more than `max_tokens` patches is seen
+    smaller. `point` is a pixel of the first readable image, whose patch's attention is wanted.
+
+    Raises `DataError` when not one image can be read, `ConfigError` for a point outside.
     """
     scenes: list[Scene] = []
     unreadable: list[tuple[str, str]] = []
     for done, frame in enumerate(frames, start=1):
         try:
             picture = open_frame(frame)
+            whole = (picture.height, picture.width)
+            place = share_of_point(point, whole) if point is not None and not scenes else None
+            sizes = [size or _PATCHES_ALONG * model.patch_size for model in models]
+            views = [
+                _kept(look(model, picture, size=shorter, block=block, point=place, max_tokens=max_tokens), frames)
+                for model, shorter in zip(models, sizes, strict=True)
+            ]
         except DataError as error:
             unreadable.append((str(frame.path), str(error)))
             continue
-        whole = (picture.height, picture.width)
-        place = share_of_point(point, whole) if point is not None and not scenes else None
-        sizes = [size or _PATCHES_ALONG * model.patch_size for model in models]
-        views = [
-            _kept(look(model, picture, size=shorter, block=block, point=place), frames)
-            for model, shorter in zip(models, sizes, strict=True)
-        ]
         height, width = display_size(*whole)
         scenes.append(Scene(frame.name, whole, picture.resize((width, height), Image.Resampling.LANCZOS), views))
         if show is not None:

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dinov2.cli.common import ExtractionProgress, add_compute_options, positive, say
+from dinov2.cli.common import ExtractionProgress, add_compute_options, add_image_options, positive, say
 
 if TYPE_CHECKING:
     from dinov2.apps.evaluation.session import Inputs
@@ -88,6 +88,7 @@ def add_encoding(parser: argparse.ArgumentParser) -> None:
         help="shorter side before the crop (default: 256/224 of the crop; images that have its size stay as they are)",
     )
     group.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes (default: 0)")
+    add_image_options(group)
     add_compute_options(group, batch_size=256)
 
 

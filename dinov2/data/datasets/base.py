@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dinov2.data.decoding import Exif, decode_rgb, decode_tensor
+from dinov2.data.image_files import read_image
 from dinov2.errors import DataError
 
 __all__ = ["EncodedDataset", "FileDataset", "ImageDataset", "PixelDataset", "digest", "make_extra", "read_bytes"]
@@ -137,7 +138,7 @@ class FileDataset(EncodedDataset):
     """One file an image, found by `path_of`."""
 
     def get_image_data(self, index: int) -> bytes:
-        return read_bytes(self.path_of(index))
+        return read_image(self.path_of(index))
 
 
 def read_bytes(path: str) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dinov2.data.datasets.base import FileDataset, digest
-from dinov2.data.datasets.scanning import Progress, scan_folder
+from dinov2.data.datasets.scanning import Progress, in_words, scan_folder, warn_of_others
 from dinov2.data.decoding import Exif
 from dinov2.errors import DataError
 
@@ -43,12 +43,14 @@ class Folder(FileDataset):
         super().__init__(transform=transform, target_transform=target_transform)
         self.root = os.path.abspath(root)
         scan = scan_folder(self.root, progress=progress)
-        self.skipped = {"hidden": scan.hidden, "other": scan.other}
+        self.skipped = {"hidden": scan.hidden, "other": sum(scan.other.values())}
         if not len(scan.paths):
             raise DataError(
-                f"no image was found in {self.root} ({scan.other} other and {scan.hidden} hidden files); "
-                f"give a folder that holds .jpg, .png or other image files at any depth"
+                f"no image was found in {self.root} ({self.skipped['other']} other and {scan.hidden} hidden files)"
+                f"{f', among them {in_words(scan.other)}' if scan.other else ''}; "
+                "give a folder that holds .jpg, .png or other image files at any depth"
             )
+        warn_of_others(self.root, scan.other)
         self._paths = scan.paths
         self._sizes = scan.sizes
         self.class_names, self._targets = _labels_of_first_level(scan.paths)

@@ -2,13 +2,14 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from dinov2.data.datasets.base import FileDataset, digest
-from dinov2.data.datasets.scanning import PathTable, scan_folder
+from dinov2.data.datasets.scanning import PathTable, ending_of, in_words, scan_folder, warn_of_others
 from dinov2.data.decoding import IMAGE_EXTENSIONS, Exif
 from dinov2.errors import DataError
 
@@ -79,28 +80,39 @@ def images_named(source: str | os.PathLike[str]) -> list[str]:
     """
     path = os.path.expanduser(os.fspath(source))
     if os.path.isdir(path):
-        inside = [os.path.join(path, relative) for relative in scan_folder(path).paths]
-        if not inside:
-            raise DataError(f"the folder {path} holds no images; give one with .jpg, .png or other image files in it")
-        return inside
+        scan = scan_folder(path)
+        if not len(scan.paths):
+            others = f" ({in_words(scan.other)})" if scan.other else ""
+            raise DataError(
+                f"the folder {path} holds no images{others}; give one with .jpg, .png or other image files in it"
+            )
+        warn_of_others(path, scan.other)
+        return [os.path.join(path, relative) for relative in scan.paths]
     if os.path.exists(path):
         return [path]
+    if "://" in path:
+        raise DataError(f"{path} is an address, and images are not downloaded; give the path of a file")
     if not glob.has_magic(path):
         raise DataError(f"there is no image or folder {path}; check the path")
     return _matching(path)
 
 
 def _matching(pattern: str) -> list[str]:
-    found = [
-        path
-        for path in glob.iglob(pattern, recursive=True)
-        if os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS and os.path.isfile(path)
-    ]
+    found: list[str] = []
+    other: Counter[str] = Counter()
+    for path in glob.iglob(pattern, recursive=True):
+        if not os.path.isdir(path):
+            if os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS and os.path.isfile(path):
+                found.append(path)
+            else:
+                other[ending_of(path)] += 1
     if not found:
+        others = f", but {in_words(other)}" if other else ""
         raise DataError(
-            f"no image matches {pattern}; small and capital letters differ, ** stands for any depth, and a shell "
-            "leaves the pattern alone in quotes"
+            f"no image matches {pattern}{others}; small and capital letters differ, ** stands for any depth, and a "
+            "shell leaves the pattern alone in quotes"
         )
+    warn_of_others(pattern, other)
     return sorted(found, key=lambda path: path.replace(os.sep, "\0"))  # by components, as the images of a folder
 
 

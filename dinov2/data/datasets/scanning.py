@@ -10,29 +10,44 @@ touched less than two seconds before the scan is not cached at all: a change wit
 """
 
 import hashlib
+import json
 import logging
 import os
+import re
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from dinov2 import distributed
 from dinov2.data.decoding import IMAGE_EXTENSIONS
 from dinov2.errors import DataError
+from dinov2.logging import warn_once
 from dinov2.whole_files import replacing
 
-__all__ = ["FolderScan", "PathTable", "Progress", "cache_file", "scan_folder"]
+__all__ = [
+    "FolderScan",
+    "PathTable",
+    "Progress",
+    "cache_file",
+    "ending_of",
+    "in_words",
+    "scan_folder",
+    "warn_of_others",
+]
 
 logger = logging.getLogger("dinov2")
 
 Progress = Callable[[int], None]
 """Called with the number of images found so far."""
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
+_MOST_ENDINGS = 8  # that are named
 _CACHE_FROM = 1000  # images; below that a scan is as fast as reading its cache
 _SETTLED_NS = 2_000_000_000
 
@@ -76,7 +91,7 @@ class FolderScan:
     """The images below a folder.
 
     `paths` are relative to it with forward slashes, `sizes` their bytes (int64), `folders` every folder visited with
-    its modification time in nanoseconds; `hidden` and `other` count the files that were passed over.
+    its modification time in nanoseconds; `hidden` and `other` count the files that were passed over, `other` by ending.
     """
 
     paths: PathTable
@@ -84,7 +99,7 @@ class FolderScan:
     folders: PathTable
     folder_times: np.ndarray
     hidden: int
-    other: int
+    other: dict[str, int]
 
 
 def scan_folder(root: str | os.PathLike[str], *, progress: Progress | None = None) -> FolderScan:
@@ -108,6 +123,24 @@ def scan_folder(root: str | os.PathLike[str], *, progress: Progress | None = Non
     return scan
 
 
+def warn_of_others(place: str, other: Mapping[str, int]) -> None:
+    """Log how many files beside the images were passed over, and of which endings; nothing where there are none."""
+    if other and distributed.is_main_process():
+        count = sum(other.values())
+        files = "1 file is" if count == 1 else f"{count:,} files are"
+        text = f"{place}: {files} passed over ({in_words(other)}), because images end in .jpg, .png, .tif, .webp, ..."
+        warn_once(text, text)
+
+
+def in_words(other: Mapping[str, int]) -> str:
+    """Counts of files by ending, the most frequent first: `9 .heic, 2 .txt`."""
+    most = sorted(other.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in most[_MOST_ENDINGS:])
+    return ", ".join(
+        [f"{count:,} {ending}" for ending, count in most[:_MOST_ENDINGS]] + [f"{rest:,} others"] * bool(rest)
+    )
+
+
 def cache_file(root: str | os.PathLike[str]) -> Path:
     """Where the list of `root` is kept: below `$DINOV2_CACHE`, or `~/.cache/dinov2`, never in the folder itself."""
     base = os.environ.get("DINOV2_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "dinov2")
@@ -118,7 +151,8 @@ def cache_file(root: str | os.PathLike[str]) -> Path:
 def _walk(root: str, progress: Progress) -> FolderScan:
     found: list[tuple[str, int]] = []
     folders: list[tuple[str, int]] = []
-    hidden = other = 0
+    hidden = 0
+    other: Counter[str] = Counter()
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:
         relative, above = waiting.pop()
@@ -141,13 +175,13 @@ def _walk(root: str, progress: Progress) -> FolderScan:
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and not entry.is_dir():
                 size = _file_size(entry)
                 if size is None:
-                    other += 1
+                    other[f"{ending_of(entry.name)} that are no regular files"] += 1
                 else:
                     found.append((f"{relative}/{entry.name}" if relative else entry.name, size))
             elif entry.is_dir():
                 waiting.append((f"{relative}/{entry.name}" if relative else entry.name, above | {identity}))
             else:
-                other += 1
+                other[ending_of(entry.name)] += 1
         progress(len(found))
     if isinstance(progress, _ScanProgress):
         progress.close()
@@ -158,8 +192,14 @@ def _walk(root: str, progress: Progress) -> FolderScan:
         folders=PathTable(path for path, _ in folders),
         folder_times=np.array([when for _, when in folders], dtype=np.int64),
         hidden=hidden,
-        other=other,
+        other=dict(other),
     )
+
+
+def ending_of(name: str) -> str:
+    """The ending of a file's name for `in_words`."""
+    ending = os.path.splitext(name)[1].lower()
+    return ending if re.fullmatch(r"\.\w{1,8}", ending) else "without an ending"
 
 
 def _file_size(entry: "os.DirEntry[str]") -> int | None:
@@ -182,7 +222,7 @@ def _load_cache(root: str) -> FolderScan | None:
                 folders=PathTable.from_arrays(kept["folders"], kept["folder_ends"]),
                 folder_times=kept["folder_times"],
                 hidden=int(kept["hidden"]),
-                other=int(kept["other"]),
+                other=json.loads(kept["other"].tobytes()),
             )
     except Exception:  # missing, half-written by another program, another version: scan again
         return None
@@ -211,7 +251,7 @@ def _save_cache(root: str, scan: FolderScan) -> None:
                 folder_ends=scan.folders.arrays[1],
                 folder_times=scan.folder_times,
                 hidden=np.int64(scan.hidden),
-                other=np.int64(scan.other),
+                other=np.frombuffer(json.dumps(scan.other).encode(), dtype=np.uint8),
             )
     except OSError as error:  # a full or read-only home costs a scan next time, nothing more
         logger.debug("the list of %s is not cached: %s", root, error)

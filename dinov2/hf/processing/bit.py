@@ -13,6 +13,7 @@ is followed; None stands for the processor's own setting everywhere, as in trans
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,11 +22,13 @@ from typing import Any, Self, Unpack
 import numpy as np
 import torch
 import transformers
+from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from dinov2.data.eval_transform import middle_of_strip
 from dinov2.errors import ConfigError, WeightsError
 from dinov2.hf.processing.pixels import (
     center_crop,
@@ -138,9 +141,14 @@ class BitImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         pixels = pixels_of(
             picture, rgb=chosen["do_convert_rgb"], backend=backend, input_data_format=chosen["input_data_format"]
         )
+        if chosen["do_rescale"] and chosen["rescale_factor"] == 1 / 255:
+            _warn_of_unit_floats(picture, pixels)
         if chosen["device"] is not None and backend == "torchvision":
             pixels = pixels.to(chosen["device"])
         if chosen["do_resize"]:
+            size, crop = chosen["size"], chosen["crop_size"] if chosen["do_center_crop"] else None
+            if crop and max(crop.height, crop.width) <= (size.shortest_edge or 0) and not size.longest_edge:
+                pixels = middle_of_strip(pixels, *pixels.shape[-2:])
             pixels = resize(pixels, chosen["size"], chosen["resample"], backend)
         return center_crop(pixels, chosen["crop_size"], backend) if chosen["do_center_crop"] else pixels
 
@@ -252,6 +260,19 @@ def default_image_processor() -> type[BitImageProcessor]:
     """The counterpart of what the installed `AutoImageProcessor` makes of a file that names `BitImageProcessor`."""
     before_5 = int(transformers.__version__.partition(".")[0]) < 5
     return BitImageProcessor if before_5 else BitImageProcessorFast
+
+
+def _warn_of_unit_floats(picture: Any, pixels: Tensor) -> None:
+    if isinstance(picture, Image.Image) or not pixels.is_floating_point():
+        return
+    low, high = (float(end) for end in pixels.detach().aminmax())
+    if 0 <= low < high <= 1:
+        warnings.warn(
+            f"an image of floats from {low:.4g} to {high:.4g} is divided by 255 once more; give do_rescale=False for "
+            "values of 0..1, or values of 0..255",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _normalised(pixels: Tensor, chosen: Mapping[str, Any]) -> Tensor:

@@ -5,9 +5,11 @@ PIL on 8-bit pictures, which is what the published evaluations did), where the o
 padded to the crop, and how scaling and normalisation round.
 """
 
+import base64
+import http.client
 import os
+import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from dinov2.data.decoding import decode_rgb, to_rgb
+from dinov2.data.image_files import get_image_options, read_image
 from dinov2.errors import ConfigError, DataError
 from dinov2.hf.processing.settings import Backend, Size
 
@@ -37,6 +40,8 @@ __all__ = [
 
 Picture = Image.Image | np.ndarray | Tensor
 """One image: PIL of any mode, or an array or tensor `[H, W]`, `[H, W, C]` or `[C, H, W]`."""
+
+_TIMEOUT = 30.0  # seconds without a byte of an address
 
 _MODES = {
     Resampling.NEAREST: InterpolationMode.NEAREST_EXACT,  # the one that PIL's nearest is
@@ -74,18 +79,31 @@ def list_pictures(images: Any) -> list[Picture]:
 
 
 def _opened(source: str | os.PathLike[str]) -> Image.Image:
-    path = Path(source)
     text = os.fspath(source)
-    if not text.startswith(("http://", "https://", "data:")) and len(text) < 4096 and path.is_file():
-        return decode_rgb(path.read_bytes(), path=text, exif="apply")
-    from transformers.image_utils import load_image
-
+    short = text if len(text) <= 80 else f"{text[:77]}..."
+    if text.startswith(("http://", "https://")):
+        return decode_rgb(_fetched(text), path=text, exif="apply")
+    if not text.startswith("data:") and len(text) < 4096 and os.path.exists(text):
+        return decode_rgb(read_image(text), path=text, exif="apply")
+    encoded = text.partition("base64,")[2] if text.startswith("data:") else text
     try:
-        picture: Image.Image = load_image(text)
-    except Exception as error:
-        short = text if len(text) <= 80 else f"{text[:77]}..."
+        data = base64.b64decode("".join(encoded.split()), validate=True)
+    except ValueError as error:  # binascii's, and that of letters beyond ASCII
         raise DataError(f"{short!r} is neither an image file nor an address nor base64 text of one") from error
-    return picture
+    return decode_rgb(data, path=short, exif="apply")
+
+
+def _fetched(address: str) -> bytes:
+    limit = get_image_options().max_bytes
+    request = urllib.request.Request(address, headers={"User-Agent": "dinov2-anywhere"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            data: bytes = answer.read(limit + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise DataError(f"the image {address} cannot be fetched ({error}); check the address") from error
+    if len(data) > limit:
+        raise DataError(f"the image {address} has more than {limit:,} bytes; set DINOV2_MAX_IMAGE_BYTES to read it")
+    return data
 
 
 def pixels_of(picture: Picture, *, rgb: bool, backend: Backend, input_data_format: str | None) -> Tensor:  # [C, H, W]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dinov2.data.datasets import Folder
+from dinov2.data.datasets.globbed import globbed, images_named
 from dinov2.errors import DataError
 from tests.data.datasets.trees import class_tree, write_image
 
@@ -69,6 +70,28 @@ def test_hidden_and_foreign_files_are_counted_and_passed_over(tmp_path: Path) ->
     folder = Folder(tmp_path)
     assert len(folder) == 1
     assert folder.skipped == {"hidden": 2, "other": 2}
+
+
+def test_files_passed_over_are_said_with_their_endings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "dinov2")
+    write_image(tmp_path / "a.png")
+    for name in ("1.HEIC", "2.heic", "b/film.mp4", "README", "odd.\udce9", "slide.czi"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    words = "2 .heic, 2 without an ending, 1 .czi, 1 .jpg that are no regular files, 1 .mp4"
+    for _ in range(2):
+        assert images_named(tmp_path) == [str(tmp_path / "a.png")]
+        Folder(tmp_path)
+    globbed(f"{tmp_path}/**")
+    globbed(f"{tmp_path}/*.png")
+    assert [words in message for message in caplog.messages] == [True, False]
+    assert f"{tmp_path}: 7 files are passed over ({words})" in caplog.messages[0]
+    assert f"{tmp_path}/**: 7 files are passed over" in caplog.messages[1]
+    (tmp_path / "a.png").unlink()
+    for refused in (Folder, images_named):
+        with pytest.raises(DataError, match="2 .heic"):
+            refused(tmp_path)  # type: ignore[operator]
 
 
 def test_linked_folders_are_followed_and_circles_are_not(tmp_path: Path) -> None:

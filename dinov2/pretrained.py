@@ -8,8 +8,9 @@ other libraries (`dinov2.features.peers`). Weights load strictly; `model.report`
 """
 
 import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -21,11 +22,11 @@ from dinov2.configs import Config
 from dinov2.data.eval_transform import EvalTransform, Fit, pad_to_multiple
 from dinov2.engine.parallel import autocast, choose_device, choose_precision
 from dinov2.errors import ConfigError
-from dinov2.features.cache import state_digest
 from dinov2.features.inputs import as_list, to_model_input
 from dinov2.features.peers import Peer, is_peer, load_peer
 from dinov2.features.tokens import ImageFeatures, Tokens, as_float32_on_cpu, backbone_tokens, packed_tokens
 from dinov2.models import build_model_from_cfg
+from dinov2.models.files import state_digest
 from dinov2.models.inference import prepared
 from dinov2.models.linear_head import LinearHead, classifier_input, head_from_state
 from dinov2.models.recognise import recognise
@@ -48,13 +49,15 @@ class Pretrained:
     source: str
     """The file or folder that was read, or the name of a model of another library."""
     digest: str
-    """SHA-256 of the weight files (of the weights themselves for models of other libraries)."""
+    """SHA-256 of the tensors and of what they do not tell of the model; the same whatever file holds them."""
     report: LoadReport | None
     head: LinearHead | None = None
     """The linear classifier on top, where there is one."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     autocast_dtype: torch.dtype | None = None
     """What products are computed in; None is float32."""
+    files: tuple[Path, ...] = ()
+    """Every file that was read."""
     _engine: Any = field(default=None, init=False, repr=False)
 
     @property
@@ -87,6 +90,10 @@ class Pretrained:
         if self.head is not None:
             self.head.to(self.device)
         return self
+
+    def has_digest(self, digest: str) -> bool:
+        """Whether a stored digest is that of this model, also one of its files, as manifests had until version 0.1."""
+        return digest == self.digest or (bool(self.files) and digest == digest_of_files(self.files))
 
     def untrained(self, *, seed: int = 0) -> nn.Module:
         """A backbone of the same architecture with fresh weights, for comparison."""
@@ -243,21 +250,30 @@ def _load_ours(found: Found, cfg: Config | None) -> Pretrained:
         table = _table_from_config(cfg)
     elif table is None:
         table = found.table or recognise(opened.state, source=str(found.path))
-    backbone = build_from_table(table).eval()
+    with torch.device("meta"):  # compared with the tensors before any memory is taken
+        backbone = build_from_table(table).eval()
     # The table goes along because the grid of positions may not be square, which its length alone does not tell.
     report = load_into(backbone, {**opened.state, "model": opened.table}, source=str(found.path))
     head, head_source = (opened.head, found.path) if found.head is None else (read_file(found.head), found.head)
-    files = [*opened.files, *([found.head] if found.head else [])]
+    classifier = None if head is None else head_from_state(head, embed_dim=backbone.embed_dim, source=str(head_source))
     return Pretrained(
         backbone,
         _transform_for(table),
         table,
         found.name,
         str(found.path),
-        digest_of_files(files),
+        _identity(opened.state, table, classifier),
         report._replace(dropped=opened.dropped, notes=opened.notes),
-        None if head is None else head_from_state(head, embed_dim=backbone.embed_dim, source=str(head_source)),
+        classifier,
+        files=(*opened.files, *([found.head] if found.head else [])),
     )
+
+
+def _identity(state: Mapping[str, Tensor], table: Mapping[str, Any], head: LinearHead | None) -> str:
+    told_by_no_tensor = [table[key] for key in ("num_heads", "interpolate_offset", "interpolate_antialias")]
+    of_head = state_digest({} if head is None else head.state_dict())
+    parts = [state_digest(state), json.dumps(told_by_no_tensor), of_head]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
 def _table_from_config(cfg: Config) -> dict[str, Any]:
@@ -278,7 +294,7 @@ def _transform_for(table: dict[str, Any]) -> EvalTransform:
     # Weights trained at 518 pixels are evaluated at 224, as published; others at the size they were trained at.
     size = 224 if table["img_size"][0] > 224 else table["img_size"][0]
     patch = table["patch_size"]
-    return EvalTransform(crop_size=size // patch * patch, patch_size=patch, **normalisation)
+    return EvalTransform(crop_size=max(size // patch, 1) * patch, patch_size=patch, **normalisation)
 
 
 def digest_of_files(files: Sequence[Path]) -> str:

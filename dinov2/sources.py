@@ -47,8 +47,12 @@ def find(source: str | os.PathLike[str], *, layers: int = 4, progress: ShowProgr
     text = str(source)
     if not text:
         raise WeightsError("no model was named; give a release's name, a weight file or a run's folder")
-    path = Path(source).expanduser()
-    if path.exists():
+    try:
+        path = Path(source).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or the home of a user who does not exist
+        raise WeightsError(f"{text[:200]} is no path that can be read ({_reason(error)}); check it") from error
+    if exists:
         return _found_at(path)
     if "://" in text:
         return Found(text.rpartition("/")[2] or text, download(text, progress=_FromFirstByte(progress)))
@@ -57,6 +61,10 @@ def find(source: str | os.PathLike[str], *, layers: int = 4, progress: ShowProgr
     if _HUGGING_FACE_ID.fullmatch(text):
         return Found(text, _hugging_face(text))
     return _release(release(text), text, layers, _FromFirstByte(progress))
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _found_at(path: Path) -> Found:

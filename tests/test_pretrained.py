@@ -11,9 +11,10 @@ from PIL import Image
 import dinov2
 from dinov2.configs import load_config, to_yaml
 from dinov2.errors import ConfigError, WeightsError
+from dinov2.models.files import write_tensors
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.models.weights import model_table, save_teacher
-from dinov2.pretrained import load
+from dinov2.pretrained import digest_of_files, load
 from tests.golden.loading import golden_json
 from tests.golden.recipe import fill, images
 from tests.runs import tiny_run
@@ -34,7 +35,8 @@ def test_a_run_gives_its_newest_teacher_by_number_and_not_by_name(run):
     loaded = load(run)
     assert loaded.source == str(run / "eval" / "training_11" / "teacher_checkpoint.pth")
     assert loaded.name == "run/training_11"
-    assert loaded.digest == hashlib.sha256(Path(loaded.source).read_bytes()).hexdigest()
+    assert loaded.has_digest(hashlib.sha256(Path(loaded.source).read_bytes()).hexdigest())  # as manifests once had it
+    assert loaded.has_digest(load(Path(loaded.source).with_name("backbone.safetensors")).digest)
     assert not loaded.backbone.training
     assert not any(flag for flag in (module.training for module in loaded.backbone.modules()))
 
@@ -256,3 +258,41 @@ def test_bare_weights_for_other_channels_get_a_normalisation_of_as_many(tmp_path
     model = load(tmp_path / "w.pth", precision="fp32")
     assert model.transform.mean == (0.5, 0.5)
     assert model.features(torch.zeros(2, 40, 40, dtype=torch.uint8)).cls.shape == (64,)
+
+
+def test_the_identity_of_a_model_is_that_of_its_tensors_and_not_of_its_file(tmp_path):
+    model = small(num_heads=2)
+    table = model_table(model)
+    save_teacher(tmp_path / "t.pth", {f"backbone.{key}": value for key, value in model.state_dict().items()}, table)
+    torch.save({"extra": 1, "model": table, "teacher": model.state_dict()}, tmp_path / "other.pth")
+    digests = {load(tmp_path / name).digest for name in ("t.pth", "backbone.safetensors", "other.pth")}
+    assert len(digests) == 1
+    # What no tensor tells belongs to it: the same tensors with another number of heads compute something else.
+    torch.save({"model": {**table, "num_heads": 1}, "teacher": model.state_dict()}, tmp_path / "heads.pth")
+    with torch.no_grad():
+        model.norm.bias[0] += 1e-3
+    torch.save({"model": table, "teacher": model.state_dict()}, tmp_path / "changed.pth")
+    digests |= {load(tmp_path / name).digest for name in ("heads.pth", "changed.pth")}
+    assert len(digests) == 3
+
+
+def test_a_digest_of_the_files_is_still_known(tmp_path):
+    torch.save(small().state_dict(), tmp_path / "w.pth")
+    loaded = load(tmp_path / "w.pth")
+    assert loaded.has_digest(loaded.digest) and loaded.has_digest(digest_of_files([tmp_path / "w.pth"]))
+    assert not loaded.has_digest("0" * 64)
+
+
+def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
+    """Tensors of a safetensors file are mapped into memory; a model has its own."""
+    write_tensors(tmp_path / "w.safetensors", small().state_dict(), model_table(small()))
+    loaded = load(tmp_path / "w.safetensors")
+    before = loaded.backbone.norm.weight.clone()
+    with open(tmp_path / "w.safetensors", "r+b") as file:
+        file.write(bytes((tmp_path / "w.safetensors").stat().st_size))
+    assert torch.equal(loaded.backbone.norm.weight, before)
+
+
+def test_patches_larger_than_224_pixels_have_images_of_one_patch(tmp_path):
+    torch.save(small(img_size=256, patch_size=256).state_dict(), tmp_path / "w.pth")
+    assert load(tmp_path / "w.pth").transform.crop_size == 256

@@ -5,6 +5,7 @@ probe batch must agree, by this package's own reading and, where it is installed
 """
 
 import filecmp
+import math
 import os
 import shlex
 import shutil
@@ -24,7 +25,7 @@ from dinov2.models.adapting import adapt
 from dinov2.models.files import read_file, write_text
 from dinov2.models.linear_head import LinearHead, head_from_state
 from dinov2.models.recognise import recognise
-from dinov2.models.weights import OpenedWeights, open_weights
+from dinov2.models.weights import OpenedWeights, check_fit, open_weights
 from dinov2.pretrained import digest_of_files
 from dinov2.sources import ShowProgress, find
 
@@ -69,7 +70,8 @@ def convert(
     """Writes the model `source` (anything `dinov2.sources.find` finds) at `out` in another layout.
 
     `head` adds a linear classifier; `labels` is a file with a class name a line. `img_size`, `patch_size` and
-    `in_chans` adapt the backbone first (`dinov2.models.adapting`). `progress` shows how far a download is.
+    `in_chans` adapt the backbone first (`dinov2.models.adapting`); of a file whose positions are no square and that
+    does not say their height and width, `img_size` says them. `progress` shows how far a download is.
 
     Raises `WeightsError` when the source is no such model or a tensor could not be carried over, `ConfigError` when
     `out` is taken by something else, `DinoError` when the disk is full or the result differs.
@@ -79,7 +81,11 @@ def convert(
     _check_place(target, source, to)
     found = find(str(source).removeprefix("hf:"), layers=layers or (1 if to == "hf" else 4), progress=progress)
     opened = open_weights(found.path)
-    table = opened.table or found.table or recognise(opened.state, source=str(found.path))
+    table = opened.table or found.table
+    if table is None:
+        native = _native_size(opened, img_size)
+        table = recognise(opened.state, source=str(found.path), **({} if native is None else {"img_size": native}))
+    check_fit(opened.state, table, source=str(source))
     adapted = adapt(opened.state, table, img_size=img_size, patch_size=patch_size, in_chans=in_chans)
     head_path = Path(head).expanduser() if head is not None else found.head
     classifier = None if without_head else _head(opened, head_path, table["embed_dim"], found.path)
@@ -122,6 +128,19 @@ def _check_place(target: Path, source: str | os.PathLike[str], to: Target) -> No
     if same:
         raise ConfigError(f"{target} is the source itself; choose another path for the result")
     output_folder(target.absolute().parent, task="convert")
+
+
+def _native_size(opened: OpenedWeights, img_size: Sequence[int] | int | None) -> list[int] | None:
+    """The size asked for, where it is the native one of positions that are no square and so do not tell it."""
+    if (
+        isinstance(img_size, int)
+        or img_size is None
+        or not {"pos_embed", "patch_embed.proj.weight"} <= set(opened.state)
+    ):
+        return None
+    positions, patch = opened.state["pos_embed"].shape[1] - 1, opened.state["patch_embed.proj.weight"].shape[-1]
+    is_native = math.isqrt(positions) ** 2 != positions and math.prod(side // patch for side in img_size) == positions
+    return list(img_size) if is_native else None
 
 
 def _head(opened: OpenedWeights, file: Path | None, embed_dim: int, path: Path) -> LinearHead | None:

@@ -130,6 +130,8 @@ def embed(
     request = _request(images, loaded, transform, wanted, kind.format, batch_size, rows_each)
     about = _about(source, images, model)
     folder = PartsFolder(target, kind.format)
+    if not overwrite:
+        _keep_digest(request, manifest_of(target) or manifest_of(folder.path), loaded)
     with room_on_disk(target), ExitStack() as lock:
         state = _prepare(folder, request, about, lock, overwrite=overwrite)
         if state is None:
@@ -205,6 +207,14 @@ def _request(
         "part_rows": rows_each,
         "extractor": EXTRACTOR_VERSION,
     }
+
+
+def _keep_digest(request: dict[str, Any], begun: dict[str, Any] | None, loaded: Pretrained) -> None:
+    """Lets what was begun with a digest of the weight files, as manifests once had it, go on under that digest."""
+    model = begun["request"].get("model") if begun is not None and isinstance(begun["request"], dict) else None
+    digest = model.get("sha256") if isinstance(model, dict) else None
+    if isinstance(digest, str) and loaded.has_digest(digest):
+        request["model"]["sha256"] = digest
 
 
 def _about(source: str | Sequence[str], images: ImageDataset, model: str | os.PathLike[str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from dinov2.models.files import read_file
 from dinov2.models.linear_head import LinearHead, head_from_state
 from dinov2.models.releases import release
 from dinov2.models.vision_transformer import DinoVisionTransformer
+from dinov2.models.weights import check_fit
 from dinov2.pretrained import Pretrained, load
 from dinov2.sources import ShowProgress
 from dinov2.whole_files import escape_name
@@ -80,6 +81,7 @@ def export(
     loaded = load(model, device="cpu", precision="fp32", progress=progress)
     if not isinstance(loaded.backbone, DinoVisionTransformer):
         raise ConfigError(f"{loaded.name} is a model of another library; export it with that library")
+    check_fit(loaded.backbone.state_dict(), loaded.table, source=str(model))
     if path.is_dir():
         path = path / f"{Path(loaded.name).stem}{_SUFFIXES[kind]}"
     try:

@@ -30,7 +30,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         type=positive,
         nargs="+",
         metavar="N",
-        help="adapt the position grid to images of this side, or of this height and width",
+        help="adapt the position grid to images of this side, or of this height and width (the native ones, for a file "
+        "with positions that are no square and do not tell them)",
     )
     parser.add_argument("--patch-size", type=positive, metavar="N", help="adapt the patch kernels to this size")
     parser.add_argument("--in-chans", type=positive, metavar="N", help="adapt the patch kernels to this many channels")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,7 +29,6 @@ __all__ = [
     "dataset_fingerprint",
     "load_features",
     "save_features",
-    "state_digest",
 ]
 
 EXTRACTOR_VERSION = 2
@@ -51,16 +49,6 @@ def content_key(parts: Mapping[str, Any]) -> str:
     except TypeError as error:
         raise DataError(f"a cache key is made of plain JSON values, {error}; turn the value into text") from error
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of a state dict, whatever its order or device."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        digest.update(np.ascontiguousarray(tensor.reshape(-1).view(torch.uint8).numpy()).data)
-    return digest.hexdigest()
 
 
 def dataset_fingerprint(files: Iterable[tuple[str, int]], *, class_names: Iterable[str] | None = None) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from dinov2.errors import WeightsError
-from dinov2.models.files import read_file, read_json
+from dinov2.models.files import read_file, read_json, shown
 from dinov2.models.huggingface import facts_of_config, normalisation_of
 from dinov2.models.recognise import recognise
+from dinov2.models.tables import BackboneConfig
 
 __all__ = ["FolderFacts", "facts_beside", "read_folder"]
 
@@ -34,10 +35,12 @@ class FolderFacts:
         table = recognise(state, source=source, **size, **self.known)
         for key, claim in self.claims.items():
             if table[key] != claim:
+                text = claim if isinstance(claim, str) else shown(claim)
                 raise WeightsError(
-                    f"{self.where} and the tensors beside it disagree: {key} is {claim} in the one and {table[key]} in "
+                    f"{self.where} and the tensors beside it disagree: {key} is {text} in the one and {table[key]} in "
                     "the other; take both from the same model"
                 )
+        BackboneConfig.from_table(table, source=str(Path(self.where).parent))
         height, width = (side // table["patch_size"] for side in table["img_size"])
         patches = state["pos_embed"].shape[1] - 1
         if height * width != patches:
@@ -54,7 +57,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...], FolderF
     Raises `WeightsError` when weights or a shard of them are missing, or the configuration is of another model.
     """
     config_file = folder / _CONFIG
-    config = read_json(config_file) if config_file.is_file() else None
+    config = read_json(config_file) if config_file.exists() else None
     facts = None if config is None else _facts(config, folder)
     content, weights = _weights(folder, config is not None)
     read = (config_file, *weights) if config is not None else weights
@@ -64,7 +67,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...], FolderF
 def facts_beside(file: Path) -> FolderFacts | None:
     """What the configuration beside a single weight file says, where the file has the name of a folder's weights."""
     config = file.parent / _CONFIG
-    return _facts(read_json(config), file.parent) if file.name in _WHOLE and config.is_file() else None
+    return _facts(read_json(config), file.parent) if file.name in _WHOLE and config.exists() else None
 
 
 def _facts(config: dict[str, Any], folder: Path) -> FolderFacts:
@@ -74,13 +77,13 @@ def _facts(config: dict[str, Any], folder: Path) -> FolderFacts:
         statistics = {"image_mean": cfg.get("mean"), "image_std": cfg.get("std")} if isinstance(cfg, dict) else {}
         arguments = config.get("model_args")
         heads = arguments.get("num_heads") if isinstance(arguments, dict) else None
-        known = {"num_heads": heads} if isinstance(heads, int) and heads > 0 else {}
+        known = {} if heads is None else {"num_heads": heads}
         return FolderFacts(where, known={**known, **normalisation_of(statistics)})
     facts = facts_of_config(config, source=where)
     told = ("num_heads", "interpolate_offset", "interpolate_antialias")
     known = {key: facts.pop(key) for key in told if key in facts}
     preprocessor = folder / "preprocessor_config.json"
-    if preprocessor.is_file():
+    if preprocessor.exists():
         known |= normalisation_of(read_json(preprocessor))
     return FolderFacts(where, facts, known)
 
@@ -88,11 +91,14 @@ def _facts(config: dict[str, Any], folder: Path) -> FolderFacts:
 def _weights(folder: Path, has_config: bool) -> tuple[dict[str, Any], tuple[Path, ...]]:
     for name in _WHOLE:
         index = folder / f"{name}.index.json"
-        if index.is_file():
+        if index.exists():
             return _shards(index)
-        if (folder / name).is_file():
+        if (folder / name).exists():
             return read_file(folder / name), (folder / name,)
-    found = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pth", ".pt", ".bin"))
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pth", ".pt", ".bin"))
+    except OSError as error:
+        raise WeightsError(f"the folder {folder} cannot be read ({error.strerror}); check its permissions") from error
     if len(found) == 1 and not has_config:
         return read_file(found[0]), (found[0],)
     if found and not has_config:
@@ -110,11 +116,20 @@ def _shards(index: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
     shards = [index.parent / name for name in dict.fromkeys(places.values())]
     for shard in shards:
         if shard.parent != index.parent or shard.name in ("", "..", "."):
-            raise WeightsError(f"{index} names {shard.name!r} outside of its folder, which is refused")
-        if not shard.is_file():
-            raise WeightsError(f"{shard} is missing, one of the {len(shards)} files of this model; copy it as well")
+            raise WeightsError(f"{index} names {shown(shard.name)} outside of its folder, which is refused")
+        if not _exists(shard):
+            raise WeightsError(
+                f"{str(shard)[:300]} is missing, one of the {len(shards)} files of this model; copy it as well"
+            )
     for shard in shards:
         content |= read_file(shard)
     if absent := [key for key in places if key not in content]:
-        raise WeightsError(f"{absent[0]} is in none of the files that {index.name} names; copy them again")
+        raise WeightsError(f"{absent[0][:200]} is in none of the files that {index.name} names; copy them again")
     return content, (index, *shards)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False

@@ -10,6 +10,7 @@ from typing import Any
 
 from dinov2.errors import WeightsError
 from dinov2.layers.swiglu_ffn import swiglu_hidden_features
+from dinov2.models.files import shown
 
 __all__ = ["config_from_table", "facts_of_config", "normalisation_of", "preprocessor_from_table"]
 
@@ -98,54 +99,65 @@ def facts_of_config(config: Mapping[str, Any], *, source: str) -> dict[str, Any]
     family = config.get("model_type")
     if not isinstance(family, str) or family not in _TYPES:
         raise WeightsError(
-            f"{source} describes a model of the family {family!r}; this package reads {' and '.join(_TYPES)}"
+            f"{source} describes a model of the family {shown(family)}; this package reads {' and '.join(_TYPES)}"
         )
     for key, only in (("layer_norm_eps", 1e-6), ("hidden_act", "gelu")):
         if config.get(key, only) != only:
-            raise WeightsError(f"{source} has {key} {config[key]!r}; the models of this package have {only!r}")
+            raise WeightsError(f"{source} has {key} {shown(config[key])}; the models of this package have {only!r}")
     default_patch = 16 if family == "dinov2_with_registers" else 14
     try:
         image, patch = _pair(config.get("image_size", 224)), _pair(config.get("patch_size", default_patch))
         facts: dict[str, Any] = {
             "img_size": image,
             "patch_size": patch[0],
-            "in_chans": int(config.get("num_channels", 3)),
-            "embed_dim": int(config.get("hidden_size", 768)),
-            "depth": int(config.get("num_hidden_layers", 12)),
-            "num_heads": int(config.get("num_attention_heads", 12)),
-            "ffn_layer": "swiglufused" if config.get("use_swiglu_ffn", False) else "mlp",
-            "qkv_bias": bool(config.get("qkv_bias", True)),
-            "num_register_tokens": int(config.get("num_register_tokens", 4)) if "registers" in family else 0,
+            "in_chans": _whole(config.get("num_channels", 3)),
+            "embed_dim": _whole(config.get("hidden_size", 768)),
+            "depth": _whole(config.get("num_hidden_layers", 12)),
+            "num_heads": _whole(config.get("num_attention_heads", 12)),
+            "ffn_layer": "swiglufused" if _flag(config.get("use_swiglu_ffn", False)) else "mlp",
+            "qkv_bias": _flag(config.get("qkv_bias", True)),
+            "num_register_tokens": _whole(config.get("num_register_tokens", 4)) if "registers" in family else 0,
         }
-        if "interpolate_offset" in config:
-            facts["interpolate_offset"] = float(config["interpolate_offset"])
-        if "interpolate_antialias" in config:
-            facts["interpolate_antialias"] = bool(config["interpolate_antialias"])
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise WeightsError(f"{source} has a value that is no number ({error}); copy the file again") from error
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{source} has a value of another kind than it should ({error}); copy the file again"
+        ) from error
+    facts |= {key: config[key] for key in ("interpolate_offset", "interpolate_antialias") if key in config}
     heads = facts["num_heads"]
     if patch[0] != patch[1] or min(*patch, *image, heads) < 1:
         raise WeightsError(
-            f"{source} has patches of {patch} pixels, images of {image} and {heads} heads; copy the file again"
+            f"{source} has patches of {shown(patch)} pixels, images of {shown(image)} and {shown(heads)} heads; copy "
+            "the file again"
         )
     return facts
 
 
 def normalisation_of(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """`mean` and `std` of a `preprocessor_config.json`, where it normalises; else nothing."""
-    mean, std = preprocessor.get("image_mean"), preprocessor.get("image_std")
-    numbers = all(
-        isinstance(values, list) and values and all(isinstance(value, (int, float)) for value in values)
-        for values in (mean, std)
-    )
-    return {"mean": mean, "std": std} if numbers and preprocessor.get("do_normalize", True) else {}
+    """`mean` and `std` of a `preprocessor_config.json` as they stand in it, where it normalises; else nothing."""
+    statistics = {"mean": preprocessor.get("image_mean"), "std": preprocessor.get("image_std")}
+    if not preprocessor.get("do_normalize", True) or None in statistics.values():
+        return {}
+    return {key: [value] if isinstance(value, int | float) else value for key, value in statistics.items()}
 
 
 def _pair(value: Any) -> list[int]:
     if isinstance(value, (list, tuple)):
         height, width = value
-        return [int(height), int(width)]
-    return [int(value), int(value)]
+        return [_whole(height), _whole(width)]
+    return [_whole(value), _whole(value)]
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(shown(value))
+    return value
+
+
+def _whole(value: Any) -> int:
+    # Not `int(...)`, which also reads text, in the digits of every script, and cuts fractions off.
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(shown(value))
+    return value
 
 
 def _whole_ratio(table: Mapping[str, Any]) -> int:

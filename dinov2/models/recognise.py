@@ -14,7 +14,7 @@ __all__ = ["recognise"]
 
 _HEAD_WIDTH = 64
 # Flat or chunked: the last number is the index among all blocks.
-_BLOCK = re.compile(r"(blocks\.(?:\d+\.)?(\d+)\.)norm1\.weight")
+_BLOCK = re.compile(r"(blocks\.(?:[0-9]{1,9}\.)?([0-9]{1,9})\.)norm1\.weight")
 
 
 def recognise(state: Mapping[str, Tensor], *, source: str = "the file", **known: Any) -> dict[str, Any]:
@@ -39,7 +39,10 @@ def recognise(state: Mapping[str, Tensor], *, source: str = "the file", **known:
         ) from error
     side = math.isqrt(max(tokens - 1, 0))
     if side * side != tokens - 1 and "img_size" not in known:
-        raise WeightsError(f"{source} has a grid of {tokens - 1} positions, which is not square; give img_size")
+        raise WeightsError(
+            f"{source} has a grid of {tokens - 1} positions, which is not square, and does not say its height and "
+            "width; write a file that does with: dinov2 convert FILE NEW.pth --to original --img-size HEIGHT WIDTH"
+        )
     if dim % _HEAD_WIDTH and "num_heads" not in known:
         raise WeightsError(
             f"{source} is {dim} wide, which heads of {_HEAD_WIDTH} channels do not fill; give a configuration with "
@@ -52,7 +55,11 @@ def recognise(state: Mapping[str, Tensor], *, source: str = "the file", **known:
     if len(blocks) != max(blocks) + 1:
         raise WeightsError(f"{source} holds {len(blocks)} of {max(blocks) + 1} transformer blocks; copy it again")
     first = blocks[0]
-    registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
+    try:
+        registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
+        feed_forward = _feed_forward(state, first, dim)
+    except (IndexError, ZeroDivisionError) as error:
+        raise WeightsError(f"{source} has weights of another shape than a DINOv2 backbone; copy it again") from error
     return {
         "version": TABLE_VERSION,
         "img_size": [side * patch, side * patch],
@@ -61,7 +68,7 @@ def recognise(state: Mapping[str, Tensor], *, source: str = "the file", **known:
         "embed_dim": dim,
         "depth": max(blocks) + 1,
         "num_heads": max(dim // _HEAD_WIDTH, 1),
-        **_feed_forward(state, first, dim),
+        **feed_forward,
         "qkv_bias": f"{first}attn.qkv.bias" in state,
         "proj_bias": f"{first}attn.proj.bias" in state,
         "layerscale": f"{first}ls1.gamma" in state,

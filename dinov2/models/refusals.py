@@ -22,7 +22,6 @@ _FAMILIES = [
     ("layer1.0.conv1.weight", "ResNet"),
     ("downsample_layers.", "ConvNeXt"),
     ("stages.0.", "ConvNeXt or another convolutional network"),
-    ("blocks.0.norm1.weight", "a vision transformer that was trained by another method, such as DINO, DeiT or MAE"),
 ]
 
 
@@ -41,7 +40,7 @@ def refusal(source: str, given: Mapping[str, Tensor], expected: Mapping[str, Ten
         for key in expected
         if key in given and given[key].shape != expected[key].shape
     ]
-    differences = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in unexpected] + shapes
+    differences = [f"missing {key}" for key in missing] + [f"unexpected {key[:100]}" for key in unexpected] + shapes
     if not differences:
         return None
     more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -50,6 +49,10 @@ def refusal(source: str, given: Mapping[str, Tensor], expected: Mapping[str, Ten
 
 
 def _likely_cause(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    if any(".lora_" in key or ".base_layer." in key for key in unexpected):
+        return "The file holds adapters (LoRA): merge them into the weights first."
+    if family := family_of(unexpected):
+        return f"The file looks like {family}."
     if unexpected == ["register_tokens"] and not missing:
         return "The file is of a model with registers: set student.num_register_tokens."
     if missing == ["register_tokens"] and not unexpected:
@@ -62,10 +65,7 @@ def _likely_cause(missing: Sequence[str], unexpected: Sequence[str]) -> str:
         return "The file has a classifier of another kind (head.*): take it out first."
     in_blocks = [key for key in [*unexpected, *missing] if key.startswith("blocks.")]
     if any(key.endswith(".norm1.weight") for key in in_blocks):
-        family = family_of(unexpected) if "cls_token" in missing else None
-        return f"The file looks like {family}." if family else "The depths differ: check student.arch."
-    if missing == ["mask_token"] or ("mask_token" in missing and any(key.endswith(".ls1.gamma") for key in missing)):
-        return "The file is of a vision transformer that was trained by another method."
+        return "The depths differ: check student.arch."
     if any(key.endswith(".ls1.gamma") for key in in_blocks):
         return "One of the two has no LayerScale: check student.layerscale."
     if in_blocks:

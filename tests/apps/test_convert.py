@@ -108,7 +108,7 @@ def test_a_folder_for_hugging_face_opens_in_the_stock_classes(registers):
     assert len(classifier.config.label2id) == 1000
     assert processor(pictures(1, 120, 140)[0], return_tensors="pt").pixel_values.shape == (1, 3, 98, 98)
     with safe_open("m/model.safetensors", framework="pt") as file:
-        assert file.metadata() == {"format": "pt"}
+        assert file.metadata()["format"] == "pt"
 
 
 @pytest.mark.slow
@@ -156,6 +156,29 @@ def test_another_size_is_reported_and_written():
     result = convert(saved("w.safetensors"), "w.pth", to="original", img_size=(42, 70), patch_size=7, in_chans=1)
     assert [note.split(" ")[0] for note in result.notes] == ["channels", "patch", "position"]
     assert loaded("w.pth").patch_embed.patches_resolution == (6, 10)
+
+
+def test_positions_that_are_no_square_are_written_with_the_size_that_is_given(here):
+    wide = tiny(img_size=(56, 84))
+    torch.save(wide.state_dict(), "w.pth")
+    with pytest.raises(WeightsError, match="dinov2 convert FILE NEW.pth --to original --img-size HEIGHT WIDTH"):
+        convert("w.pth", "new.pth", to="original")
+    assert convert("w.pth", "new.pth", to="original", img_size=[56, 84]).notes == ()
+    assert loaded("new.pth").patch_embed.patches_resolution == (4, 6)
+    assert torch.equal(all_tokens(loaded("new.pth"), images(1, 56, 84)), all_tokens(wide, images(1, 56, 84)))
+    with pytest.raises(WeightsError, match="a grid of 24 positions, which is not square"):
+        convert("w.pth", "other.pth", to="original", img_size=[84, 98])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named_as_the_cause(here, value):
+    state = tiny().state_dict()
+    state["blocks.1.norm2.bias"][3] = value
+    torch.save(state, "w.pth")
+    for to, out in OUTPUTS.items():
+        with pytest.raises(WeightsError, match=r"1 of 35 tensors of w.pth hold values that are not finite \(first bl"):
+            convert("w.pth", out, to=to)
+    assert [path.name for path in here.iterdir() if path.is_file()] == ["w.pth"]
 
 
 def test_half_precision_stays_half_precision():

@@ -21,7 +21,7 @@ from dinov2.data.datasets.globbed import ImageFiles
 from dinov2.errors import ConfigError, DataError, DinoError, WeightsError
 from dinov2.features.store import open_features, parts
 from dinov2.models.vision_transformer import DinoVisionTransformer
-from dinov2.pretrained import load
+from dinov2.pretrained import digest_of_files, load
 from tests.golden.recipe import fill
 from tests.runs import pictures
 
@@ -215,6 +215,24 @@ def test_what_changed_since_the_beginning_is_refused_by_name(here, photos, model
     with pytest.raises(DataError, match=r"source.images \(20 before, 21 now\)"):
         run(photos, model, "out.npz")
     assert run(photos, model, "out.npz", overwrite=True).rows == 18
+
+
+def test_what_was_begun_with_a_digest_of_the_files_goes_on(here, photos, model):
+    """Manifests had that one before the digest of the tensors, and it changed with the bytes of equal weights."""
+    run(photos, model, "out.npz", progress=stop_after(3))
+    manifest = here / "out.npz.parts" / "_manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content["request"]["model"]["sha256"] == load(model).digest
+    content["request"]["model"]["sha256"] = digest_of_files([model])
+    manifest.write_text(json.dumps(content))
+    assert run(photos, model, "out.npz").parts_kept > 0
+    again = torch.load(model, weights_only=True)
+    torch.save({"state_dict": again}, model)  # the same weights in other bytes
+    with pytest.raises(DataError, match="model.sha256"):
+        run(photos, model, "out.npz")
+    run(photos, model, "new.npz", progress=stop_after(3))
+    torch.save(again, model)
+    assert run(photos, model, "new.npz").parts_kept > 0
 
 
 def test_a_command_that_was_refused_after_its_first_image_does_not_bind_the_next_one(here, photos, model):

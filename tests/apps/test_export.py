@@ -294,3 +294,12 @@ def test_a_head_of_another_width_is_refused(here):
     with pytest.raises(WeightsError, match="head.pth reads 768 features"):
         export("w.pth", output="m.pt2", head="head.pth")
     assert not Path("m.pt2").exists()
+
+
+def test_weights_that_are_not_finite_are_named_as_the_cause(here):
+    model = vit_small(img_size=28, patch_size=14, depth=1, embed_dim=64, num_heads=1, block_chunks=0)
+    model.norm.weight.data[0] = float("nan")
+    torch.save(model.state_dict(), "w.pth")
+    with pytest.raises(WeightsError, match=r"1 of \d+ tensors of w.pth hold values that are not finite \(first no"):
+        export("w.pth", output="w.pt2")
+    assert not Path("w.pt2").exists()

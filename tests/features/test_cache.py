@@ -11,10 +11,10 @@ from dinov2.features.cache import (
     dataset_fingerprint,
     load_features,
     save_features,
-    state_digest,
 )
 from dinov2.features.extract import Features
 from dinov2.features.metrics import Scoring
+from dinov2.models.files import state_digest
 
 PARTS = {"weights": "ab12", "transform": {"crop": 224, "resize": 256}, "data": "cd34"}
 FEATURES = Features(

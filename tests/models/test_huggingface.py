@@ -82,8 +82,8 @@ def test_defaults_are_those_of_the_stock_classes():
         ({"model_type": None}, "a model of the family None"),
         ({"layer_norm_eps": 1e-12}, "has layer_norm_eps 1e-12; the models of this package have 1e-06"),
         ({"hidden_act": "relu"}, "has hidden_act 'relu'"),
-        ({"image_size": "large"}, "has a value that is no number"),
-        ({"hidden_size": None}, "has a value that is no number"),
+        ({"image_size": "large"}, "has a value of another kind"),
+        ({"hidden_size": None}, "has a value of another kind"),
         ({"patch_size": [14, 16]}, "has patches of [14, 16] pixels"),
         ({"patch_size": 0}, "has patches of [0, 0] pixels"),
         ({"num_attention_heads": 0}, "and 0 heads"),
@@ -136,4 +136,5 @@ def test_models_of_ones_own_keep_their_size_and_statistics():
 
 def test_what_normalises_nothing_tells_nothing():
     assert normalisation_of({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": False}) == {}
-    assert normalisation_of({}) == {} and normalisation_of({"image_mean": "x", "image_std": 3}) == {}
+    assert normalisation_of({}) == {} and normalisation_of({"image_mean": [0.5] * 3}) == {}
+    assert normalisation_of({"image_mean": 0.5, "image_std": 2}) == {"mean": [0.5], "std": [2]}

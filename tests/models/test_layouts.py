@@ -211,7 +211,7 @@ def test_classifiers_are_read_below_their_prefix(prefix):
         [],
         ["weight", "bias"],
         ["embeddings.patch_embeddings.projection.weight", "encoder.layer.0.layernorm_before.weight"],
-        ["cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight"],
+        ["pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight"],
         ["reg_token", "patch_embed.proj.weight", "blocks.0.ls1.gamma"],
     ],
 )

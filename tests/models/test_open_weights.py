@@ -72,7 +72,7 @@ def test_a_timm_file_of_ours_without_layer_scale_knows_what_it_is(tmp_path):
     write_tensors(tmp_path / "w.safetensors", state, model_table(model))
     assert "mask_token" in open_weights(tmp_path / "w.safetensors").state
     write_tensors(tmp_path / "w.safetensors", state)
-    assert "trained by another method, such as DINO, DeiT or MAE" in refused(tmp_path / "w.safetensors")
+    assert open_weights(tmp_path / "w.safetensors").notes == ("mask_token: zeros, the source has none",)
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
@@ -129,7 +129,10 @@ def test_a_pickled_sharded_tensor_is_refused_with_the_way_out(tmp_path):
         (["embeddings.cls_token", "encoder.layer.0.layernorm_before.weight"], "a ViT, DeiT or DINO in Hugging Face's"),
         (["cls_token", "dist_token", "pos_embed", "blocks.0.norm1.weight"], "it looks like DeiT"),
         (["cls_token", "storage_tokens", "rope_embed.periods"], "it looks like DINOv3"),
-        (["cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight"], "such as DINO, DeiT or MAE"),
+        (
+            ["encoder.cls_token", "encoder.patch_embed.proj.weight", "encoder.blocks.0.norm1.weight"],
+            "(below 'encoder.')",
+        ),
         (["conv1.weight", "layer1.0.conv1.weight"], "it looks like ResNet"),
         (["decode_head.conv_seg.weight"], "it looks like a depth or segmentation head"),
         (["weight", "bias"], "holds a linear head and no backbone; give the backbone, and this file as --head"),
@@ -211,3 +214,114 @@ def test_state_dicts_of_other_libraries_load_as_they_are(layout):
         load_into(target, {**from_original(model.state_dict(), layout).state, "head.weight": torch.zeros(3, 64)})
     with pytest.raises(WeightsError, match=r"unexpected register_tokens. The file is of a model with registers"):
         load_into(target, from_original(tiny(num_register_tokens=1).state_dict(), layout).state)
+
+
+# Backbones inside other checkpoints.
+
+
+def below(prefix: str, **more: Any) -> dict[str, Any]:
+    return {**{f"{prefix}{key}": value for key, value in tiny().state_dict().items()}, **more}
+
+
+def compiled(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names that blocks have which are compiled one by one, and ones wrapped for sharding."""
+    return {key.replace("blocks.0.", "blocks.0._orig_mod._fsdp_wrapped_module."): value for key, value in state.items()}
+
+
+NESTED: dict[str, dict[Any, Any]] = {
+    "Lightning": {"state_dict": below("model.backbone.", **{"model.loss.center": torch.zeros(2)}), "epoch": 1},
+    "a depth model": below("pretrained.", **{"depth_head.scratch.weight": torch.zeros(1)}),
+    "a long prefix": {"net": below("_orig_mod.module.encoder.image.trunk.")},
+    "another name": {"model_state_dict": below(""), "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
+    "a moving average": {"model_ema": below("module."), "args": {"lr": 1e-3}},
+    "three levels": {"checkpoint": {"models": {"backbone": below("")}}},
+    "a list": {"models": [{"weight": torch.ones(1)}, below("backbone.")]},
+    "a numbered one": {0: below("")},
+    "compiled blocks": compiled(below("")),
+    "a wrapped Hugging Face model": {
+        f"model.dinov2.{key}": value for key, value in from_original(tiny().state_dict(), "hf").state.items()
+    },
+    "a timm model": {
+        "state_dict": {f"visual.trunk.{key}": v for key, v in from_original(tiny().state_dict(), "timm").state.items()}
+    },
+    "no mask token": {key: value for key, value in tiny(init_values=None).state_dict().items() if key != "mask_token"},
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_backbone_is_found_by_its_keys_wherever_it_is(tmp_path, name):
+    torch.save(NESTED[name], tmp_path / "w.pth")
+    opened = open_weights(tmp_path / "w.pth")
+    model = tiny(init_values=None) if name == "no mask token" else tiny()
+    state = {key: value for key, value in model.state_dict().items() if key != "mask_token"}
+    assert set(opened.state) == {*state, "mask_token"}
+    assert all(torch.equal(opened.state[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize(
+    "content, taken",
+    [
+        ({"student": below("backbone."), "teacher": below("backbone.")}, "teacher.backbone."),
+        ({"state_dict": below(""), "state_dict_ema": below("")}, "state_dict_ema."),
+        ({"state_dict": {**below("base_encoder."), **below("momentum_encoder.")}}, "state_dict.momentum_encoder."),
+        ({"encoder": below("module."), "target_encoder": below("module.")}, "target_encoder.module."),
+        ({**below("student."), **below("other.")}, "other."),
+        ({"a": below(""), "b": below("")}, "a."),
+        ({"student": below("backbone.")}, "student.backbone."),
+    ],
+)
+def test_of_several_backbones_the_averaged_one_is_taken_and_named(tmp_path, content, taken):
+    torch.save(content, tmp_path / "w.pth")
+    note = open_weights(tmp_path / "w.pth").notes[0]
+    assert note.startswith(f"backbone of {taken!r} taken")
+    assert ("and not of" in note) == (str(content).count("patch_embed.proj.weight") > 1)
+
+
+def test_what_lies_beside_a_backbone_is_counted(tmp_path):
+    torch.save(
+        below("pretrained.", **{"depth_head.a": torch.zeros(1), "depth_head.b": torch.zeros(1)}), tmp_path / "w.pth"
+    )
+    opened = open_weights(tmp_path / "w.pth")
+    assert opened.dropped == ("depth_head.a", "depth_head.b")
+    report = load_into(tiny(), read_file(tmp_path / "w.pth"))
+    assert str(report) == f"{report.matched} tensors loaded; 2 of other parts left out"
+
+
+def test_a_classifier_on_other_features_is_left_out_with_a_note(tmp_path):
+    """Of somebody's fine-tuned model: on the class token alone, where the released heads read the patches as well."""
+    head = {"classifier.weight": torch.ones(3, 64), "classifier.bias": torch.zeros(3)}
+    torch.save({"state_dict": below("model.", **head)}, tmp_path / "w.pth")
+    opened = open_weights(tmp_path / "w.pth")
+    assert opened.head is None and "classifier left out, it reads other features" in opened.notes[0]
+
+
+def test_a_refusal_names_the_place_of_the_backbone(tmp_path):
+    torch.save({"net": below("encoder.", **{"encoder.head.weight": torch.zeros(3, 64)})}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w.pth \(below 'net.encoder.'\) does not fit this model: unexpected he"):
+        load_into(tiny(), read_file(tmp_path / "w.pth"), source="w.pth")
+    torch.save({"encoder.patch_embed.proj.weight": torch.zeros(64, 3, 14, 14)}, tmp_path / "w.pth")
+    assert (
+        "(below 'encoder.') holds no DINOv2 backbone: patch_embed.proj.weight is there and cls_token is not"
+        in refused(tmp_path / "w.pth")
+    )
+
+
+# Identity.
+
+
+def test_the_same_tensors_give_the_same_bytes_in_every_process(tmp_path):
+    """The writer of the format takes metadata from a hash map; eight files without a fixed order would differ."""
+    table, contents = model_table(tiny()), set()
+    for _ in range(8):
+        write_tensors(tmp_path / "w.safetensors", tiny().state_dict(), table)
+        contents.add((tmp_path / "w.safetensors").read_bytes())
+    assert len(contents) == 1
+    header = contents.pop()[8:200]
+    assert header.startswith(b'{"__metadata__":{"checksum":"crc32:') and b'"format":"pt","model":' in header
+
+
+def test_a_header_in_order_holds_any_name(tmp_path):
+    state = {'é\n"': torch.zeros(2), "\x7f日本": torch.ones(3)}
+    write_tensors(tmp_path / "w.safetensors", state, {"a": "ü"})
+    content = read_file(tmp_path / "w.safetensors")
+    assert content.pop("model") == {"a": "ü"} and list(map(len, map(content.get, state))) == [2, 3]

@@ -195,10 +195,20 @@ def test_other_kinds_of_files_are_refused_with_the_likely_cause():
         load_into(small(), {}, source="w.pth")
     with pytest.raises(WeightsError, match="looks like a linear head, not a backbone"):
         load_into(small(), {"weight": torch.zeros(10, 64), "bias": torch.zeros(10)})
-    state = small().state_dict()
+    for key, family in (
+        ("decoder_pos_embed", "MAE"),
+        ("dist_token", "DeiT"),
+        ("blocks.0.attn.qkv.lora_A.weight", "LoRA"),
+    ):
+        with pytest.raises(WeightsError, match=family):
+            load_into(small(), {**small().state_dict(), key: torch.zeros(1)})
+
+
+def test_weights_without_a_mask_token_get_zeros():
+    model, state = small(), small().state_dict()
     del state["mask_token"]
-    with pytest.raises(WeightsError, match="a vision transformer that was trained by another method"):
-        load_into(small(), state)
+    assert load_into(model, state).notes == ("mask_token: zeros, the source has none",)
+    assert not bool(model.mask_token.any()) and torch.equal(model.norm.weight, small().norm.weight)
 
 
 # Reading.
@@ -316,7 +326,7 @@ def test_a_teacher_is_written_as_the_release_does_and_as_safetensors_beside_it(t
     assert sorted(path.name for path in file.parent.iterdir()) == ["backbone.safetensors", "teacher_checkpoint.pth"]
 
     content = torch.load(file, weights_only=True)
-    assert list(content) == ["teacher", "model"] and content["model"] == table
+    assert list(content) == ["teacher", "model", "checksum"] and content["model"] == table
     assert list(content["teacher"]) == list(teacher)  # chunked keys stay, as released training files have them
     with safe_open(file.with_name("backbone.safetensors"), framework="pt") as beside:
         flat = DinoVisionTransformer(**{**TINY[variant], "block_chunks": 0}).state_dict()

@@ -21,9 +21,9 @@ from torch import Tensor
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.errors import ConfigError
 from dinov2.eval.baselines import RawPixels
-from dinov2.features.cache import state_digest
 from dinov2.features.peers import Peer
 from dinov2.features.tokens import Tokens
+from dinov2.models.files import state_digest
 from dinov2.pretrained import Pretrained
 
 __all__ = ["PARTS", "Subject", "called", "raw_pixels", "subject_of", "untrained_twin", "with_size"]

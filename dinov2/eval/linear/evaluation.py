@@ -29,9 +29,9 @@ from dinov2.eval.log_regression.held_out import (
 )
 from dinov2.eval.outcome import Evaluation, Outcome
 from dinov2.eval.scoring import scored
-from dinov2.features.cache import state_digest
 from dinov2.features.extract import Features
 from dinov2.features.results import Result
+from dinov2.models.files import state_digest
 
 __all__ = ["LiveBatches", "evaluate_linear", "held_out_rows"]
 

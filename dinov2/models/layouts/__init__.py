@@ -36,7 +36,9 @@ Layout = Literal["original", "hf", "timm"]
 _ORDER = ["norm1", "attn.qkv", "attn.proj", "ls1", "norm2", "mlp.fc1", "mlp.fc2", "mlp.w12", "mlp.w3", "ls2"]
 _TOP_ORDER = ["cls_token", "pos_embed", "register_tokens", "mask_token", "patch_embed.proj"]
 _CLASSIFIERS = ("linear_head.", "classifier.")
-_BLOCK_KEY = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.(.+)")
+# Nine digits at most: Python does not turn thousands of them into a number, and `\d` means those of every script.
+_BLOCK_KEY = re.compile(r"blocks\.(?:[0-9]{1,9}\.)?([0-9]{1,9})\.(.+)")
+_CHUNKED_KEY = re.compile(r"^blocks\.[0-9]{1,9}\.([0-9]{1,9})\.(?![0-9])")
 
 
 class Converted(NamedTuple):
@@ -51,14 +53,10 @@ def layout_of(state: Mapping[str, Tensor]) -> Layout | None:
     names = {without_prefix(key) for key in state}
     if "embeddings.patch_embeddings.projection.weight" in names and "encoder.layer.0.layer_scale1.lambda1" in names:
         return "hf"
-    if not {"pos_embed", "patch_embed.proj.weight"} <= names:
+    if not {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= names:
         return None
-    if "reg_token" in names:
-        return "timm"
-    if "mask_token" in names or "register_tokens" in names:
-        return "original"
-    # Transformers of other methods lack the mask token too, but they have no LayerScale either.
-    return "timm" if "blocks.0.ls1.gamma" in names else None
+    # Without a mask token a file is timm's, or one from which it was taken out: a strict load tells whether it fits.
+    return "timm" if "reg_token" in names or "mask_token" not in names else "original"
 
 
 def to_original(state: Mapping[str, Tensor], layout: Layout) -> Converted:
@@ -99,10 +97,7 @@ def split_classifier(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
 
 def flat_key(key: str) -> str:
     """`blocks.<chunk>.<index>.` of training files as `blocks.<index>.`; other keys as they are."""
-    parts = key.split(".")
-    if parts[0] == "blocks" and len(parts) > 2 and parts[1].isdigit() and parts[2].isdigit():
-        del parts[1]
-    return ".".join(parts)
+    return _CHUNKED_KEY.sub(r"blocks.\1.", key)
 
 
 def release_order(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,8 +44,8 @@ _SPLIT: dict[str, list[tuple[str, ...]]] = {
     ],
     "mlp.w12": [("mlp.gate_proj", "mlp.up_proj")],
 }
-_KEY = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
-_BLOCK_KEY = re.compile(r"blocks\.(\d+)\.(.+)")
+_KEY = re.compile(r"encoder\.layer\.([0-9]{1,9})\.(.+)")
+_BLOCK_KEY = re.compile(r"blocks\.([0-9]{1,9})\.(.+)")
 
 
 def from_huggingface(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -107,13 +107,10 @@ def export_latest(cfg: Config, output_dir: str | Path) -> Path:
     Raises `ConfigError` when the folder holds no checkpoint.
     """
     run = RunFolder(output_dir)
-    if run.checkpoints.latest() is None:
+    step = run.checkpoints.latest()
+    if step is None:
         raise ConfigError(f"{run.path} holds no checkpoint to export a teacher from; train first")
-    training = build(cfg, run)
-    load_checkpoint(training)
-    file = run.path / "eval" / f"manual_{training.first}" / "teacher_checkpoint.pth"
-    export_teacher(training, file)
-    return file
+    return run.export_checkpoint(step, cfg)
 
 
 def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> tuple[int, int, int]:
@@ -158,6 +155,8 @@ def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> t
                     unreadable.write()
                     _save(training, done, skipped)
             if ending:
+                if not training.run.teacher_file(step).exists():  # stopped on request: what was learned can be used
+                    export_teacher(training, training.run.teacher_file(step))
                 break
     return step + 1, len(unreadable.reasons), skipped.count
 

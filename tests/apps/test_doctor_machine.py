@@ -14,6 +14,7 @@ import torch
 from dinov2.apps.doctor import Diagnosis, Finding, examine, in_words
 from dinov2.apps.doctor.machine import Machine, examine_machine, observe_machine
 from dinov2.apps.doctor.packages import (
+    _NOT_USED_YET,
     _PURPOSES,
     parse_requirement,
     pip_command,
@@ -21,6 +22,7 @@ from dinov2.apps.doctor.packages import (
     torchvision_pair,
     version_key,
 )
+from tests.test_floors import imports_of, modules, tree_of
 
 GIB = 2**30
 FIT = Machine(
@@ -169,6 +171,15 @@ def test_the_command_for_pip_reaches_the_python_that_asks(monkeypatch, tmp_path)
 def test_every_optional_package_is_told_with_what_it_is_for():
     extras = {requirement.extra for requirement in requirements()} - {""}
     assert extras == set(_PURPOSES)
+
+
+def test_no_package_is_recommended_that_no_code_imports():
+    imported = {found.module.partition(".")[0] for path in modules() for found in imports_of(tree_of(path))}
+    imported |= {"tensorboard", "accelerate", "onnxscript"}  # through torch and transformers
+    names = {"scikit-learn": "sklearn", "faiss-cpu": "faiss", "cuml-cu12": "cuml"}
+    optional = {names.get(one.name, one.name) for one in requirements() if one.extra}
+    assert optional - imported == set()
+    assert not _NOT_USED_YET & imported
 
 
 # The whole.

@@ -119,6 +119,10 @@ def test_a_run_without_a_readable_configuration_is_described_as_far_as_it_goes()
     "changes, state",
     [
         ({"silent_for": 5.0}, "running"),
+        ({"silent_for": 5.0, "locked": True}, "running"),
+        ({"silent_for": 5.0, "locked": False, "checkpoints": [150, 396]}, "stopped"),
+        ({"silent_for": 5.0, "locked": False, "checkpoints": [150, 396], "process": 4321}, "stopped"),
+        ({"silent_for": 5.0, "locked": False, "checkpoints": [150, 300]}, "killed"),
         ({"silent_for": 900.0, "process": 4321}, "silent"),
         ({"silent_for": 900.0, "checkpoints": [150, 396]}, "stopped"),
         ({"silent_for": 900.0, "checkpoints": [150, 300]}, "killed"),
@@ -142,16 +146,30 @@ def test_a_long_silence_is_normal_for_slow_steps():
 # Reading the folder.
 
 
-def test_a_run_that_was_killed_and_one_that_goes_on_are_told_apart_by_the_time_of_their_files(tmp_path):
-    train(tiny_config(), tmp_path, max_steps=8, announce=lambda text: None)
+def test_a_run_that_goes_on_was_stopped_or_was_killed_is_known_by_its_lock(tmp_path):
+    states = []
+    train(
+        tiny_config(),
+        tmp_path,
+        max_steps=8,
+        evaluate=lambda training, step: states.append(examine_run(tmp_path).state),
+        announce=lambda text: None,
+    )
+    assert states == ["running"]
+    assert examine_run(tmp_path).state == "stopped"
+    with open(tmp_path / "training_metrics.json", "ab") as file:
+        file.write(json.dumps({"iteration": 9, "total_loss": 1.0}).encode() + b"\n" + b'{"iterat')
+    assert examine_run(tmp_path).state == "killed"
+
+
+def test_a_run_without_locks_is_judged_by_the_time_of_its_files(tmp_path):
+    """A folder of the release: checkpoints of another name, no lock."""
+    (tmp_path / "training_metrics.json").write_text('{"iteration": 3, "total_loss": 1.0}\n')
+    (tmp_path / "model_0000005.rank_0.pth").touch()
     assert examine_run(tmp_path).state == "running"
     for path in tmp_path.rglob("*"):
         os.utime(path, (1e9, 1e9))
     assert examine_run(tmp_path).state == "stopped"
-    with open(tmp_path / "training_metrics.json", "ab") as file:
-        file.write(json.dumps({"iteration": 9, "total_loss": 1.0}).encode() + b"\n" + b'{"iterat')
-    os.utime(tmp_path / "training_metrics.json", (1e9, 1e9))
-    assert examine_run(tmp_path).state == "killed"
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell which files a process holds")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov2.apps.doctor import examine_run
 from dinov2.apps.train import check_training
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, DataError, TrainingDiverged
 from dinov2.logging import read_metrics
 from dinov2.pretrained import load
 from dinov2.train import train as train_module
+from dinov2.train.run_folder import RunFolder
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.train.train import export_latest, train
 from tests.train.tiny_run import tiny_config
@@ -192,6 +195,40 @@ def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path):
     assert train(cfg, tmp_path / "run", announce=quiet).step == 12
     train(cfg, tmp_path / "whole", announce=quiet)
     assert losses(tmp_path / "whole") == losses(tmp_path / "run")
+
+
+def test_a_run_that_is_stopped_before_its_first_export_can_be_used(tmp_path, monkeypatch):
+    honest = train_module.metrics_row
+
+    def stop_in_the_second_step(training, step, *rest):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(training, step, *rest)
+
+    monkeypatch.setattr(train_module, "metrics_row", stop_in_the_second_step)
+    assert train(tiny_config(), tmp_path, announce=quiet).stopped_by == "SIGTERM"
+    exported = load(tmp_path)
+    assert exported.source == str(tmp_path / "eval" / "training_1" / "teacher_checkpoint.pth")
+    assert examine_run(tmp_path).state == "stopped"
+
+    shutil.rmtree(tmp_path / "eval")  # as after a kill: there is a checkpoint, and no export
+    from_checkpoint = load(tmp_path)
+    assert from_checkpoint.source == str(tmp_path / "eval" / "manual_2" / "teacher_checkpoint.pth")
+    assert torch.equal(from_checkpoint.backbone.pos_embed, exported.backbone.pos_embed)
+    assert from_checkpoint.transform.describe() == exported.transform.describe()
+
+
+def test_the_newest_export_is_used_whoever_asked_for_it(tmp_path):
+    for name in ("training_4", "manual_6", "training_x", "other_9"):
+        (tmp_path / "eval" / name).mkdir(parents=True)
+        (tmp_path / "eval" / name / "teacher_checkpoint.pth").touch()
+    assert RunFolder(tmp_path).latest_teacher().parent.name == "manual_6"
+    (tmp_path / "eval" / "training_5").mkdir()
+    (tmp_path / "eval" / "training_5" / "teacher_checkpoint.pth").touch()
+    assert RunFolder(tmp_path).latest_teacher().parent.name in ("manual_6", "training_5")  # both after six steps
+    (tmp_path / "eval" / "training_6").mkdir()
+    (tmp_path / "eval" / "training_6" / "teacher_checkpoint.pth").touch()
+    assert RunFolder(tmp_path).latest_teacher().parent.name == "training_6"
 
 
 def test_a_failing_evaluation_loses_no_steps(tmp_path):

@@ -30,10 +30,11 @@ def examine_life(log: RunLog, signs: Signs) -> tuple[str, Finding]:
     if log.process is not None and log.paused:
         says = f"process {log.process} was paused after {done}{of_all} steps, {_words(log.silent_for)} ago"
         return "paused", note("state", says, f"kill -CONT {log.process}", **facts, process=log.process)
-    if log.silent_for is not None and log.silent_for < patience(log):
+    ended = log.locked is False  # an open log may belong to a session that has trained and goes on with other work
+    if not ended and log.silent_for is not None and log.silent_for < patience(log):
         return "running", fine("state", f"running: {done}{of_all} steps done", **facts)
     again = f"the same command goes on from step {saved:,}" if saved else "the same command begins anew"
-    if log.process is not None:
+    if not ended and log.process is not None:
         return "silent", note(
             "state",
             f"process {log.process} is there but has written nothing for {_words(log.silent_for)}: it hangs, or is in "

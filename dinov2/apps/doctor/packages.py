@@ -37,21 +37,18 @@ _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
 _NOT_FOR_USERS = {"dev", "all"}
 # Extras that install only where there is an NVIDIA GPU.
 _FOR_CUDA = {"cuml"}
+# Extras and packages that are declared for what is not built yet: nothing here imports them.
+_NOT_USED_YET = {"datasets", "dense", "quant", "report", "slurm", "wandb"}
 _PURPOSES = {
     "hf": "transformers' classes and models by their Hugging Face names",
     "hub": "downloads from the Hugging Face hub",
     "parquet": "data sets and embeddings in Parquet files",
-    "datasets": "data sets of the package datasets",
     "index": "k-NN on tens of millions of features",
     "logistic": "logistic regression by scikit-learn",
     "cuml": "logistic regression by cuML",
-    "slurm": "launching on a SLURM cluster",
     "export": "ONNX files",
-    "report": "matplotlib pictures in a report",
-    "dense": "depth and segmentation",
     "tiff": "TIFF images of more than three channels",
-    "track": "curves in TensorBoard or Weights & Biases",
-    "quant": "quantised models",
+    "track": "curves in TensorBoard",
     "timm": "timm's models and weights",
 }
 
@@ -104,7 +101,8 @@ def requirements() -> list[Requirement]:
     except PackageNotFoundError:
         lines = _from_clone(Path(__file__).parents[3] / "pyproject.toml")
     found = [requirement for line in lines if (requirement := parse_requirement(line)) is not None]
-    return [one for one in found if one.extra not in _NOT_FOR_USERS and one.name != _DISTRIBUTION]
+    left_out = _NOT_FOR_USERS | _NOT_USED_YET
+    return [one for one in found if not {one.extra, one.name} & left_out and one.name != _DISTRIBUTION]
 
 
 def parse_requirement(line: str) -> Requirement | None:

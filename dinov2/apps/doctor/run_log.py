@@ -15,6 +15,7 @@ from typing import Any
 from dinov2.configs import Config, load_config
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import DataError, DinoError
+from dinov2.file_lock import is_held
 from dinov2.logging import read_metrics
 from dinov2.whole_files import read_json
 
@@ -52,6 +53,8 @@ class RunLog:
     """Seconds since something was last written; None when it is not known."""
     process: int | None = None
     """Number of the process that wrote the log, if it is on this machine and still holds it open."""
+    locked: bool | None = None
+    """Whether a training holds the folder's lock; None when that is not known (the release, a disk without locks)."""
     paused: bool = False
     """Whether that process was told to stop (a signal, Ctrl-Z) and waits to be continued."""
 
@@ -93,6 +96,7 @@ def read_run_log(folder: str | os.PathLike[str], *, now: float | None = None) ->
         baselines=_baselines(path / "summary.json"),
         silent_for=_silence(path, now if now is not None else time.time()),
         process=process,
+        locked=_locked(path),
         paused=process is not None and _is_paused(process),
     )
 
@@ -202,6 +206,13 @@ def _process(log: Path) -> int | None:
     except OSError:
         return None
     return int(numbers[-1]) if os.path.realpath(log) in held else None
+
+
+def _locked(folder: Path) -> bool | None:
+    lock = folder / ".train.lock"
+    # Only trainings of this package have a lock; a clean end removes it and leaves a checkpoint.
+    known = lock.exists() or bool(CheckpointStore(folder / "checkpoints").steps())
+    return is_held(lock) if known else None
 
 
 def _is_paused(process: int) -> bool:

@@ -52,6 +52,7 @@ def run_training(
     output_dir: str | os.PathLike[str] | None = None,
     max_steps: int | None = None,
     resume: bool = True,
+    refuse_excess: bool = False,
     evaluations: Sequence[Evaluate] = (),
     announce: Callable[[str], None] = _LOG.info,
 ) -> tuple[Path, Outcome]:
@@ -68,7 +69,15 @@ def run_training(
         for call in calls:
             call(training, iteration)
 
-    return folder, train(cfg, folder, max_steps=max_steps, resume=resume, evaluate=evaluate, announce=announce)
+    return folder, train(
+        cfg,
+        folder,
+        max_steps=max_steps,
+        resume=resume,
+        refuse_excess=refuse_excess,
+        evaluate=evaluate,
+        announce=announce,
+    )
 
 
 def _outside_images(folder: Path, cfg: Config) -> Path:

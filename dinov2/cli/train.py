@@ -46,6 +46,12 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "--no-resume", action="store_true", help="refuse a folder that already holds a run instead of resuming it"
     )
     parser.add_argument(
+        "--yes",
+        action="store_true",
+        help="start a new run also where it needs more than 70 %% of the free memory, or more than 1,000 passes over "
+        "the images without --max-steps",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the configuration, write nothing"
     )
     add_image_options(parser)
@@ -80,6 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
         output_dir=arguments.output_dir,
         max_steps=arguments.max_steps,
         resume=not arguments.no_resume,
+        refuse_excess=not arguments.yes,
         announce=say,
     )
     say(outcome_line(outcome, folder))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available_memory", "freed_memory_kept"]
+__all__ = ["available_memory", "free_memory", "freed_memory_kept"]
 
 # Parameters of glibc's mallopt(3) by number. While memory is kept, it goes back to the system when 2 GiB in a row are
 # free, blocks from 1 GiB on get pages of their own, and the heap grows by 64 MiB. Afterwards they have the values up to
@@ -31,6 +31,13 @@ def available_memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, ValueError, OSError):  # Windows
         return None
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a program could take on `device` now: of the GPU, else of main memory; None where unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_memory()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from dinov2.distributed import get_global_size, is_main_process
 __all__ = ["Progress", "ProgressFigures", "peak_memory"]
 
 _WINDOW = 20  # steps; the release's window for the times in its metrics
+_FIRST_STEPS = 5  # after which the duration is told
 _COLLAPSE = 5  # times slower than before, the waiting for data left out: more than other crops or a warm CPU explain
 _LOG = logging.getLogger("dinov2")
 
@@ -92,6 +93,7 @@ class Progress:
         self._task = TaskID(0)
         self._fastest = 0.0  # images per second of computing, the waiting for data left out
         self._warned = False
+        self._duration_told = False
 
     def __enter__(self) -> "Progress":
         self._mark = self._clock()
@@ -131,6 +133,7 @@ class Progress:
         """Bring the display up to date; `loss` is the newest one known."""
         self._loss = loss if loss is not None else self._loss
         self._notice_collapse()
+        self._tell_duration()
         if self._live is not None:
             self._live.update(self._task, figures=str(self.figures()))
         elif self._last_line is None or self._clock() - self._last_line >= self._line_every or self.done == self.total:
@@ -177,6 +180,20 @@ class Progress:
                     f"seems to need the same cores, and {torch.get_num_threads()} threads wait for each other; stop "
                     "the run and give its command again with train.num_threads=1"
                 )
+
+    def _tell_duration(self) -> None:
+        """Say once, after the first steps, how long the training will take."""
+        if self._duration_told or len(self._steps) < _FIRST_STEPS or self.done >= self.total:
+            return
+        self._duration_told = True
+        # The first step also loads code and fills caches.
+        steps = list(self._steps)[1:]
+        each = sum(step[0] for step in steps) / len(steps)
+        if is_main_process():
+            _LOG.info(
+                f"the first steps took {each:.3g} s each: about {_duration(each * (self.total - self.done))} for the "
+                f"{self.total - self.done:,} that are left, evaluations and checkpoints not counted"
+            )
 
     def _write_line(self) -> None:
         if is_main_process():

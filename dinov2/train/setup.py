@@ -17,12 +17,13 @@ from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.datasets.decoded import DecodedCache
 from dinov2.data.loaders import make_dataset
 from dinov2.distributed import get_global_rank, get_global_size
-from dinov2.engine.memory import available_memory
+from dinov2.engine.memory import available_memory, free_memory
 from dinov2.engine.optim import LossScaler, build_optimizer
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.engine.schedules import Schedules, total_steps
 from dinov2.errors import ConfigError, DataError
 from dinov2.models.weights import load_into, read_file
+from dinov2.train.limits import estimated_memory, excesses
 from dinov2.train.run_folder import RunFolder
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 
@@ -52,6 +53,15 @@ class Training:
     first: int
     last: int
     total: int
+    memory: int
+    """Estimated peak in bytes."""
+    free_memory: int | None
+    """Bytes that were free before the models were built, on the device that trains."""
+
+    @property
+    def passes(self) -> float:
+        """How often the whole training sees each image."""
+        return self.total * self.global_batch / len(self.dataset)
 
     @property
     def student_parts(self) -> dict[str, nn.Module]:
@@ -66,8 +76,14 @@ class Training:
         return state
 
 
-def build(cfg: Config, run: RunFolder, *, max_steps: int | None = None, resume: bool = True) -> Training:
-    """Builds and checks all parts; raises `ConfigError` or `DataError` in one sentence before anything is written."""
+def build(
+    cfg: Config, run: RunFolder, *, max_steps: int | None = None, resume: bool = True, refuse_excess: bool = False
+) -> Training:
+    """Builds and checks all parts; raises `ConfigError` or `DataError` in one sentence before anything is written.
+
+    A new run that needs more than 70 % of the free memory, or more than 1,000 passes over the images where `max_steps`
+    does not end it earlier, is refused with `refuse_excess`, and warned of without.
+    """
     refuse_several_processes()
     device = choose_device(cfg.train.device)
     precision = choose_precision(_precision_name(cfg), device)
@@ -76,13 +92,20 @@ def build(cfg: Config, run: RunFolder, *, max_steps: int | None = None, resume: 
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"--max-steps is {max_steps}; write a whole number from 1")
     cfg.check_local_crops()
-    _check_architecture(cfg)
+    memory = estimated_memory(cfg, _check_architecture(cfg), precision)
+    free = free_memory(device)
     dataset = make_dataset(cfg.train.dataset_path)
     _check_images(dataset, cfg)
     fingerprint = dataset.fingerprint()
     global_batch = cfg.train.batch_size_per_gpu * get_global_size()
     first = run.first_step(cfg, resume=resume, fingerprint=fingerprint, global_batch=global_batch)
     total = total_steps(cfg)
+    passes = 0.0 if max_steps is not None else total * global_batch / len(dataset)
+    excess = excesses(cfg, memory=memory, free=free, passes=passes, n_images=len(dataset), steps=total)
+    if excess and not first:
+        if refuse_excess:
+            raise ConfigError(f"this training takes more than is meant: {excess}; add --yes to start it all the same")
+        _LOG.warning(f"this training takes a lot: {excess}")
 
     torch.manual_seed(cfg.train.seed)
     ssl = SSLMetaArch(cfg, precision=precision)
@@ -105,6 +128,8 @@ def build(cfg: Config, run: RunFolder, *, max_steps: int | None = None, resume: 
         first=first,
         last=total if max_steps is None else min(total, max_steps),
         total=total,
+        memory=memory,
+        free_memory=free,
     )
 
 
@@ -172,10 +197,11 @@ def _precision_name(cfg: Config) -> str:
     return str(types.pop())
 
 
-def _check_architecture(cfg: Config) -> None:
+def _check_architecture(cfg: Config) -> nn.ModuleDict:
+    """The student on the meta device."""
     try:
         with torch.device("meta"):
-            SSLMetaArch(cfg)
+            return SSLMetaArch(cfg).student
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

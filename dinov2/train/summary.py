@@ -6,6 +6,8 @@ from dinov2.train.setup import Training
 
 __all__ = ["summary"]
 
+_GIB = 2**30
+
 
 def summary(training: Training) -> str:
     """Model, data, batch, steps, what an epoch means here, precision and where things are written."""
@@ -14,7 +16,6 @@ def summary(training: Training) -> str:
     parameters = sum(p.numel() for p in backbone.parameters())
     heads = sum(p.numel() for p in training.ssl.student.parameters()) - parameters
     epoch = cfg.train.OFFICIAL_EPOCH_LENGTH
-    passes = training.total * training.global_batch / len(training.dataset)
     precision = (
         "float32" if training.precision is None else f"{str(training.precision).removeprefix('torch.')} autocast"
     )
@@ -27,9 +28,11 @@ def summary(training: Training) -> str:
         f"{cfg.crops.local_crops_size} px",
         f"batch      {training.global_batch} images a step{_processes()}",
         f"steps      {training.total:,} = {cfg.optim.epochs} epochs of {epoch:,} steps (an epoch is a fixed number of "
-        f"steps, not a pass over the data); {passes:.1f} passes over the images in all",
+        f"steps, not a pass over the data); {training.passes:,.1f} passes over the images in all",
         f"objective  {_objective(cfg)}",
         f"precision  {precision} on {training.device}",
+        f"memory     about {training.memory / _GIB:.1f} GiB, estimated from the architecture"
+        + (f"; {training.free_memory / _GIB:.1f} GiB are free" if training.free_memory is not None else ""),
         f"output     {training.run.path}",
     ]
     if training.first:

@@ -58,31 +58,26 @@ def train(
     *,
     max_steps: int | None = None,
     resume: bool = True,
+    refuse_excess: bool = False,
     evaluate: Evaluate | None = None,
     announce: Callable[[str], None] = _LOG.info,
 ) -> Outcome:
     """Trains in `output_dir`, from its newest checkpoint if there is one.
 
-    `max_steps` stops there and leaves the schedules alone. SIGTERM and SIGINT save a checkpoint and end the run
-    cleanly. Raises `ConfigError` or `DataError` before anything is written, also when another process trains in
+    `max_steps` stops there and leaves the schedules alone. `refuse_excess` refuses a run of more memory or passes than
+    anyone means (`dinov2.train.limits`), of which it otherwise warns. SIGTERM and SIGINT save a checkpoint and end the
+    run cleanly. Raises `ConfigError` or `DataError` before anything is written, also when another process trains in
     `output_dir`, and `TrainingDiverged` when losses stay non-finite.
     """
     refuse_several_processes()
     run = RunFolder(output_dir, keep_checkpoints=cfg.train.keep_checkpoints)
     with run.exclusive():
-        return _train(cfg, run, max_steps, resume, evaluate, announce)
+        training = build(cfg, run, max_steps=max_steps, resume=resume, refuse_excess=refuse_excess)
+        return _train(training, evaluate, announce)
 
 
-def _train(
-    cfg: Config,
-    run: RunFolder,
-    max_steps: int | None,
-    resume: bool,
-    evaluate: Evaluate | None,
-    announce: Callable[[str], None],
-) -> Outcome:
-    began = time.monotonic()
-    training = build(cfg, run, max_steps=max_steps, resume=resume)
+def _train(training: Training, evaluate: Evaluate | None, announce: Callable[[str], None]) -> Outcome:
+    began, run = time.monotonic(), training.run
     if training.first >= training.last:
         missing = run.teacher_file(training.last - 1)
         if training.first == training.last and not missing.exists():  # a run that ended while it was written
@@ -92,7 +87,7 @@ def _train(
         announce(f"{run.path} has done {training.first:,} of {training.total:,} steps, {asked}: nothing is left to do")
         return Outcome(training.first, training.total, 0.0, None, len(run.read_unreadable()), 0)
     if is_main_process():
-        run.open(cfg)
+        run.open(training.cfg)
     setup_logging(run.path)
     load_checkpoint(training)
     announce(summary(training))

@@ -244,7 +244,7 @@ def wait_for(condition, process: subprocess.Popen[str], seconds: float = 90.0) -
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to consoles, not to processes")
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     run = tmp_path / "run"
-    process = started(run, "train.OFFICIAL_EPOCH_LENGTH=5000", "train.checkpoint_every=100000", "train.log_every=20")
+    process = started(run, "--yes", "train.OFFICIAL_EPOCH_LENGTH=5000", "train.checkpoint_every=100000", "train.log_every=20")
     wait_for(lambda: (run / "training_metrics.json").exists() and steps(run) > 1, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -265,3 +265,12 @@ def test_a_training_with_loader_workers_that_fails_ends(tmp_path):
     _, err = process.communicate(timeout=90)  # workers leave SIGTERM to their parent, which waits for them at its end
     assert process.returncode == 1
     assert "the checkpoint of step 3 could not be written" in err.splitlines()[-1]
+
+
+def test_too_many_passes_are_refused_unless_the_user_says_yes_or_how_long(dinov2, here):
+    command = ("train", "--data", "toy:n=4", "--output-dir", "run", *PRESET, "train.OFFICIAL_EPOCH_LENGTH=1000")
+    refused = dinov2(*command)
+    assert refused.code == 2 and "are 3,000 passes over 4 images" in refused.err
+    assert refused.err.count("\n") == 1 and not (here / "run").exists()
+    assert dinov2(*command, "--max-steps", "2").code == 0
+    assert "resuming   from step 2" in dinov2(*command, "--max-steps", "3").out

@@ -4,6 +4,8 @@ The estimate counts what autograd keeps of every block, the scores of the heads,
 two moments and the teacher. docs/benchmarks.md compares it with measured peaks.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -25,7 +27,8 @@ _OF_NUMBER = {None: 4.0, torch.bfloat16: 2.6, torch.float16: 2.6}
 
 def estimated_memory(cfg: Config, student: nn.ModuleDict, precision: torch.dtype | None) -> int:
     """Bytes at the peak of a training step of one process; `student` may be on the meta device."""
-    backbone, crops, batch = student["backbone"], cfg.crops, cfg.train.batch_size_per_gpu
+    backbone: Any = student["backbone"]
+    crops, batch = cfg.crops, cfg.train.batch_size_per_gpu
     patch, extra = cfg.student.patch_size, 1 + cfg.student.num_register_tokens
     patches_global, patches_local = ((side // patch) ** 2 for side in (crops.global_crops_size, crops.local_crops_size))
     tokens = batch * (2 * (extra + patches_global) + crops.local_crops_number * (extra + patches_local))
@@ -44,7 +47,7 @@ def estimated_memory(cfg: Config, student: nn.ModuleDict, precision: torch.dtype
     of_patches = cfg.ibot if cfg.ibot.separate_head else cfg.dino
     # Scores of the student four times (scores, divided by the temperature, their logarithm, the gradient), of the
     # teacher twice; float32 whatever the precision.
-    scores = batch * (4 * (2 + crops.local_crops_number) + 2 * 2) * cfg.dino.head_n_prototypes
+    scores = 1.0 * batch * (4 * (2 + crops.local_crops_number) + 2 * 2) * cfg.dino.head_n_prototypes
     scores += masked * (4 + 2) * of_patches.head_n_prototypes
 
     parameters = sum(parameter.numel() for parameter in student.parameters())

@@ -105,11 +105,11 @@ def _steps(file: Path) -> list[dict[str, Any]]:
     """Rows that belong to a step; none where there is no file. JSON has no NaN, but the release wrote some."""
     rows = read_metrics(file) if file.exists() else []
     plain = [{key: None if _is_broken(value) else value for key, value in row.items()} for row in rows]
-    return [row for row in plain if _is_number(row.get("iteration")) and abs(row["iteration"]) < 2**63]
+    return [row for row in plain if _is_iteration(row.get("iteration"))]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+def _is_iteration(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 2**63
 
 
 def _is_broken(value: object) -> bool:

@@ -24,7 +24,14 @@ from dinov2.engine.parallel import autocast, choose_device, choose_precision
 from dinov2.errors import ConfigError
 from dinov2.features.inputs import as_list, to_model_input
 from dinov2.features.peers import Peer, is_peer, load_peer
-from dinov2.features.tokens import ImageFeatures, Tokens, as_float32_on_cpu, backbone_tokens, packed_tokens
+from dinov2.features.tokens import (
+    ImageFeatures,
+    Tokens,
+    as_float32_on_cpu,
+    backbone_tokens,
+    packed_tokens,
+    require_finite,
+)
 from dinov2.models import build_model_from_cfg
 from dinov2.models.files import state_digest
 from dinov2.models.inference import prepared
@@ -107,7 +114,8 @@ class Pretrained:
         """Tokens, float32 on the model's device, of normalised images `[B, C, H, W]`; no gradients.
 
         `layers` are indices of blocks whose tokens are wanted too, negative ones counted from the end. Sides that are
-        no multiple of the patch are filled up with zeros (`dinov2.data.eval_transform`).
+        no multiple of the patch are filled up with zeros (`dinov2.data.eval_transform`). Raises `DataError` for tokens
+        that are NaN or infinite.
         """
         images = pad_to_multiple(images.to(self.device, torch.float32, non_blocking=True), self.patch_size)
         with torch.inference_mode():
@@ -116,6 +124,7 @@ class Pretrained:
                     tokens = self.backbone.tokens(images, layers).map(Tensor.float)
             else:
                 tokens = backbone_tokens(self._prepared(), images, layers)
+        self._require_finite(tokens)
         # Tensors of inference mode cannot enter a graph; their copies can, as the input of a head that is trained.
         return tokens.map(torch.clone)
 
@@ -134,7 +143,7 @@ class Pretrained:
         another `fit` when asked for: `crop`, `aspect` or `pad`), or a float tensor `[C, H, W]` that is normalised
         already. Several are a list or a batch `[B, C, H, W]`; images of different sizes share one packed pass.
         `max_tokens` is the largest number of patches of one image (None: `dinov2.data.eval_transform.MAX_TOKENS`).
-        Raises `DataError` for what is no image.
+        Raises `DataError` for what is no image, and when a token is NaN or infinite.
         """
         items, single = as_list(images)
         transform = self.transform
@@ -152,7 +161,7 @@ class Pretrained:
     def classify(self, images: Tensor) -> Tensor:
         """Logits `[B, classes]`, float32, of normalised images `[B, C, H, W]`, by the linear head.
 
-        Raises `ConfigError` when the model has none.
+        Raises `ConfigError` when the model has none, `DataError` for logits that are NaN or infinite.
         """
         if self.head is None:
             raise ConfigError(f"{self.name} has no classifier; load one such as dinov2_vits14_lc, or give a head file")
@@ -163,7 +172,12 @@ class Pretrained:
         read = classifier_input(class_tokens, tokens.patches.flatten(1, 2))
         with torch.no_grad():
             logits: Tensor = self.head(read)
+        require_finite(logits, model=self.name, what="logits")
         return logits
+
+    def _require_finite(self, tokens: Tokens) -> None:
+        for part in tokens[:3]:
+            require_finite(part, model=self.name)
 
     def _prepared(self) -> Any:
         """The backbone as it computes: itself, or a copy whose weights are kept in the lower precision."""
@@ -181,6 +195,8 @@ class Pretrained:
         if len(batches) > 1 and not layers and isinstance(self.backbone, DinoVisionTransformer):
             with torch.inference_mode():
                 tokens = packed_tokens(self._prepared(), [batch.to(self.device) for batch in batches])
+            for part in tokens:
+                self._require_finite(part)
         else:
             tokens = [self.encode(batch, layers=layers) for batch in batches]
         features: dict[int, ImageFeatures] = {}

@@ -10,7 +10,7 @@ from PIL import Image
 
 import dinov2
 from dinov2.configs import load_config, to_yaml
-from dinov2.errors import ConfigError, WeightsError
+from dinov2.errors import ConfigError, DataError, WeightsError
 from dinov2.models.files import write_tensors
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.models.weights import model_table, save_teacher
@@ -296,3 +296,21 @@ def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
 def test_patches_larger_than_224_pixels_have_images_of_one_patch(tmp_path):
     torch.save(small(img_size=256, patch_size=256).state_dict(), tmp_path / "w.pth")
     assert load(tmp_path / "w.pth").transform.crop_size == 256
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_tokens_that_are_not_finite_are_refused(tmp_path, value):
+    state = small().state_dict()
+    state["blocks.1.mlp.fc2.bias"][0] = value
+    torch.save(state, tmp_path / "w.pth")
+    loaded = load(tmp_path / "w.pth", device="cpu")
+    pixels = torch.zeros(2, 3, 32, 32)
+    for call in (
+        lambda: loaded.encode(pixels),
+        lambda: loaded.features(pixels),
+        lambda: loaded.features(images(2, 32, 32)),
+    ):
+        with pytest.raises(DataError, match=r"w\.pth gives NaN or infinite features for 2 of 2 images"):
+            call()
+    with pytest.raises(DataError, match="NaN or infinite features for 1 of 1 images"):
+        loaded.features([torch.zeros(3, 32, 32), torch.zeros(3, 40, 32)])  # two sizes, one packed pass

@@ -4,7 +4,6 @@ Images are decoded by threads ahead of the model, and each prediction is handed 
 cannot be read is a prediction with a reason instead of classes, and stops nothing.
 """
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -187,16 +186,24 @@ def _classified(
     batch: Sequence[tuple[str, Tensor | str]], model: Pretrained, names: Sequence[ImageNetClass], top: int
 ) -> Iterator[Prediction]:
     images = [image for _, image in batch if isinstance(image, Tensor)]
-    rows = iter(_best(model.classify(torch.stack(images)), top) if images else ())
+    rows = iter(_answers(images, model, top))
     for path, image in batch:
         if isinstance(image, str):
             yield Prediction(path, error=image)
             continue
         best = next(rows)
-        if not all(math.isfinite(probability) for _, probability in best):
-            yield Prediction(path, error=f"{path}: the model gave no finite numbers; try --precision fp32")
+        if isinstance(best, DataError):
+            yield Prediction(path, error=f"{path}: {best}")
             continue
         yield Prediction(path, tuple(Guess(index, *names[index], probability) for index, probability in best))
+
+
+def _answers(images: Sequence[Tensor], model: Pretrained, top: int) -> "list[list[tuple[int, float]] | DataError]":
+    """For each image its likeliest classes, or why there are none: one overflow must not cost the others theirs."""
+    try:
+        return [*_best(model.classify(torch.stack(list(images))), top)] if images else []
+    except DataError as error:
+        return [error] if len(images) == 1 else [answer for image in images for answer in _answers([image], model, top)]
 
 
 def _best(logits: Tensor, top: int) -> list[list[tuple[int, float]]]:  # [B, C]

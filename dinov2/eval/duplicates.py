@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dinov2.errors import DataError
+from dinov2.features.tokens import require_finite
 
 __all__ = ["groups_of_pairs", "similar_pairs"]
 
@@ -33,8 +34,7 @@ def similar_pairs(
         DataError: there are more than `most` pairs (the threshold is too low to mean anything), or a value is not
             finite.
     """
-    if not bool(features.isfinite().all()):
-        raise DataError("the features hold NaN or infinite values; write them again with a model that gives none")
+    require_finite(features)
     rows = normalize(features.float(), dim=1)
     pairs: list[Tensor] = []
     similarities: list[Tensor] = []

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from dinov2.errors import ConfigError, DataError
 from dinov2.features.metrics import bootstrap_interval
 from dinov2.features.results import Result
+from dinov2.features.tokens import require_finite
 
 __all__ = [
     "Precision",
@@ -240,8 +241,8 @@ def _check(queries: Tensor, gallery: Tensor, truth: Sequence[QueryTruth]) -> Non
         raise DataError(f"there are {len(queries)} queries and the truth of {len(truth)}; give one for each query")
     if not len(gallery):
         raise DataError("the gallery holds no images, so there is nothing to rank")
-    if not bool(queries.isfinite().all()) or not bool(gallery.isfinite().all()):
-        raise DataError("the features hold NaN or infinite values; look at the training log, the model has diverged")
+    require_finite(queries, of="queries")
+    require_finite(gallery)
     for number, one in enumerate(truth):
         named = torch.cat([one.positives, one.ignored])
         if len(named) and (int(named.min()) < 0 or int(named.max()) >= len(gallery)):

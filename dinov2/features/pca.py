@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dinov2.errors import DataError
+from dinov2.features.tokens import require_finite
 from dinov2.whole_files import escape_name, unescape_name, utf8_path
 
 __all__ = [
@@ -97,8 +98,7 @@ def fit_pca(features: Tensor, *, n_components: int = 3, clip: float = 0.01) -> P
     """
     if features.ndim != 2 or features.shape[0] < 2:
         raise DataError(f"principal components need at least two rows [S, D], got shape {list(features.shape)}")
-    if not bool(features.isfinite().all()):
-        raise DataError("the features hold NaN or infinite values; look at the training log, the model has diverged")
+    require_finite(features, of="patches")
     rows = features.detach().double().cpu()
     mean = rows.mean(dim=0)
     centred = rows - mean

@@ -7,10 +7,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dinov2.errors import ConfigError
+from dinov2.errors import ConfigError, DataError
 from dinov2.models.vision_transformer import DinoVisionTransformer
 
-__all__ = ["ImageFeatures", "Tokens", "as_float32_on_cpu", "backbone_tokens", "packed_tokens", "split_tokens"]
+__all__ = [
+    "ImageFeatures",
+    "Tokens",
+    "as_float32_on_cpu",
+    "backbone_tokens",
+    "packed_tokens",
+    "require_finite",
+    "split_tokens",
+]
 
 
 class Tokens(NamedTuple):
@@ -109,6 +117,19 @@ def split_tokens(sequence: Tensor, grid: tuple[int, int], *, has_cls: bool) -> T
     patches = sequence[:, first_patch:]
     cls = sequence[:, 0] if has_cls else patches.mean(dim=1)
     return Tokens(cls, sequence[:, int(has_cls) : first_patch], patches.unflatten(1, grid), {})
+
+
+def require_finite(features: Tensor, *, model: str = "the model", what: str = "features", of: str = "images") -> None:
+    """Raise `DataError` when a row of features `[S, ...]` is NaN or infinite; `of` says what the rows belong to."""
+    # A sum is not finite when a value is not, and much quicker to have.
+    if bool(features.sum().isfinite()):
+        return
+    broken = int((~features.flatten(1).isfinite().all(dim=1)).sum())
+    if broken:
+        raise DataError(
+            f"{model} gives NaN or infinite {what} for {broken:,} of {len(features):,} {of}; try --precision fp32, or "
+            "look whether its training diverged"
+        )
 
 
 def _checked(layers: Sequence[int], depth: int) -> dict[int, int]:

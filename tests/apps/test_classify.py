@@ -146,7 +146,7 @@ def test_numbers_that_are_not_finite_are_no_prediction(here: Path, backbone: Pat
     state = torch.load(head, weights_only=True)
     torch.save({**state, "bias": torch.full_like(state["bias"], torch.nan)}, head)
     result = classify([pictures(here / "photos", n=1, size=PIXELS)], model=backbone, head=head)
-    assert "no finite numbers" in str(result.failures[0].error)
+    assert "gives NaN or infinite logits for 1 of 1 images; try --precision fp32" in str(result.failures[0].error)
 
 
 def test_files_folders_and_patterns_are_taken_in_order_and_each_image_once(here: Path) -> None:

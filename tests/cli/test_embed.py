@@ -4,7 +4,9 @@ import json
 import signal
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from dinov2 import cli
 from dinov2.apps.embed_plan import target_of
@@ -103,3 +105,25 @@ def test_a_package_that_the_format_needs_is_missed_before_the_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingDependency, match="pyarrow"):
         target_of("out.parquet", None)
+
+
+def test_features_that_are_not_finite_are_refused_by_every_command_in_one_sentence(dinov2, given):
+    state = torch.load(given / "m.pth", weights_only=True)
+    state["blocks.1.mlp.fc1.weight"] *= torch.nan
+    torch.save(state, given / "nan.pth")
+    torch.save({"weight": torch.zeros(2, 128), "bias": torch.zeros(2)}, given / "head.pth")
+    sentence = "nan.pth gives NaN or infinite features for {} of {} images; try --precision fp32, or look whether its "
+    sentence += "training diverged"
+    ended = dinov2("embed", "my photos", "-m", "nan.pth", "-o", "out.npz")
+    assert (ended.code, only_sentence(ended)) == (2, sentence.format(6, 6)) and not (given / "out.npz").exists()
+    ended = dinov2("viz", "my photos/000.png", "--model", "nan.pth", "--size", "32", "-o", "v")
+    assert (ended.code, only_sentence(ended)) == (2, sentence.format(1, 1))
+    ended = dinov2("eval", "knn", "--model", "nan.pth", "--train-dataset", "toy:n=20", "--val-dataset", "toy:n=20")
+    assert (ended.code, only_sentence(ended)) == (2, sentence.format(2, 2))  # of its first look at the model
+    ended = dinov2("classify", "my photos/000.png", "my photos/001.png", "--model", "nan.pth", "--head", "head.pth")
+    assert ended.code == 1 and f"my photos/001.png: {sentence.format(1, 1)}" in ended.err
+    assert dinov2("embed", "my photos", "-m", "m.pth", "-o", "out.npz").code == 0
+    with np.load(given / "out.npz") as kept:
+        np.savez(given / "nan.npz", **{**kept, "cls": kept["cls"] * np.inf})
+    ended = dinov2("neighbours", "nan.npz")
+    assert (ended.code, only_sentence(ended)) == (2, sentence.format(6, 6).replace("nan.pth", "the model"))

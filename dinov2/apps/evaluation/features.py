@@ -25,6 +25,7 @@ from dinov2.apps.transformed import WithTransform
 from dinov2.errors import ConfigError, DataError
 from dinov2.features.cache import content_key, load_features, save_features
 from dinov2.features.extract import Features, extract_features
+from dinov2.features.tokens import require_finite
 from dinov2.models.download import cache_folder
 from dinov2.sources import ShowProgress
 
@@ -149,7 +150,7 @@ class FeatureBank:
             device=subject.device,
             progress=self.progress(f"{subject.name}: features of {images.name}"),
         )
-        _require_finite(everything, subject, images)
+        require_finite(everything.features, model=subject.name, of=f"images of {images.name}")
         columns_of = _slices({part: subject.parts[part] for part in kept})
         found = {
             part: replace(everything, features=everything.features[:, columns_of[part]].contiguous()) for part in kept
@@ -199,12 +200,3 @@ def _save(cache: Path, features: Features, key: Mapping[str, Any]) -> None:
         save_features(cache, features, parts=key)
     except OSError as error:  # a full disk must not cost the hours that the features took
         _LOG.warning("features are not kept in %s: %s", cache, error.strerror or error)
-
-
-def _require_finite(features: Features, subject: Subject, images: NamedSet) -> None:
-    broken = int((~features.features.isfinite().all(dim=1)).sum())
-    if broken:
-        raise DataError(
-            f"{subject.name} gives NaN or infinite features for {broken} of {len(features)} images of {images.name}; "
-            "try --precision fp32, or look whether its training diverged"
-        )

@@ -8,10 +8,11 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from dinov2.engine.parallel import autocast
-from dinov2.errors import ConfigError
+from dinov2.errors import ConfigError, DinoError
 from dinov2.features.attention_maps import block_number, look_into_block, patch_token
 from dinov2.features.patch_maps import PatchView, high_norm_threshold, patch_at, patch_norms
 from dinov2.features.pca import PcaBasis, fit_foreground_pca, fit_image_pca, match_colours
+from dinov2.features.tokens import require_finite
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import Pretrained
 from dinov2.report.viz_data import PageImage, PageModel
@@ -47,6 +48,7 @@ def look(
     with torch.inference_mode(), autocast(model.device, model.autocast_dtype):
         view = look_into_block(model.backbone, pixels, block=block, queries=queries)
         patches = model.backbone.norm(view.tokens)[0, 1 + registers :].float().unflatten(0, grid)
+    require_finite(patches.unsqueeze(0), model=model.name)
     rows = view.attention
     return PatchView(
         patches=patches.cpu().clone(),
@@ -65,7 +67,7 @@ def _look_of_peer(model: Pretrained, pixels: torch.Tensor, block: int) -> PatchV
     try:
         tokens = model.encode(pixels, layers=() if block == -1 else (block,))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
+        if isinstance(error, DinoError):
             raise
         raise ConfigError(
             f"{model.name} does not take an image of {height} x {width} pixels ({str(error).splitlines()[0]}); "

@@ -22,7 +22,6 @@ from dinov2.eval.linear.inputs import TokenColumns
 from dinov2.eval.linear.training import Batches, cached_batches, train_heads
 from dinov2.eval.log_regression.evaluation import METRICS
 from dinov2.eval.log_regression.held_out import (
-    require_finite,
     require_trainable,
     selection_accuracy,
     stratified_split,
@@ -31,6 +30,7 @@ from dinov2.eval.outcome import Evaluation, Outcome
 from dinov2.eval.scoring import scored
 from dinov2.features.extract import Features
 from dinov2.features.results import Result
+from dinov2.features.tokens import require_finite
 from dinov2.models.files import state_digest
 
 __all__ = ["LiveBatches", "evaluate_linear", "held_out_rows"]
@@ -115,7 +115,7 @@ def evaluate_linear(
     task = require_trainable(train, val)
     further = [(name, match_classes(train, features)) for name, features in tests]
     for name, one in further:
-        require_finite(one.val_features, which=name)
+        require_finite(one.val_features, of=f"images of {name}")
 
     started = time.perf_counter()
     where = torch.device("cpu" if device is None else device)

@@ -6,10 +6,10 @@ import torch
 
 from dinov2.errors import DataError
 from dinov2.eval.classes import class_numbers, match_classes
-from dinov2.eval.log_regression.held_out import require_finite
 from dinov2.eval.outcome import Evaluation
 from dinov2.eval.scoring import scored
 from dinov2.features.extract import Features
+from dinov2.features.tokens import require_finite
 from dinov2.models.linear_head import LinearHead
 
 __all__ = ["evaluate_head"]
@@ -52,7 +52,7 @@ def evaluate_head(
             "class names"
         )
     task = match_classes(known, val)
-    require_finite(task.val_features, which="validation")
+    require_finite(task.val_features, of="validation images")
     with torch.no_grad():
         parts = task.val_features.split(_ROWS_AT_ONCE)
         logits = torch.cat([head(part.to(head.weight)).float().cpu() for part in parts])

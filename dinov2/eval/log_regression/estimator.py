@@ -16,6 +16,7 @@ from dinov2.errors import ConfigError, DataError
 from dinov2.eval.log_regression.libraries import fit_with_library
 from dinov2.eval.log_regression.objective import Axes, SoftmaxObjective
 from dinov2.eval.log_regression.solver import minimise
+from dinov2.features.tokens import require_finite
 
 __all__ = ["Backend", "Fitted", "LogisticRegression", "fit_path"]
 
@@ -221,10 +222,6 @@ def _check(features: Tensor, classes: Tensor, n_classes: int, Cs: Sequence[float
         raise DataError(
             "all training images are of one class, and a classifier needs two; give images of another class"
         )
-    if not bool(features.isfinite().all()):
-        raise DataError(
-            f"{int((~features.isfinite().all(dim=1)).sum())} of {len(features)} feature vectors are not finite; "
-            "check the model's weights, or compute its features in float32"
-        )
+    require_finite(features)
     if not Cs or min(Cs) <= 0:
         raise ConfigError(f"C must be positive, got {list(Cs)}; write values such as 0.1 1 10")

@@ -17,7 +17,6 @@ from dinov2.eval.classes import Classification, match_classes
 from dinov2.eval.log_regression.estimator import Backend, Fitted, fit_path
 from dinov2.eval.log_regression.held_out import (
     random_split,
-    require_finite,
     require_trainable,
     selection_accuracy,
     stratified_split,
@@ -25,6 +24,7 @@ from dinov2.eval.log_regression.held_out import (
 from dinov2.eval.outcome import Evaluation
 from dinov2.eval.scoring import scored
 from dinov2.features.extract import Features
+from dinov2.features.tokens import require_finite
 
 __all__ = ["C_GRID", "DEFAULT_MAX_ITER", "METRICS", "SelectOn", "evaluate_log_regression"]
 
@@ -162,7 +162,7 @@ def _choice(
     features, classes = task.train_features.to(where), task.train_classes.to(where)
     if finetune is not None:
         other = match_classes(train, finetune)
-        require_finite(other.val_features, which="finetune")
+        require_finite(other.val_features, of="finetune images")
         more = other.val_features.to(where)
         known = (other.val_classes >= 0).to(where)
         return _Choice(

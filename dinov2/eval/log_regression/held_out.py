@@ -7,8 +7,9 @@ from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import Classification, match_classes
 from dinov2.features.extract import Features
 from dinov2.features.metrics import per_class_means, target_ranks
+from dinov2.features.tokens import require_finite
 
-__all__ = ["random_split", "require_finite", "require_trainable", "selection_accuracy", "stratified_split"]
+__all__ = ["random_split", "require_trainable", "selection_accuracy", "stratified_split"]
 
 
 def require_trainable(train: Features, val: Features) -> Classification:
@@ -18,8 +19,8 @@ def require_trainable(train: Features, val: Features) -> Classification:
         raise DataError(
             "all training images are of one class, and a classifier needs two; give images of another class"
         )
-    require_finite(task.train_features, which="training")
-    require_finite(task.val_features, which="validation")
+    require_finite(task.train_features, of="training images")
+    require_finite(task.val_features, of="validation images")
     return task
 
 
@@ -68,16 +69,6 @@ def selection_accuracy(scores: Tensor, targets: Tensor, *, metric: str) -> float
     if metric not in ("mean_per_class_accuracy", "per_class_accuracy"):
         return float(hit.double().mean())
     return float(per_class_means(hit, targets.cpu(), n_classes=scores.shape[1]).nanmean())
-
-
-def require_finite(features: Tensor, *, which: str) -> None:
-    """Raise `DataError` when a feature [S, D] is NaN or infinite; `which` names the images."""
-    broken = int((~features.isfinite().all(dim=1)).sum())
-    if broken:
-        raise DataError(
-            f"the features of {broken} of {len(features)} {which} images are not finite; check the model's weights, or "
-            "compute its features in float32"
-        )
 
 
 def _without(n_rows: int, rows: Tensor) -> Tensor:

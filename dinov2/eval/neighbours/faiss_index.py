@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dinov2.errors import DataError, MissingDependency
+from dinov2.errors import MissingDependency
 from dinov2.eval.neighbours.shortlist import merge_neighbours
+from dinov2.features.tokens import require_finite
 
 __all__ = ["search_with_faiss"]
 
@@ -61,6 +62,5 @@ def search_with_faiss(
 
 def _rows(rows: Tensor, cosine: bool) -> Any:
     rows = rows.detach().float().cpu()
-    if not bool(rows.isfinite().all()):
-        raise DataError("the features hold NaN or infinite values; look at the training log, the model has diverged")
+    require_finite(rows)
     return (normalize(rows, dim=1) if cosine else rows).contiguous().numpy()

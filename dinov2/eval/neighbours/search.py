@@ -22,6 +22,7 @@ from dinov2.errors import ConfigError, DataError
 from dinov2.eval.neighbours.faiss_index import search_with_faiss
 from dinov2.eval.neighbours.scans import GROUP, SCANS, Scan, fastest_scan, float32_slack, groups_of
 from dinov2.eval.neighbours.shortlist import PAIRS_AT_ONCE, Pairs, Shortlist, best_of_block, products, where
+from dinov2.features.tokens import require_finite
 
 __all__ = ["nearest_neighbours"]
 
@@ -226,9 +227,7 @@ def _check(queries: Tensor, train: Tensor, k: int, exclude: Tensor | None, scan:
 
 def _prepared(rows: Tensor, device: torch.device, cosine: bool) -> Tensor:
     rows = rows.to(device).float()
-    # A sum is not finite when a value is not, and much quicker to have.
-    if not bool(rows.sum().isfinite()) and not bool(rows.isfinite().all()):
-        raise DataError("the features hold NaN or infinite values; look at the training log, the model has diverged")
+    require_finite(rows)
     return normalize(rows, dim=1) if cosine else rows
 
 

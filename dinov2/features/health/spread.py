@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dinov2.errors import DataError
+from dinov2.features.tokens import require_finite
 
 __all__ = [
     "effective_rank",
@@ -109,6 +110,5 @@ def feature_health(features: Tensor) -> dict[str, float]:
 def _checked(features: Tensor) -> Tensor:
     if features.ndim != 2 or features.shape[0] == 0:
         raise DataError(f"features must be [S, D] with at least one row, got shape {list(features.shape)}")
-    if not bool(features.isfinite().all()):
-        raise DataError("the features hold NaN or infinite values; look at the training log, the model has diverged")
+    require_finite(features)
     return features.detach().double()

@@ -83,16 +83,16 @@ def test_every_format_gives_back_what_went_in_as_one_file_and_as_a_folder(tmp_pa
 
 
 def test_the_files_are_what_other_programs_expect(tmp_path):
-    import pyarrow.parquet
+    parquet = pytest.importorskip("pyarrow.parquet")
     from safetensors.numpy import load_file
 
     for kind in FORMATS:
         write_table(tmp_path / f"t.{kind}", [columns(0, 4), columns(4, 5)], kind, notes={"model": "m"})
-    table = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pydict()
+    table = parquet.read_table(tmp_path / "t.parquet").to_pydict()
     assert table["path"] == list(NAMES)
     assert table["label"][:3] == [0, None, 2]
     assert_array_equal(np.array(table["registers"], dtype=np.float32), columns()["registers"])
-    assert pyarrow.parquet.read_schema(tmp_path / "t.parquet").metadata[b"dinov2"] == b'{"model": "m"}'
+    assert parquet.read_schema(tmp_path / "t.parquet").metadata[b"dinov2"] == b'{"model": "m"}'
     assert_array_equal(np.load(tmp_path / "t.npz")["cls"], columns()["cls"])
     assert_array_equal(np.load(tmp_path / "t.npy", mmap_mode="r"), columns()["cls"])
     assert np.load(tmp_path / "t.path.npy").tolist() == list(NAMES)
@@ -114,10 +114,9 @@ def test_the_bytes_do_not_depend_on_how_rows_were_cut_into_pieces_nor_on_the_tim
 
 
 def test_a_folder_of_parquet_parts_reads_as_one_table(tmp_path):
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     joined(parts_of(tmp_path / "out.parquet", with_patches=True), "never")
-    assert pyarrow.parquet.read_table(tmp_path / "out.parquet")["index"].to_pylist() == list(range(9))
+    assert parquet.read_table(tmp_path / "out.parquet")["index"].to_pylist() == list(range(9))
 
 
 def test_small_parts_become_one_file_and_large_ones_stay_a_folder(tmp_path, monkeypatch):

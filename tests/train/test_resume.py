@@ -168,7 +168,9 @@ def test_nothing_is_left_behind_by_saves_and_exports_that_were_killed(tmp_path, 
     assert live(run, *settings) == 0
 
     def files(folder: Path) -> set[str]:
-        return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+        inside = {path.relative_to(folder) for path in folder.rglob("*")}
+        # Where TensorBoard is installed, each life writes an event file of its own.
+        return {str(path) for path in inside if path.parts[0] != "tensorboard"}
 
     assert files(run) == files(unbroken(*settings))
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, recall_score, top_k_accuracy_score
-from torchmetrics.classification import MulticlassAccuracy
 
 from dinov2.errors import DataError
 from dinov2.features.metrics import (
@@ -24,6 +22,9 @@ from dinov2.features.metrics import (
     voted_ranks,
 )
 from tests.golden.recipe import values
+
+sklearn_metrics = pytest.importorskip("sklearn.metrics")
+torchmetrics = pytest.importorskip("torchmetrics.classification")
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "metrics.json").read_text())
 RESULTS = GOLDEN["results"]
@@ -138,14 +139,14 @@ def test_accuracies_equal_torchmetrics_and_scikit_learn(n: int, n_classes: int, 
     scores, targets = draw(n, n_classes)
     assert len(targets.unique()) == n_classes  # the libraries disagree otherwise
     theirs = {
-        average: MulticlassAccuracy(n_classes, top_k=k, average=average)(scores, targets)
+        average: torchmetrics.MulticlassAccuracy(n_classes, top_k=k, average=average)(scores, targets)
         for average in ("micro", "macro", "none")
     }
     assert top_k_accuracy(scores, targets, k=k) == pytest.approx(theirs["micro"].item(), abs=1e-6)
     assert mean_per_class_accuracy(scores, targets, k=k) == pytest.approx(theirs["macro"].item(), abs=1e-6)
     assert per_class_accuracy(scores, targets, k=k).tolist() == pytest.approx(theirs["none"].tolist(), abs=1e-6)
     assert top_k_accuracy(scores, targets, k=k) == pytest.approx(
-        top_k_accuracy_score(targets, scores, k=k, labels=range(n_classes))
+        sklearn_metrics.top_k_accuracy_score(targets, scores, k=k, labels=range(n_classes))
     )
 
 
@@ -154,11 +155,11 @@ def test_both_means_over_classes_equal_scikit_learn_when_classes_lack_samples() 
     predictions = scores.argmax(dim=1)
     assert set(predictions.tolist()) - set(targets.tolist())  # some answers are classes without samples
     present = targets.unique().tolist()
-    recalls = recall_score(targets, predictions, labels=present, average="macro")
+    recalls = sklearn_metrics.recall_score(targets, predictions, labels=present, average="macro")
     assert mean_per_class_accuracy(scores, targets) == pytest.approx(recalls)
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
-        assert mean_per_class_accuracy(scores, targets) == pytest.approx(balanced_accuracy_score(targets, predictions))
-    over_all = recall_score(targets, predictions, labels=range(9), average="macro", zero_division=0)
+        assert mean_per_class_accuracy(scores, targets) == pytest.approx(sklearn_metrics.balanced_accuracy_score(targets, predictions))
+    over_all = sklearn_metrics.recall_score(targets, predictions, labels=range(9), average="macro", zero_division=0)
     assert mean_per_class_accuracy(scores, targets, over="all") == pytest.approx(over_all)
 
 
@@ -167,7 +168,7 @@ def test_real_accuracy_of_single_labels_is_top_1_of_the_labelled_images() -> Non
     sets = targets.unsqueeze(1).clone()
     sets[::3] = -1
     labelled = sets[:, 0] >= 0
-    theirs = MulticlassAccuracy(7, average="micro", ignore_index=-1)(scores, sets[:, 0])
+    theirs = torchmetrics.MulticlassAccuracy(7, average="micro", ignore_index=-1)(scores, sets[:, 0])
     assert real_accuracy(scores, sets) == pytest.approx(theirs.item(), abs=1e-6)
     assert real_accuracy(scores, sets) == pytest.approx(top_k_accuracy(scores[labelled], targets[labelled]))
 

@@ -6,10 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import brier_score_loss, log_loss
 from torch.testing import assert_close
-from torchmetrics.classification import MulticlassCalibrationError
 
 from dinov2.errors import DataError
 from dinov2.features.metrics import (
@@ -21,6 +18,10 @@ from dinov2.features.metrics import (
     negative_log_likelihoods,
     risk_coverage_curve,
 )
+
+calibration_curve = pytest.importorskip("sklearn.calibration").calibration_curve
+sklearn_metrics = pytest.importorskip("sklearn.metrics")
+torchmetrics = pytest.importorskip("torchmetrics.classification")
 
 N, C = 157, 6
 
@@ -47,7 +48,7 @@ def answers(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, 
 def test_the_calibration_error_equals_torchmetrics(
     logits: torch.Tensor, targets: torch.Tensor, answers: tuple[torch.Tensor, torch.Tensor], n_bins: int
 ) -> None:
-    theirs = MulticlassCalibrationError(C, n_bins=n_bins, norm="l1")(logits.softmax(dim=1), targets)
+    theirs = torchmetrics.MulticlassCalibrationError(C, n_bins=n_bins, norm="l1")(logits.softmax(dim=1), targets)
     assert expected_calibration_error(*answers, n_bins=n_bins) == pytest.approx(theirs.item(), abs=1e-6)
 
 
@@ -97,8 +98,8 @@ def test_a_calibrated_and_a_boastful_classifier_have_the_errors_of_the_formula()
 def test_log_loss_and_brier_equal_scikit_learn(logits: torch.Tensor, targets: torch.Tensor) -> None:
     probabilities = logits.double().softmax(dim=1)
     ours = negative_log_likelihoods(probabilities, targets).mean().item()
-    assert ours == pytest.approx(log_loss(targets, probabilities, labels=range(C)))
-    theirs = brier_score_loss(targets, probabilities, labels=list(range(C)), scale_by_half=False)
+    assert ours == pytest.approx(sklearn_metrics.log_loss(targets, probabilities, labels=range(C)))
+    theirs = sklearn_metrics.brier_score_loss(targets, probabilities, labels=list(range(C)), scale_by_half=False)
     assert brier_scores(probabilities, targets).mean().item() == pytest.approx(theirs)
 
 
@@ -115,7 +116,7 @@ def test_the_fitted_temperature_is_the_most_likely_one_by_scikit_learns_loss(
     temperature = fit_temperature(logits, targets)
 
     def loss(at: float) -> float:
-        return float(log_loss(targets, (logits.double() / at).softmax(dim=1), labels=range(C)))
+        return float(sklearn_metrics.log_loss(targets, (logits.double() / at).softmax(dim=1), labels=range(C)))
 
     assert 2.0 < temperature < 3.2  # they were drawn at 2.5
     grid = np.geomspace(0.01, 100, 50)

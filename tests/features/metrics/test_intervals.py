@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 
 from dinov2.errors import DataError
 from dinov2.features.metrics import bootstrap_interval, bootstrap_statistic, mean_interval, wilson_interval
+
+scipy_stats = pytest.importorskip("scipy.stats")
 
 
 def test_wilson_interval_equals_a_published_example_and_stays_inside():
@@ -41,14 +42,14 @@ def test_student_t_goes_on_smoothly_beyond_its_table():
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 11), (50, 101), (101, 101)])
 def test_wilson_intervals_equal_scipy(hits: int, n: int) -> None:
-    theirs = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
+    theirs = scipy_stats.binomtest(hits, n).proportion_ci(method="wilson")
     assert wilson_interval(hits, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
 @pytest.mark.parametrize("n", [2, 5, 21])
 def test_the_interval_of_repetitions_equals_scipy(n: int) -> None:
     values = torch.randn(n, generator=torch.Generator().manual_seed(n)).double().tolist()
-    theirs = scipy.stats.t.interval(0.95, n - 1, loc=np.mean(values), scale=scipy.stats.sem(values))
+    theirs = scipy_stats.t.interval(0.95, n - 1, loc=np.mean(values), scale=scipy_stats.sem(values))
     assert mean_interval(values) == pytest.approx(theirs, rel=2e-4)
 
 
@@ -58,7 +59,7 @@ def continuous(n: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("values", [continuous(101), (continuous(101) > 0.3).double()], ids=["many values", "hits"])
 def test_bootstrap_intervals_agree_with_scipy(values: torch.Tensor) -> None:
-    theirs = scipy.stats.bootstrap(
+    theirs = scipy_stats.bootstrap(
         (values.numpy(),), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(5)
     ).confidence_interval
     width = theirs.high - theirs.low

@@ -79,12 +79,12 @@ class Ours:
         self.ssl = SSLMetaArch(cfg, precision=precision).to(device).train()
         for block in self.ssl.student["backbone"].block_list:
             block.drop_path_per_sample = self.per_sample
-        self.parts = dict(self.ssl.student.items())
+        self.parts = self.ssl.trained_parts()
         self.optimizer = build_optimizer(self.parts, cfg.optim)
         self.device = device
 
     def total(self, batch: CropBatch) -> Tensor:
-        return self.ssl(batch, teacher_temp=HYPER.teacher_temp).total
+        return self.ssl(batch, HYPER).total
 
     def step(self, batch: CropBatch) -> dict[str, float]:
         """One step; seconds by phase."""

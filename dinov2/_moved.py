@@ -84,6 +84,9 @@ MOVED: Mapping[str, Mapping[str, str | Instead]] = {
         "rankstr": _WRAPPING,
         "reshard_fsdp_model": _WRAPPING,
     },
+    "dinov2.loss.dino_clstoken_loss": {"DINOLoss": "dinov2.loss.release:DINOLoss"},
+    "dinov2.loss.ibot_patch_loss": {"iBOTPatchLoss": "dinov2.loss.release:iBOTPatchLoss"},
+    "dinov2.loss.koleo_loss": {"KoLeoLoss": "dinov2.loss.release:KoLeoLoss"},
     "dinov2.logging.helpers": {"MetricLogger": _METERS, "SmoothedValue": _METERS},
     "dinov2.data.datasets.decoders": {
         "Decoder": _DECODERS,
@@ -171,7 +174,6 @@ LACKING: Mapping[str, Mapping[str, str | Instead]] = {
     },
     "dinov2.logging": {"MetricLogger": _METERS, "SmoothedValue": _METERS},
     "dinov2.models.vision_transformer": {
-        "BlockChunk": Instead("model.blocks is a flat list, or with block_chunks a list of torch.nn.ModuleList"),
         "init_weights_vit_timm": Instead("model.init_weights() draws all parameters anew"),
         "named_apply": Instead("model.named_modules() goes through all modules with their names"),
     },

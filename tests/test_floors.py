@@ -241,7 +241,7 @@ def test_no_two_rooms_import_each_other() -> None:
     [
         ("dinov2/layers/mlp.py", "from dinov2.errors import ConfigError"),
         ("dinov2/layers/mlp.py", "import dinov2.models"),
-        ("dinov2/loss/koleo_loss.py", "from dinov2.data import loaders"),
+        ("dinov2/loss/koleo.py", "from dinov2.data import loaders"),
         ("dinov2/data/loaders.py", "from dinov2.layers import Mlp"),
         ("dinov2/models/weights.py", "from dinov2 import configs"),
         ("dinov2/eval/knn.py", "def f():\n    from dinov2.train import train"),
@@ -265,7 +265,7 @@ def test_an_import_that_climbs_is_refused(path: str, code: str) -> None:
     ],
 )
 def test_talking_to_processes_elsewhere_is_refused(code: str) -> None:
-    assert talk_to_processes("dinov2/loss/koleo_loss.py", ast.parse(code))
+    assert talk_to_processes("dinov2/loss/koleo.py", ast.parse(code))
     assert not talk_to_processes("dinov2/distributed.py", ast.parse(code))
 
 
@@ -289,7 +289,7 @@ def test_a_misplaced_package_is_refused(path: str, code: str) -> None:
 @pytest.mark.parametrize(
     ("path", "code"),
     [
-        ("dinov2/loss/koleo_loss.py", "import torch\nfrom dinov2.distributed import all_reduce_sum"),
+        ("dinov2/loss/koleo.py", "import torch\nfrom dinov2.distributed import all_reduce_sum"),
         ("dinov2/eval/knn.py", "import numpy as np\nfrom dinov2.features import extract\nfrom dinov2 import data"),
         ("dinov2/models/weights.py", "import torch\ndef f():\n    from safetensors.torch import load_file"),
         ("dinov2/features/results.py", "from dinov2 import __version__"),

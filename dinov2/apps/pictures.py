@@ -32,7 +32,7 @@ def picture_evaluation(dataset: ImageDataset | None = None, *, n_images: int = _
             return
         side = max(cfg.crops.global_crops_size, _GRID * cfg.student.patch_size)
         transform = EvalTransform(crop_size=side, resize_size=side, mean=cfg.crops.mean, std=cfg.crops.std)
-        backbone = training.ssl.teacher["backbone"]
+        backbone = training.objective.teacher["backbone"]
         write_pca_strip(training.run.path, iteration, backbone, tensors, transform, device=training.device)
 
     return evaluate

@@ -39,7 +39,7 @@ class Center(nn.Module):
         counts = float(rows.shape[0] > 0)
         mean = rows.mean(dim=0) if counts else rows.new_zeros(rows.shape[1])
         total = all_reduce_sum(torch.cat([mean, mean.new_tensor([counts])]))
-        # Nobody had a row: the center moves nowhere.
+        # No process has a row: the center is unchanged.
         fallback = self.center.flatten()
         self._pending = torch.where(total[-1] > 0, total[:-1] / total[-1].clamp(min=1.0), fallback)
 

@@ -18,7 +18,7 @@ from dinov2.errors import TrainingDiverged
 from dinov2.logging import MetricsWriter
 from dinov2.models.weights import model_table, save_teacher
 from dinov2.train.setup import Training
-from dinov2.train.ssl_meta_arch import LossTerms
+from dinov2.train.objective import LossTerms
 
 __all__ = ["SkippedSteps", "Unreadable", "export_teacher", "metrics_row"]
 
@@ -33,7 +33,7 @@ def metrics_row(
     Losses are those of this step, averaged over the processes; `total_loss` is the release's sum of the logged terms,
     `loss` what is optimised. Waits for the device.
     """
-    terms = losses.logged()
+    terms = losses.logged
     values = torch.stack([losses.total.detach().float(), *(term.float() for term in terms.values())])
     mean = (all_reduce_sum(values) / get_global_size()).tolist()
     by_name = dict(zip(terms, mean[1:], strict=True))
@@ -75,7 +75,7 @@ class SkippedSteps:
 
     def note(self, step: int, outcome: StepOutcome, losses: LossTerms, batch: CropBatch) -> None:
         """Takes in the outcome of a step."""
-        detached = LossTerms(*(None if term is None else term.detach() for term in losses))  # type: ignore[arg-type]
+        detached = losses._replace(total=losses.total.detach())
         self._open.append((step, outcome.finite, detached, batch.sample_numbers))
         if outcome.finite.device.type == "cpu":
             self.check()
@@ -101,7 +101,7 @@ class SkippedSteps:
         if not is_main_process():
             return
         indices = self._stream.index_of(numbers.numpy()).tolist() if bool((numbers >= 0).all()) else []
-        terms = {name: _plain(value) for name, value in losses._asdict().items() if value is not None}
+        terms = {name: _plain(value) for name, value in {"total": losses.total, **losses.logged}.items()}
         _LOG.warning(f"step {step} was skipped: its loss ({terms['total']}) or gradient is not finite")
         row = {
             "iteration": step,
@@ -139,9 +139,9 @@ def export_teacher(training: Training, file: Path) -> None:
     """Writes the teacher in the release's layout, and its backbone as safetensors beside it."""
     if not is_main_process():
         return
-    backbone: Any = training.ssl.teacher["backbone"]
+    backbone: Any = training.objective.teacher["backbone"]
     table = model_table(backbone, mean=training.cfg.crops.mean, std=training.cfg.crops.std)
-    save_teacher(file, training.ssl.teacher.state_dict(), table)
+    save_teacher(file, training.objective.teacher.state_dict(), table)
 
 
 def _plain(value: Tensor) -> float | str:

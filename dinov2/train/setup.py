@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from dinov2.configs import Config
 from dinov2.data.collate import CropBatch
@@ -24,6 +23,7 @@ from dinov2.engine.schedules import Schedules, total_steps
 from dinov2.errors import ConfigError, DataError
 from dinov2.models.weights import load_into, read_file
 from dinov2.train.limits import estimated_memory, excesses
+from dinov2.train.objective import Objective
 from dinov2.train.run_folder import RunFolder
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 
@@ -46,7 +46,7 @@ class Training:
     dataset: ImageDataset
     fingerprint: str
     global_batch: int
-    ssl: SSLMetaArch
+    objective: Objective
     optimizer: torch.optim.AdamW
     scaler: LossScaler | None
     schedules: Schedules
@@ -63,14 +63,9 @@ class Training:
         """How often the whole training sees each image."""
         return self.total * self.global_batch / len(self.dataset)
 
-    @property
-    def student_parts(self) -> dict[str, nn.Module]:
-        """Backbone and heads of the student by name; each is clipped on its own."""
-        return dict(self.ssl.student.items())
-
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; random numbers are functions of seed and step and need no place in it."""
-        state: dict[str, Any] = {"model": self.ssl.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state: dict[str, Any] = {"model": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
         return state
@@ -108,10 +103,10 @@ def build(
         _LOG.warning(f"this training takes a lot: {excess}")
 
     torch.manual_seed(cfg.train.seed)
-    ssl = SSLMetaArch(cfg, precision=precision)
+    objective = SSLMetaArch(cfg, precision=precision)
     if not first:
-        _load_starting_weights(ssl, cfg)
-    ssl.to(device).train()
+        _load_starting_weights(objective, cfg)
+    objective.to(device).train()
     scaled = precision == torch.float16 and cfg.compute_precision.grad_scaler and device.type == "cuda"
     return Training(
         cfg=cfg,
@@ -121,8 +116,8 @@ def build(
         dataset=dataset,
         fingerprint=fingerprint,
         global_batch=global_batch,
-        ssl=ssl,
-        optimizer=build_optimizer(dict(ssl.student.items()), cfg.optim),
+        objective=objective,
+        optimizer=build_optimizer(objective.trained_parts(), cfg.optim),
         scaler=LossScaler(device=device) if scaled else None,
         schedules=Schedules.from_config(cfg, global_batch),
         first=first,
@@ -138,7 +133,7 @@ def load_checkpoint(training: Training) -> None:
     if not training.first:
         return
     store = training.run.checkpoints
-    saved = store.load(training.first, {"model": training.ssl.state_dict()})
+    saved = store.load(training.first, {"model": training.objective.state_dict()})
     try:
         training.optimizer.load_state_dict(saved["optimizer"])
         if training.scaler is not None and "scaler" in saved:

@@ -6,45 +6,33 @@ student's, sees the global crops whole. The student's class tokens predict the t
 backward, logs or knows about processes beyond what the losses sum over.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dinov2.configs import Config
+from dinov2.configs.method_sections import DinoConfig, IbotConfig
 from dinov2.data.collate import CropBatch
 from dinov2.engine.optim import ema_update
 from dinov2.engine.parallel import autocast
+from dinov2.engine.schedules import Hyper
 from dinov2.layers.dino_head import DINOHead
-from dinov2.loss.dino_clstoken_loss import DINOLoss, dino_loss
-from dinov2.loss.ibot_patch_loss import ibot_patch_loss, iBOTPatchLoss
-from dinov2.loss.koleo_loss import koleo_loss
+from dinov2.loss.centering import Center
+from dinov2.loss.dino import dino_loss
+from dinov2.loss.ibot import ibot_patch_loss
+from dinov2.loss.koleo import koleo_loss
+from dinov2.loss.sinkhorn import sinkhorn_knopp
 from dinov2.models import build_model_from_cfg
+from dinov2.train.objective import HealthProbe, LossTerms, Objective
 
-__all__ = ["LossTerms", "SSLMetaArch"]
+__all__ = ["SSLMetaArch"]
 
 _GLOBAL_CROPS = 2
 
 
-class LossTerms(NamedTuple):
-    """What a step is made of; every entry is a scalar tensor, None when the term is switched off.
-
-    `total` is what is optimised. The others are what the release logs: without the DINO and iBOT loss weights, and
-    KoLeo and iBOT at half of what enters the total.
-    """
-
-    total: Tensor
-    dino_local_crops_loss: Tensor | None
-    dino_global_crops_loss: Tensor | None
-    koleo_loss: Tensor | None
-    ibot_loss: Tensor | None
-
-    def logged(self) -> dict[str, Tensor]:
-        """The terms that are on, detached, by the names of `training_metrics.json`."""
-        return {key: value.detach() for key, value in self._asdict().items() if value is not None and key != "total"}
-
-
 class _Assignments(NamedTuple):
-    cls: Tensor | None  # [G, B, K], entry 0 made from the second global crop, entry 1 from the first
+    cls: Tensor | None  # [G, B, K]
     patches: Tensor | None  # [M, K']
 
 
@@ -55,20 +43,22 @@ class _StudentScores(NamedTuple):
     global_cls_tokens: Tensor  # [G, B, D], before the head: KoLeo spreads these
 
 
-class SSLMetaArch(nn.Module):
+class SSLMetaArch(Objective):
     """Student, teacher and losses of a training configuration; state-dict prefixes are those of the release.
 
     `precision` is the autocast type of backbones and heads, None for float32. The teacher starts as a copy of the
-    student, never requires gradients and stays in eval mode.
+    student, never requires gradients and stays in eval mode. The logged terms are the release's: without the DINO and
+    iBOT loss weights, and KoLeo and iBOT at half of what enters the total.
     """
 
-    def __init__(self, cfg: Any, *, precision: torch.dtype | None = None) -> None:
+    def __init__(self, cfg: Config, *, precision: torch.dtype | None = None, student_temp: float = 0.1) -> None:
         super().__init__()
         self.precision = precision
+        self.student_temp = student_temp
         self.dino_weight: float = cfg.dino.loss_weight
         self.ibot_weight: float = cfg.ibot.loss_weight
         self.koleo_weight: float = cfg.dino.koleo_loss_weight
-        self.centering: Literal["centering", "sinkhorn_knopp"] = cfg.train.centering
+        self.centering = cfg.train.centering
         self.masks_patches: bool = cfg.ibot.mask_sample_probability > 0
         self.separate_ibot_head: bool = cfg.ibot.separate_head and self.ibot_weight > 0
         self.student = nn.ModuleDict()
@@ -79,11 +69,11 @@ class SSLMetaArch(nn.Module):
         if self.separate_ibot_head:
             self._add_heads("ibot_head", embed_dim, cfg.ibot)
         patch_section = cfg.ibot if self.separate_ibot_head else cfg.dino
-        self.dino_loss = DINOLoss(cfg.dino.head_n_prototypes)
-        self.ibot_patch_loss = iBOTPatchLoss(patch_section.head_n_prototypes)
+        self.dino_loss = Center(cfg.dino.head_n_prototypes)
+        self.ibot_patch_loss = Center(patch_section.head_n_prototypes, leading=(1, 1))
         self.copy_student_to_teacher()
 
-    def _add_heads(self, name: str, embed_dim: int, section: Any) -> None:
+    def _add_heads(self, name: str, embed_dim: int, section: DinoConfig | IbotConfig) -> None:
         for network in (self.student, self.teacher):
             network[name] = DINOHead(
                 embed_dim,
@@ -105,10 +95,14 @@ class SSLMetaArch(nn.Module):
         self.teacher.eval()
         return self
 
-    def forward(self, batch: CropBatch, *, teacher_temp: float) -> LossTerms:
-        """All loss terms of a batch at the given teacher temperature."""
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """Backbone and heads of the student."""
+        return dict(self.student.items())
+
+    def forward(self, batch: CropBatch, hyper: Hyper) -> LossTerms:
+        """All loss terms of a batch; by centering, its teacher scores enter the center of the next step."""
         with autocast(batch.global_crops.device, self.precision):
-            assignments = self._teacher_assignments(batch, teacher_temp)
+            assignments = self._teacher_assignments(batch, hyper.teacher_temp)
             scores = self._student_scores(batch)
         return self._loss_terms(batch, assignments, scores)
 
@@ -117,27 +111,23 @@ class SSLMetaArch(nn.Module):
         if not self.dino_weight and not self.ibot_weight:
             return _Assignments(None, None)
         features = self.teacher["backbone"](batch.global_crops, is_training=True)
-        cls_tokens = features["x_norm_clstoken"]  # [G*B, D]
-        # Crops are crop-major, so flipping the crop axis gives each student crop the other crop's target: comparing a
-        # crop with itself would let the class token copy instead of agree.
-        cls_tokens = cls_tokens.unflatten(0, (_GLOBAL_CROPS, -1)).flip(0).flatten(0, 1)
         patches = _masked(features["x_norm_patchtokens"], batch)  # [M, D]
-        cls_scores, patch_scores = self._heads(self.teacher, cls_tokens, patches)
-        cls = patch = None
-        if cls_scores is not None:
-            cls = self._assign(self.dino_loss, cls_scores, temperature).unflatten(0, (_GLOBAL_CROPS, -1))
-        if patch_scores is not None:
-            patch = self._assign(self.ibot_patch_loss, patch_scores, temperature)
-        return _Assignments(cls, patch)
+        cls_scores, patch_scores = self._heads(self.teacher, features["x_norm_clstoken"], patches)
+        cls = self._assign(self.dino_loss, cls_scores, temperature)
+        patch = self._assign(self.ibot_patch_loss, patch_scores, temperature)
+        if self.centering == "centering":
+            for center, scores in ((self.dino_loss, cls_scores), (self.ibot_patch_loss, patch_scores)):
+                if scores is not None:
+                    center.update(scores)
+        return _Assignments(None if cls is None else cls.unflatten(0, (_GLOBAL_CROPS, -1)), patch)
 
-    def _assign(self, loss: DINOLoss | iBOTPatchLoss, scores: Tensor, temperature: float) -> Tensor:
-        match self.centering:
-            case "sinkhorn_knopp":
-                return loss.sinkhorn_knopp_teacher(scores, temperature)
-            case "centering":
-                assignments = loss.softmax_center_teacher(scores, temperature)
-                loss.update_center(scores)
-                return assignments
+    def _assign(self, center: Center, scores: Tensor | None, temperature: float) -> Tensor | None:
+        """Assignments of the teacher's scores `[S, K]`; None where the term is off."""
+        if scores is None:
+            return None
+        if self.centering == "sinkhorn_knopp":
+            return sinkhorn_knopp(scores, temperature)
+        return center.softmax(scores, temperature)
 
     def _student_scores(self, batch: CropBatch) -> _StudentScores:
         backbone = self.student["backbone"]
@@ -178,29 +168,29 @@ class SSLMetaArch(nn.Module):
 
     def _loss_terms(self, batch: CropBatch, teacher: _Assignments, student: _StudentScores) -> LossTerms:
         total = student.global_cls_tokens.new_zeros((), dtype=torch.float32)
-        local_loss = global_loss = spread = patch_loss = None
+        logged: dict[str, Tensor] = {}
         if teacher.cls is not None and student.global_cls is not None:
             n_local = 0 if student.local_cls is None else student.local_cls.shape[0]
             # Every local crop meets both teacher crops, every global crop the other one: a plain mean over all pairs.
             n_pairs = _GLOBAL_CROPS * n_local + _GLOBAL_CROPS
-            # The crop axis moves into the batch, so that crops are compared in pairs; the mean is over G*B rows.
-            aligned = dino_loss(student.global_cls.flatten(0, 1)[None], teacher.cls.flatten(0, 1)[None])
-            global_loss = aligned * _GLOBAL_CROPS / n_pairs
-            total = total + self.dino_weight * global_loss
             if student.local_cls is not None:
-                local_loss = dino_loss(student.local_cls, teacher.cls) / n_pairs
+                local_loss = dino_loss(student.local_cls, teacher.cls, self.student_temp) / n_pairs
                 total = total + self.dino_weight * local_loss
+                logged["dino_local_crops_loss"] = local_loss
+            global_loss = dino_loss(student.global_cls, teacher.cls, self.student_temp, skip_same_crop=True) / n_pairs
+            total = total + self.dino_weight * global_loss
+            logged["dino_global_crops_loss"] = global_loss
         if self.koleo_weight:
             spread = self.koleo_weight * torch.stack([koleo_loss(crop) for crop in student.global_cls_tokens]).sum()
             total = total + spread
-            spread = spread / _GLOBAL_CROPS
+            logged["koleo_loss"] = spread / _GLOBAL_CROPS
         if teacher.patches is not None and student.masked_patches is not None:
             patch_loss = ibot_patch_loss(
-                student.masked_patches, teacher.patches, batch.mask_weights, batch.masks.shape[0]
+                student.masked_patches, teacher.patches, batch.mask_weights, batch.masks.shape[0], self.student_temp
             )
             total = total + self.ibot_weight * patch_loss
-            patch_loss = patch_loss / 2
-        return LossTerms(total, local_loss, global_loss, spread, patch_loss)
+            logged["ibot_loss"] = patch_loss / 2
+        return LossTerms(total, {name: value.detach() for name, value in logged.items()})
 
     @torch.no_grad()
     def update_teacher(self, momentum: float, *, finite: Tensor | None = None) -> None:
@@ -208,6 +198,24 @@ class SSLMetaArch(nn.Module):
         ema_update(list(self.teacher.parameters()), list(self.student.parameters()), momentum, finite=finite)
         self.dino_loss.apply_pending(finite)
         self.ibot_patch_loss.apply_pending(finite)
+
+    @torch.no_grad()
+    def probe(self, batch: CropBatch, hyper: Hyper) -> HealthProbe:
+        """The teacher's tokens and assignments of the global crops; the centers stay where they are."""
+        backbone = self.teacher["backbone"]
+        with autocast(batch.global_crops.device, self.precision):
+            features = backbone(batch.global_crops, is_training=True)
+            cls, patches = features["x_norm_clstoken"], features["x_norm_patchtokens"]  # [G*B, D], [G*B, N, D]
+            cls_scores, patch_scores = self._heads(self.teacher, cls, _masked(patches, batch))
+        grid = backbone.patch_grid(*batch.global_crops.shape[-2:])
+        before_norm = features["x_prenorm"][:, -patches.shape[1] :]
+        return HealthProbe(
+            cls=cls,
+            patches=patches.unflatten(1, grid),
+            patches_before_norm=before_norm.unflatten(1, grid),
+            cls_assignments=self._assign(self.dino_loss, cls_scores, hyper.teacher_temp),
+            patch_assignments=self._assign(self.ibot_patch_loss, patch_scores, hyper.teacher_temp),
+        )
 
 
 def _masked(patches: Tensor, batch: CropBatch) -> Tensor:

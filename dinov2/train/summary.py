@@ -12,9 +12,9 @@ _GIB = 2**30
 def summary(training: Training) -> str:
     """Model, data, batch, steps, what an epoch means here, precision and where things are written."""
     cfg = training.cfg
-    backbone = training.ssl.student["backbone"]
-    parameters = sum(p.numel() for p in backbone.parameters())
-    heads = sum(p.numel() for p in training.ssl.student.parameters()) - parameters
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in training.objective.trained_parts().items()}
+    parameters = sizes["backbone"]
+    heads = sum(sizes.values()) - parameters
     epoch = cfg.train.OFFICIAL_EPOCH_LENGTH
     precision = (
         "float32" if training.precision is None else f"{str(training.precision).removeprefix('torch.')} autocast"

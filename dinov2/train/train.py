@@ -109,7 +109,8 @@ def export_latest(cfg: Config, output_dir: str | Path) -> Path:
 
 
 def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> tuple[int, int, int]:
-    cfg, ssl, optimizer, parts = training.cfg, training.ssl, training.optimizer, training.student_parts
+    cfg, objective, optimizer = training.cfg, training.objective, training.optimizer
+    trained = objective.trained_parts()
     skipped, unreadable = SkippedSteps(training), Unreadable(training)
     metrics, source = _Metrics(training), batches(training)
     waiting = _Waiting(source)
@@ -120,11 +121,11 @@ def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> t
             hyper = training.schedules.at(step)
             apply_hyper(optimizer, hyper)
             _seed_step(cfg.train.seed, step)
-            losses = ssl(batch, teacher_temp=hyper.teacher_temp)
+            losses = objective(batch, hyper)
             (losses.total if training.scaler is None else training.scaler.scaled(losses.total)).backward()
-            outcome = guarded_step(optimizer, parts, cfg.optim.clip_grad, loss=losses.total, scaler=training.scaler)
+            outcome = guarded_step(optimizer, trained, cfg.optim.clip_grad, loss=losses.total, scaler=training.scaler)
             optimizer.zero_grad(set_to_none=True)
-            ssl.update_teacher(hyper.momentum, finite=outcome.finite)
+            objective.update_teacher(hyper.momentum, finite=outcome.finite)
             skipped.note(step, outcome, losses, batch)
             unreadable.note(batch)
             progress.step(images=training.global_batch, waiting=waiting.seconds)
@@ -135,7 +136,7 @@ def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> t
                 row = metrics_row(training, step, losses, hyper, outcome, progress.figures())
                 if health_is_due(cfg, step, total=training.total):
                     with progress.paused():
-                        row |= training_health(training, batch, hyper.teacher_temp)
+                        row |= training_health(training, batch, hyper)
                 metrics.write(row)
                 progress.show(loss=row["loss"])
             try:
@@ -160,7 +161,7 @@ def _export_and_evaluate(training: Training, step: int, evaluate: Evaluate | Non
     export_teacher(training, training.run.teacher_file(step))
     if evaluate is not None:
         evaluate(training, step)
-        training.ssl.train()
+        training.objective.train()
 
 
 def _due(done: int, period: int) -> bool:

@@ -16,7 +16,7 @@ from dinov2.features.health import (
     spread,
     uniformity,
 )
-from dinov2.loss.koleo_loss import koleo_loss
+from dinov2.loss.koleo import koleo_loss
 
 WHITE = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
 

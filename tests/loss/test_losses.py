@@ -10,8 +10,8 @@ from dinov2.loss import DINOLoss, KoLeoLoss, iBOTPatchLoss
 from dinov2.loss import cross_entropy as cross_entropy_module
 from dinov2.loss.centering import Center
 from dinov2.loss.cross_entropy import assignment_cross_entropy, log_softmax_cross_entropy
-from dinov2.loss.dino_clstoken_loss import dino_loss
-from dinov2.loss.koleo_loss import koleo_loss
+from dinov2.loss.dino import dino_loss
+from dinov2.loss.koleo import koleo_loss
 from dinov2.loss.sinkhorn import sinkhorn_knopp
 
 
@@ -83,6 +83,14 @@ def test_dino_loss_is_the_sum_over_all_pairs_of_crops():
     scores, assignments = torch.randn(3, 5, 7), torch.randn(2, 5, 7).softmax(dim=-1)
     pairs = [log_softmax_cross_entropy(s, t, 0.1).mean() for s in scores for t in assignments]
     assert_close(dino_loss(scores, assignments), torch.stack(pairs).sum())
+
+
+def test_pairs_of_a_crop_with_itself_are_left_out():
+    scores, assignments = torch.randn(3, 5, 7), torch.randn(3, 5, 7).softmax(dim=-1)
+    pairs = [
+        log_softmax_cross_entropy(scores[i], assignments[j], 0.1).mean() for i in range(3) for j in range(3) if i != j
+    ]
+    assert_close(dino_loss(scores, assignments, skip_same_crop=True), torch.stack(pairs).sum())
 
 
 def test_ibot_loss_worked_example():

@@ -4,13 +4,15 @@ import torch
 
 from dinov2.configs import from_dict
 from dinov2.data.collate import CropBatch
+from dinov2.engine.schedules import Hyper
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from tests.golden.loading import golden_json, golden_tensors
 from tests.golden.recipe import images, values
 
-__all__ = ["STEP", "golden_batch", "golden_config", "golden_ssl"]
+__all__ = ["HYPER", "STEP", "golden_batch", "golden_config", "golden_ssl"]
 
 STEP = golden_json("ssl_step")
+HYPER = Hyper(lr=1e-4, weight_decay=0.04, momentum=0.99, teacher_temp=0.05, last_layer_lr=1e-4)
 
 
 def golden_config(variant: str):

@@ -51,9 +51,9 @@ def test_measures_are_those_of_the_teachers_tokens_and_assignments(tmp_path):
     batch = next(iter(batches(training)))
     health = health_of(training_health(training, batch, 0.04))
     with torch.no_grad():
-        cls = training.ssl.teacher["backbone"](batch.global_crops)
-        scores = training.ssl.teacher["dino_head"](cls)
-        assignments = training.ssl.dino_loss.sinkhorn_knopp_teacher(scores, 0.04)
+        cls = training.objective.teacher["backbone"](batch.global_crops)
+        scores = training.objective.teacher["dino_head"](cls)
+        assignments = sinkhorn_knopp(scores, 0.04)
     assert health["rank_me"] == pytest.approx(rank_me(cls), rel=1e-5)
     assert health["teacher_entropy"] == pytest.approx(assignment_health(assignments)["teacher_entropy"], rel=1e-5)
     assert health["rank_bound"] == min(8, 64)
@@ -71,7 +71,7 @@ def test_identical_images_are_duplicates_at_no_distance(tmp_path):
 def test_a_network_that_is_not_finite_has_no_health_and_stops_nobody(tmp_path):
     training = build(tiny_config(), RunFolder(tmp_path))
     batch = next(iter(batches(training)))
-    training.ssl.teacher["backbone"].cls_token.data.fill_(torch.nan)
+    training.objective.teacher["backbone"].cls_token.data.fill_(torch.nan)
     assert training_health(training, batch, 0.04) == {}
 
 

@@ -12,6 +12,7 @@ from dinov2.engine.optim import apply_hyper, build_optimizer, guarded_step
 from dinov2.engine.schedules import Hyper
 from dinov2.errors import ConfigError
 from dinov2.train.ssl_meta_arch import SSLMetaArch
+from tests.train.ssl_golden import HYPER
 from tests.train.tiny_run import tiny_config
 
 MASKS = "ibot.mask_sample_probability=0.5"
@@ -48,13 +49,12 @@ def batch_of(batch: int = 3, n_local: int = 2, masked: bool = True, size: int = 
 )
 def test_each_term_can_be_switched_off(overrides, batch, off, centering):
     ssl = SSLMetaArch(tiny_config(f"train.centering={centering}", MASKS, *overrides)).train()
-    losses = ssl(batch_of(**batch), teacher_temp=0.05)
+    losses = ssl(batch_of(**batch), HYPER)
     losses.total.backward()
     ssl.update_teacher(0.9)
     assert math.isfinite(losses.total.item())
-    assert all(math.isfinite(value.item()) for value in losses.logged().values())
-    for name in off:
-        assert getattr(losses, name) is None, name
+    assert all(math.isfinite(value.item()) for value in losses.logged.values())
+    assert not set(off) & set(losses.logged)
     gradient = ssl.student["backbone"].patch_embed.proj.weight.grad
     assert gradient.isfinite().all() and gradient.abs().sum() > 0
 
@@ -62,12 +62,23 @@ def test_each_term_can_be_switched_off(overrides, batch, off, centering):
 def test_without_local_crops_the_mean_is_over_the_two_global_pairs():
     ssl = SSLMetaArch(tiny_config("crops.local_crops_number=0", "dino.koleo_loss_weight=0", "ibot.loss_weight=0"))
     batch = batch_of(n_local=0, masked=False)
-    losses = ssl.eval()(batch, teacher_temp=0.05)
+    losses = ssl.eval()(batch, HYPER)
     with torch.no_grad():
-        assignments = ssl._teacher_assignments(batch, 0.05).cls.flatten(0, 1)
+        assignments = ssl._teacher_assignments(batch, 0.05).cls.flip(0).flatten(0, 1)
         scores = ssl._student_scores(batch).global_cls.flatten(0, 1)
     expected = -(assignments * (scores / 0.1).log_softmax(dim=-1)).sum(dim=-1).mean()
     assert_close(losses.total, expected)
+
+
+def test_the_temperature_of_the_student_acts():
+    totals = []
+    for temperature in (0.1, 0.2):
+        torch.manual_seed(0)
+        ssl = SSLMetaArch(tiny_config("ibot.loss_weight=1", MASKS), student_temp=temperature).train()
+        totals.append(ssl(batch_of(), HYPER).logged)
+    for name in ("dino_local_crops_loss", "dino_global_crops_loss", "ibot_loss"):
+        assert totals[0][name] != totals[1][name], name
+    assert totals[0]["koleo_loss"] == totals[1]["koleo_loss"]
 
 
 def test_all_terms_off_is_refused():
@@ -104,7 +115,7 @@ def test_a_batch_can_be_learned_by_heart():
     totals = []
     for _ in range(60):
         apply_hyper(optimizer, Hyper(3e-3, 0.0, 1.0, 0.04, 3e-3))
-        losses = ssl(batch, teacher_temp=0.04)
+        losses = ssl(batch, HYPER._replace(teacher_temp=0.04))
         losses.total.backward()
         guarded_step(optimizer, parts, 3.0, loss=losses.total)
         optimizer.zero_grad(set_to_none=True)
@@ -117,7 +128,7 @@ def test_one_packed_pass_equals_a_plain_step_crop_by_crop():
     """The same objective written out plainly: every crop size on its own, unchunked losses, every pair in a loop."""
     ssl = SSLMetaArch(tiny_config("ibot.loss_weight=1", MASKS)).train()
     batch = batch_of()
-    losses = ssl(batch, teacher_temp=0.05)
+    losses = ssl(batch, HYPER)
     losses.total.backward()
     packed = {name: p.grad.clone() for name, p in ssl.student.named_parameters()}
     ssl.zero_grad()

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from dinov2.layers import Block
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from tests.eval.two_processes import on_two_processes
-from tests.train.ssl_golden import golden_batch, golden_ssl
+from tests.train.ssl_golden import HYPER, golden_batch, golden_ssl
 
 VARIANT = "sinkhorn_separate_reg"
 
@@ -20,7 +20,7 @@ VARIANT = "sinkhorn_separate_reg"
 def step(ssl: SSLMetaArch) -> tuple[float, torch.Tensor]:
     """Loss of the golden step, and the gradient's norm of each student parameter."""
     torch.manual_seed(0)
-    losses = ssl(golden_batch(), teacher_temp=0.05)
+    losses = ssl(golden_batch(), HYPER)
     losses.total.backward()
     norms = []
     for parameter in ssl.student.parameters():

@@ -178,7 +178,7 @@ def test_keys_that_change_no_figure_may_change(tmp_path):
 def test_evaluations_are_called_where_teachers_are_exported(tmp_path):
     seen = []
     cfg = tiny_config("evaluation.eval_period_iterations=4")
-    train(cfg, tmp_path, evaluate=lambda training, it: seen.append((it, training.ssl.training)), announce=quiet)
+    train(cfg, tmp_path, evaluate=lambda training, it: seen.append((it, training.objective.training)), announce=quiet)
     assert [iteration for iteration, _ in seen] == [3, 7, 11]
 
 
@@ -246,8 +246,8 @@ def poisoned(monkeypatch, bad_steps: set[int]) -> None:
     """Makes the loss of some steps infinite, gradients included."""
     honest, calls = SSLMetaArch.forward, []
 
-    def forward(self, batch, *, teacher_temp):
-        terms = honest(self, batch, teacher_temp=teacher_temp)
+    def forward(self, batch, hyper):
+        terms = honest(self, batch, hyper)
         calls.append(1)
         return terms._replace(total=terms.total * torch.inf) if len(calls) - 1 in bad_steps else terms
 
@@ -259,7 +259,7 @@ def test_a_non_finite_step_changes_nothing_and_is_written_down(tmp_path, monkeyp
     states = []
 
     def remember(training, iteration):
-        states.append({k: v.clone() for k, v in training.ssl.state_dict().items()})
+        states.append({k: v.clone() for k, v in training.objective.state_dict().items()})
 
     cfg = tiny_config("evaluation.eval_period_iterations=1", "train.centering=centering")
     outcome = train(cfg, tmp_path, evaluate=remember, announce=quiet)

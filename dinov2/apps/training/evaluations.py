@@ -66,7 +66,7 @@ def accuracy_evaluation(cfg: Config) -> Evaluate:
 
 
 def _features(training: Training, images: ImageDataset, cfg: Config) -> Features:
-    backbone: Any = training.ssl.teacher["backbone"]
+    backbone: Any = training.objective.teacher["backbone"]
     precision = "fp32" if training.precision is None else "auto"
     return extract_features(
         backbone,

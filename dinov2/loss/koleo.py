@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["KoLeoLoss", "koleo_loss"]
+__all__ = ["koleo_loss", "nearest_rows"]
 
 
 def koleo_loss(features: Tensor, eps: float = 1e-8) -> Tensor:
@@ -17,24 +17,13 @@ def koleo_loss(features: Tensor, eps: float = 1e-8) -> Tensor:
         return features.float().sum() * 0.0
     with torch.autocast(features.device.type, enabled=False):
         z = F.normalize(features.float(), dim=-1, eps=eps)
-        distances = F.pairwise_distance(z, z[_nearest(z)], p=2, eps=eps)
+        distances = F.pairwise_distance(z, z[nearest_rows(z)], p=2, eps=eps)
         return -torch.log(distances + eps).mean()
 
 
 @torch.no_grad()
-def _nearest(z: Tensor) -> Tensor:
+def nearest_rows(z: Tensor) -> Tensor:
+    """Index `[S]` of the nearest other row, for normalised rows `[S, D]`."""
     similarity = z @ z.T
     similarity.fill_diagonal_(-1.0)
     return similarity.argmax(dim=1)
-
-
-class KoLeoLoss(nn.Module):
-    """`koleo_loss` under the name of the public release."""
-
-    def forward(self, student_output: Tensor, eps: float = 1e-8) -> Tensor:
-        """Features `[S, D]` -> `[]`."""
-        return koleo_loss(student_output, eps)
-
-    def pairwise_NNs_inner(self, x: Tensor) -> Tensor:
-        """Index `[S]` of the nearest other row, for normalised rows `[S, D]`."""
-        return _nearest(x)

@@ -1,23 +1,52 @@
-"""The iBOT loss: the student predicts the teacher's assignments of the patches hidden from it (arXiv 2111.07832)."""
+"""The loss classes of the public release, for code that calls them; training composes the functions themselves."""
 
-from torch import Tensor
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
 
 from dinov2.loss.centering import Center
-from dinov2.loss.cross_entropy import assignment_cross_entropy, log_softmax_cross_entropy
+from dinov2.loss.cross_entropy import log_softmax_cross_entropy
+from dinov2.loss.dino import dino_loss
+from dinov2.loss.ibot import ibot_patch_loss
+from dinov2.loss.koleo import koleo_loss, nearest_rows
 from dinov2.loss.sinkhorn import sinkhorn_knopp
 
-__all__ = ["iBOTPatchLoss", "ibot_patch_loss"]
+__all__ = ["DINOLoss", "KoLeoLoss", "iBOTPatchLoss"]
 
 
-def ibot_patch_loss(
-    scores: Tensor,  # [M, K] of the student, masked patches only
-    assignments: Tensor,  # [M, K] of the teacher
-    mask_weights: Tensor,  # [M] one over the number of masked patches in the same crop
-    n_crops: int,  # G*B, masked or not
-    student_temp: float = 0.1,
-) -> Tensor:  # []
-    """Cross-entropy averaged within each crop, then over all crops; zero when no patch is masked."""
-    return assignment_cross_entropy(scores, assignments, student_temp, mask_weights.float() / n_crops)
+class DINOLoss(Center):
+    """`dino_loss` and the two ways to turn teacher scores into assignments, under the release's names."""
+
+    def __init__(self, out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9) -> None:
+        super().__init__(out_dim, leading=(1,), momentum=center_momentum)
+        self.student_temp = student_temp
+
+    def softmax_center_teacher(self, teacher_output: Tensor, teacher_temp: float) -> Tensor:
+        """Scores `[..., K]` -> assignments by centering; a pending center update is applied first."""
+        return self.softmax(teacher_output, teacher_temp)
+
+    def sinkhorn_knopp_teacher(self, teacher_output: Tensor, teacher_temp: float, n_iterations: int = 3) -> Tensor:
+        """Scores `[S, K]` -> assignments by Sinkhorn-Knopp over all processes."""
+        return sinkhorn_knopp(teacher_output, teacher_temp, n_iterations)
+
+    def update_center(self, teacher_output: Tensor) -> None:
+        """Notes this step's scores `[S, K]` for the center of the next."""
+        self.update(teacher_output)
+
+    def apply_center_update(self) -> None:
+        """Applies what `update_center` noted."""
+        self.apply_pending()
+
+    def forward(
+        self, student_output_list: Sequence[Tensor], teacher_out_softmaxed_centered_list: Sequence[Tensor]
+    ) -> Tensor:
+        """Lists of `[B, K]`, one a crop: student scores and teacher assignments -> `[]`, every pair counted."""
+        return dino_loss(
+            torch.stack(list(student_output_list)),
+            torch.stack(list(teacher_out_softmaxed_centered_list)),
+            self.student_temp,
+        )
 
 
 class iBOTPatchLoss(Center):
@@ -78,3 +107,15 @@ class iBOTPatchLoss(Center):
             student_masks_flat.shape[0],
             self.student_temp,
         )
+
+
+class KoLeoLoss(nn.Module):
+    """`koleo_loss` under the name of the public release."""
+
+    def forward(self, student_output: Tensor, eps: float = 1e-8) -> Tensor:
+        """Features `[S, D]` -> `[]`."""
+        return koleo_loss(student_output, eps)
+
+    def pairwise_NNs_inner(self, x: Tensor) -> Tensor:
+        """Index `[S]` of the nearest other row, for normalised rows `[S, D]`."""
+        return nearest_rows(x)

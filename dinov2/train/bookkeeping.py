@@ -17,8 +17,8 @@ from dinov2.engine.schedules import Hyper
 from dinov2.errors import TrainingDiverged
 from dinov2.logging import MetricsWriter
 from dinov2.models.weights import model_table, save_teacher
-from dinov2.train.setup import Training
 from dinov2.train.objective import LossTerms
+from dinov2.train.setup import Training
 
 __all__ = ["SkippedSteps", "Unreadable", "export_teacher", "metrics_row"]
 

@@ -1,6 +1,6 @@
 """What the training loop needs of a method: a loss of a batch, the parts it trains, a teacher that follows.
 
-The loop, its checkpoints and its exports know nothing else, so that another method is another `Objective` and no branch.
+The loop, its checkpoints and its exports know nothing else: another method is another `Objective`, and no branch.
 """
 
 from abc import ABC, abstractmethod

@@ -12,7 +12,8 @@ _GIB = 2**30
 def summary(training: Training) -> str:
     """Model, data, batch, steps, what an epoch means here, precision and where things are written."""
     cfg = training.cfg
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in training.objective.trained_parts().items()}
+    parts = training.objective.trained_parts()
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     parameters = sizes["backbone"]
     heads = sum(sizes.values()) - parameters
     epoch = cfg.train.OFFICIAL_EPOCH_LENGTH

@@ -8,11 +8,15 @@ import torch
 
 from dinov2.features.health import assignment_health, rank_me
 from dinov2.logging import read_metrics
+from dinov2.loss.sinkhorn import sinkhorn_knopp
 from dinov2.train.health import health_is_due, training_health
 from dinov2.train.run_folder import RunFolder
 from dinov2.train.setup import batches, build
 from dinov2.train.train import train
+from tests.train.ssl_golden import HYPER as ANY_HYPER
 from tests.train.tiny_run import tiny_config
+
+HYPER = ANY_HYPER._replace(teacher_temp=0.04)
 
 PATCHES_TOO = ("ibot.loss_weight=1", "ibot.mask_sample_probability=0.5")
 
@@ -49,7 +53,7 @@ def test_a_training_that_is_watched_equals_one_that_is_not_bit_for_bit(tmp_path,
 def test_measures_are_those_of_the_teachers_tokens_and_assignments(tmp_path):
     training = build(tiny_config(*PATCHES_TOO), RunFolder(tmp_path))
     batch = next(iter(batches(training)))
-    health = health_of(training_health(training, batch, 0.04))
+    health = health_of(training_health(training, batch, HYPER))
     with torch.no_grad():
         cls = training.objective.teacher["backbone"](batch.global_crops)
         scores = training.objective.teacher["dino_head"](cls)
@@ -64,7 +68,7 @@ def test_identical_images_are_duplicates_at_no_distance(tmp_path):
     training = build(tiny_config(), RunFolder(tmp_path))
     batch = next(iter(batches(training)))
     batch.global_crops.copy_(batch.global_crops[:1].expand_as(batch.global_crops))
-    health = health_of(training_health(training, batch, 0.04))
+    health = health_of(training_health(training, batch, HYPER))
     assert health["duplicates"] == 1 and health["koleo_distance"] < 1e-4 and health["rank"] < 2
 
 
@@ -72,7 +76,7 @@ def test_a_network_that_is_not_finite_has_no_health_and_stops_nobody(tmp_path):
     training = build(tiny_config(), RunFolder(tmp_path))
     batch = next(iter(batches(training)))
     training.objective.teacher["backbone"].cls_token.data.fill_(torch.nan)
-    assert training_health(training, batch, 0.04) == {}
+    assert training_health(training, batch, HYPER) == {}
 
 
 def without_masks(batch):
@@ -81,13 +85,13 @@ def without_masks(batch):
 
 def test_without_masked_patches_there_are_no_figures_of_patches_assignments(tmp_path):
     training = build(tiny_config(*PATCHES_TOO), RunFolder(tmp_path))
-    health = health_of(training_health(training, without_masks(next(iter(batches(training)))), 0.04))
+    health = health_of(training_health(training, without_masks(next(iter(batches(training)))), HYPER))
     assert "teacher_entropy" in health and "patch_teacher_entropy" not in health
 
 
 def test_without_the_dino_term_patches_alone_are_judged(tmp_path):
     training = build(tiny_config("dino.loss_weight=0", "ibot.separate_head=true", *PATCHES_TOO), RunFolder(tmp_path))
-    health = health_of(training_health(training, next(iter(batches(training))), 0.04))
+    health = health_of(training_health(training, next(iter(batches(training))), HYPER))
     assert "teacher_entropy" not in health and "patch_teacher_entropy" in health
 
 

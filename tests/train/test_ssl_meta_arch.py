@@ -144,7 +144,9 @@ def test_one_packed_pass_equals_a_plain_step_crop_by_crop():
     for crop in log_probabilities(local_tokens["x_norm_clstoken"]).chunk(2):
         for target in targets.cls:
             total, pairs = total - (target * crop).sum(dim=-1).mean(), pairs + 1
-    for crop, target in zip(log_probabilities(global_tokens["x_norm_clstoken"]).chunk(2), targets.cls, strict=True):
+    for crop, target in zip(
+        log_probabilities(global_tokens["x_norm_clstoken"]).chunk(2), targets.cls.flip(0), strict=True
+    ):
         total, pairs = total - (target * crop).sum(dim=-1).mean(), pairs + 1
     total = total / pairs
     patches = log_probabilities(global_tokens["x_norm_patchtokens"][batch.masks])

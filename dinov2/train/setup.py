@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from dinov2.configs import Config
 from dinov2.data.collate import CropBatch

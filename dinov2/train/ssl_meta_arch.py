@@ -6,7 +6,7 @@ student's, sees the global crops whole. The student's class tokens predict the t
 backward, logs or knows about processes beyond what the losses sum over.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from dinov2.loss.ibot import ibot_patch_loss
 from dinov2.loss.koleo import koleo_loss
 from dinov2.loss.sinkhorn import sinkhorn_knopp
 from dinov2.models import build_model_from_cfg
+from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.train.objective import HealthProbe, LossTerms, Objective
 
 __all__ = ["SSLMetaArch"]
@@ -202,7 +203,7 @@ class SSLMetaArch(Objective):
     @torch.no_grad()
     def probe(self, batch: CropBatch, hyper: Hyper) -> HealthProbe:
         """The teacher's tokens and assignments of the global crops; the centers stay where they are."""
-        backbone = self.teacher["backbone"]
+        backbone = cast(DinoVisionTransformer, self.teacher["backbone"])
         with autocast(batch.global_crops.device, self.precision):
             features = backbone(batch.global_crops, is_training=True)
             cls, patches = features["x_norm_clstoken"], features["x_norm_patchtokens"]  # [G*B, D], [G*B, N, D]

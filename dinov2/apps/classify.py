@@ -94,7 +94,10 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 def _read_names(file: str | os.PathLike[str]) -> list[str]:
     try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        path = Path(file).expanduser()
+        if path.exists() and not path.is_file():  # a pipe would wait for a writer
+            raise ConfigError(f"the class names {file} are no regular file; give a text file with one name a line")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
         raise ConfigError(

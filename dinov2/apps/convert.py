@@ -154,7 +154,10 @@ def _head(opened: OpenedWeights, file: Path | None, embed_dim: int, path: Path) 
 def _labels(file: str | os.PathLike[str] | None, classes: int) -> list[str]:
     if file is not None:
         try:
-            lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+            path = Path(file).expanduser()
+            if path.exists() and not path.is_file():  # a pipe would wait for a writer
+                raise ConfigError(f"the class names in {file} cannot be read (it is no regular file); give a text file")
+            lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the class names in {file} cannot be read ({error}); give a text file") from error
         names = [line.strip() for line in lines if line.strip()]

@@ -232,8 +232,10 @@ class CropsConfig:
             unit_interval(f"crops.{name}", getattr(self, name))
         if len(self.blur_p) != 3 or not all(0 <= p <= 1 for p in self.blur_p):
             raise ConfigError(f"crops.blur_p is {shown(self.blur_p)}; write three numbers from 0 to 1")
-        if not all(deviation > 0 for deviation in self.std):
-            raise ConfigError(f"crops.std is {shown(self.std)}; write numbers above 0")
+        if not all(abs(value) <= 1e6 for value in self.mean):  # false of NaN as well
+            raise ConfigError(f"crops.mean is {shown(self.mean)}; write finite numbers, on values from 0 to 1")
+        if not all(1e-6 <= deviation <= 1e6 for deviation in self.std):
+            raise ConfigError(f"crops.std is {shown(self.std)}; write finite numbers above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

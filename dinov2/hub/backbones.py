@@ -5,6 +5,7 @@ asked for, drop path, so that both modes compute the same, but call `.eval()` al
 518; images of any size that is a multiple of 14 work, because position embeddings are resized on the way.
 """
 
+import math
 from enum import Enum
 from typing import Any
 
@@ -170,9 +171,10 @@ def _refuse_another_grid(options: dict[str, Any], position: torch.Tensor | None,
     size, patch = options["img_size"], options["patch_size"]
     height, width = size if isinstance(size, tuple | list) else (size, size)
     patches = (height // patch) * (width // patch)
-    if position is not None and position.shape[1] != 1 + patches:
-        side = round((position.shape[1] - 1) ** 0.5)
+    if position is not None and position.ndim == 3 and position.shape[1] != 1 + patches:
+        held = position.shape[1] - 1
+        side = math.isqrt(held)
+        native = f"img_size={side * patch}" if side * side == held else "img_size=(HEIGHT, WIDTH) of its training"
         raise WrongArgument(
-            f"{source} has position embeddings for {position.shape[1] - 1} patches, and img_size={size!r} makes "
-            f"{patches}; give img_size={side * patch}"
+            f"{source} has position embeddings for {held} patches, and img_size={size!r} makes {patches}; give {native}"
         )

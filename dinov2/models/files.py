@@ -28,6 +28,7 @@ __all__ = [
     "checksum",
     "read_file",
     "read_json",
+    "refuse_odd_tensors",
     "refuse_special_file",
     "shard_refused",
     "shown",
@@ -42,6 +43,7 @@ __all__ = [
 # A zip archive, or the pickle of torch before 1.6: everything else is a download gone wrong.
 _PICKLE_STARTS = (b"PK", b"\x80")
 _TABLE, _CHECKSUM = "model", "checksum"
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Configuration files and indices of shards have some kilobytes.
 _LARGEST_JSON = 1 << 26
 # Views may repeat numbers, as an expanded scale does; more bytes than these must lie in the file.
@@ -140,6 +142,18 @@ def refuse_special_file(path: Path, *, kind: str) -> int:
         what = kinds.get(stat.S_IFMT(status.st_mode), "device")
         raise WeightsError(f"{path} is a {what} and no {kind}; write its content to a regular file first")
     return status.st_size
+
+
+def refuse_odd_tensors(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises `WeightsError` for tensors that are no weights: integer, complex, sparse, quantised, without values."""
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.is_nested or value.is_quantized:
+            raise WeightsError(f"{key} of {source} is a sparse, nested or quantised tensor; give dense weights")
+        if value.dtype not in _DTYPES:
+            name = str(value.dtype).removeprefix("torch.")
+            raise WeightsError(f"{key} of {source} is {name}, and weights are float32, float16 or bfloat16; convert it")
+        if value.is_meta:
+            raise WeightsError(f"{key} of {source} is on the meta device and has no values; save the weights again")
 
 
 def shown(value: Any, limit: int = 60) -> str:

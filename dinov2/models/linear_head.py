@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dinov2.errors import ConfigError, WeightsError
+from dinov2.models.files import refuse_odd_tensors
 
 __all__ = ["LinearHead", "classifier_input", "head_from_state", "linear_logits"]
 
@@ -78,13 +79,14 @@ def _tensors(state: Mapping[str, Any], source: str) -> tuple[Tensor, Tensor]:
         weight, bias = state.get(f"{prefix}weight"), state.get(f"{prefix}bias")
         if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
             continue
+        refuse_odd_tensors({"weight": weight, "bias": bias}, source)
         if weight.ndim == 2 and bias.shape == weight.shape[:1]:
             return weight, bias
         raise WeightsError(
             f"the weight {list(weight.shape)} and bias {list(bias.shape)} of {source} are no linear head; "
             "give a weight [classes, features] and a bias [classes]"
         )
-    names = [str(key) for key in state]
+    names = [key[:100] for key in state if isinstance(key, str)]
     if any("blocks." in name for name in names):
         cause = "it looks like a backbone, whose place is --model"
     elif any("decode_head." in name for name in names) or "state_dict" in names:

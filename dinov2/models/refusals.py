@@ -49,8 +49,6 @@ def refusal(source: str, given: Mapping[str, Tensor], expected: Mapping[str, Ten
 
 
 def _likely_cause(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    if any(".lora_" in key or ".base_layer." in key for key in unexpected):
-        return "The file holds adapters (LoRA): merge them into the weights first."
     if family := family_of(unexpected):
         return f"The file looks like {family}."
     if unexpected == ["register_tokens"] and not missing:

@@ -51,7 +51,6 @@ _DEEPEST = 8
 _MOST_PLACES = 100
 # Small models may repeat numbers; the bytes of larger ones must lie in their files.
 _LARGEST_CLAIM = 1 << 28
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class LoadReport(NamedTuple):
@@ -309,14 +308,9 @@ def _nothing_found(groups: list[tuple[str, dict[str, Tensor]]], places: list[_Pl
 
 def _check_tensors(tensors: Mapping[str, Tensor], source: str, n_bytes: int | None) -> None:
     """Refuses tensors that are no weights, and more of them than the files can hold."""
-    for key, value in tensors.items():
-        if value.layout != torch.strided or value.is_nested or value.is_quantized:
-            raise WeightsError(f"{key} of {source} is a sparse, nested or quantised tensor; give dense weights")
-        if value.dtype not in _DTYPES:
-            name = str(value.dtype).removeprefix("torch.")
-            raise WeightsError(f"{key} of {source} is {name}, and weights are float32, float16 or bfloat16; convert it")
-        if value.is_meta and n_bytes is not None:
-            raise WeightsError(f"{key} of {source} is on the meta device and has no values; save the weights again")
+    if any(".lora_" in key or ".base_layer." in key for key in tensors):
+        raise WeightsError(f"{source} holds adapters (LoRA) beside the weights; merge them first (merge_and_unload)")
+    files.refuse_odd_tensors(tensors, source)
     claimed = sum(value.numel() * value.element_size() for value in tensors.values())
     if n_bytes is not None and claimed > max(n_bytes, _LARGEST_CLAIM):
         raise WeightsError(

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -329,3 +330,11 @@ def test_a_result_can_go_to_the_current_folder(here, monkeypatch):
     assert sorted(path.name for path in Path().iterdir())[1] == "config.json"
     assert read_file("model.safetensors")
     shutil.rmtree(here / "sub")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="of POSIX systems")
+def test_names_of_classes_from_a_pipe_are_refused_without_waiting():
+    torch.save(head_of(), "head.pth")
+    os.mkfifo("names")
+    with pytest.raises(ConfigError, match="names cannot be read .it is no regular file.; give a text file"):
+        convert(saved("w.safetensors"), "m", to="hf", head="head.pth", labels="names")

@@ -92,6 +92,15 @@ def test_options_that_the_weights_do_not_fit_are_refused_before_a_download(
     assert list(cache.iterdir()) == []
 
 
+def test_a_rectangular_grid_is_not_called_a_square(tmp_path: Path) -> None:
+    torch.save(dinov2_vits14(pretrained=False, img_size=(56, 84)).state_dict(), tmp_path / "own.pth")
+    with pytest.raises(
+        ValueError, match=r"24 patches, and img_size=518 makes 1369; give img_size=\(HEIGHT, WIDTH\) of"
+    ):
+        dinov2_vits14(weights=tmp_path / "own.pth")
+    assert dinov2_vits14(weights=tmp_path / "own.pth", img_size=(56, 84)).patch_embed.patches_resolution == (4, 6)
+
+
 def test_a_file_with_another_grid_is_not_resized_unasked(cache: Path, tmp_path: Path) -> None:
     state = dinov2_vits14(pretrained=False, img_size=224).state_dict()
     torch.save(state, tmp_path / "own.pth")

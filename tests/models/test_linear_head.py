@@ -120,6 +120,15 @@ def test_a_file_that_is_no_linear_head_is_refused(state: dict[str, Tensor], mess
         head_from_state(state, embed_dim=384, source="head.pth")
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8, torch.bool])
+def test_a_head_of_other_numbers_is_refused(dtype: torch.dtype) -> None:
+    state = {key: value.to(dtype) for key, value in head_state(768).items()}
+    with pytest.raises(
+        WeightsError, match=f"weight of head.pth is {str(dtype).removeprefix('torch.')}, and weights are"
+    ):
+        head_from_state(state, embed_dim=384, source="head.pth")
+
+
 def test_only_one_or_four_layers_were_released() -> None:
     with pytest.raises(ConfigError, match="1 or 4 layers, not 2"):
         LinearHead(384, layers=2)

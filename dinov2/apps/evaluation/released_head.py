@@ -74,6 +74,8 @@ def head_parts(head: LinearHead, subject: Subject) -> tuple[str, ...]:
 
 def read_class_mapping(file: str | os.PathLike[str]) -> Tensor:  # int64 [C_test]
     """A `.npy` file with the classifier's class of each class of the data set. Raises `DataError` for other files."""
+    if Path(file).expanduser().exists() and not Path(file).expanduser().is_file():  # a pipe would wait for a writer
+        raise DataError(f"the class mapping {file} is no regular file; give a .npy file of whole numbers")
     try:
         numbers = np.load(Path(file).expanduser(), allow_pickle=False)
     except (OSError, ValueError) as error:

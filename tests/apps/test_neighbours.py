@@ -16,6 +16,7 @@ from dinov2.apps.embed import embed
 from dinov2.apps.neighbours import neighbours
 from dinov2.errors import ConfigError, DataError
 from dinov2.features.store import open_features
+from dinov2.pretrained import digest_of_files, load
 from tests.apps.test_embed import small
 from tests.runs import pictures
 
@@ -112,6 +113,12 @@ def test_queries_through_other_weights_are_refused(here, photos, model):
     with pytest.raises(ConfigError, match=r"are of other weights than .*other.pth \([0-9a-f]{12}, not [0-9a-f]{12}\)"):
         neighbours("out.npz", queries=["photos/class0/000.png"], model=str(other))
     model.rename(here / "moved.pth")
+    assert neighbours("out.npz", queries=["photos/class0/000.png"], model="moved.pth", k=1).neighbours
+    # Manifests had the digest of the weight file before that of the tensors.
+    text = (here / "out.npz.json").read_text()
+    before = text.replace(load("moved.pth").digest, digest_of_files([Path("moved.pth")]))
+    assert before != text
+    (here / "out.npz.json").write_text(before)
     assert neighbours("out.npz", queries=["photos/class0/000.png"], model="moved.pth", k=1).neighbours
     (here / "out.npz.json").unlink()
     with pytest.raises(ConfigError, match="has lost its manifest, which names its model; give --model"):

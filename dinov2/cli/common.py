@@ -66,7 +66,7 @@ def add_image_options(parser: "argparse._ActionsContainer") -> None:
         "--max-image-pixels",
         type=positive,
         metavar="N",
-        help="largest picture that is decoded (default: $DINOV2_MAX_IMAGE_PIXELS, or 178,956,970)",
+        help="largest picture that is decoded (default: $DINOV2_MAX_IMAGE_PIXELS, or 89,478,485)",
     )
     parser.add_argument(
         "--max-image-bytes",

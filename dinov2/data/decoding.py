@@ -69,6 +69,7 @@ _BITS, _PHOTOMETRIC, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 262, 284, 339
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2
 _SIGNED = _PLANAR = 2
 _ALPHA = (1, 2)
+_BAND = 256  # rows
 
 
 def decode_rgb(
@@ -190,8 +191,8 @@ def _decode(
 def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
     """The only place where Pillow opens anything."""
     limit = get_image_options().max_pixels
-    if Image.MAX_IMAGE_PIXELS is not None and limit is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # Pillow refuses twice that
+    if Image.MAX_IMAGE_PIXELS is not None and limit is not None:
+        Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS)  # Pillow refuses more than twice that
     with _quiet(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_size(image.width, image.height, name)
         yield image
@@ -269,9 +270,11 @@ def _to_mode(image: Image.Image, mode: Literal["L", "RGB", "RGBA"], name: str) -
         if image.mode in ("CMYK", "RGBX"):  # four raw bands: not a colour to convert
             return Image.merge("RGBA", image.split())
     elif image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        see_through = image.convert("RGBA")
-        image = Image.new("RGB", image.size, "white")
-        image.paste(see_through, mask=see_through)
+        see_through, image = image, Image.new("RGB", image.size, "white")
+        for top in range(0, image.height, _BAND):  # band by band, which takes a third of the memory
+            box = (0, top, image.width, min(top + _BAND, image.height))
+            band = see_through.crop(box).convert("RGBA")
+            image.paste(band, box, band)
     if mode == "L" and image.mode not in ("L", "1"):
         image = image.convert("RGB")  # CMYK and palettes have no direct way to luminance
     converted = image.convert(mode) if image.mode != mode else image.copy()

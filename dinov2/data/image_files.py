@@ -52,12 +52,10 @@ class ImageOptions:
 def get_image_options() -> ImageOptions:
     """The options in force: `DINOV2_MAX_IMAGE_PIXELS`, `DINOV2_MAX_IMAGE_BYTES` and `DINOV2_INTENSITY`.
 
-    Without the first, pictures may have twice the pixels of `PIL.Image.MAX_IMAGE_PIXELS`, which is where Pillow stops.
+    Without the first, pictures may have `PIL.Image.MAX_IMAGE_PIXELS` pixels: as floats they take 1.2 GiB.
     Raises `ConfigError` for a value that is none.
     """
-    pixels = _whole_number("DINOV2_MAX_IMAGE_PIXELS")
-    if pixels is None and Image.MAX_IMAGE_PIXELS is not None:
-        pixels = 2 * Image.MAX_IMAGE_PIXELS
+    pixels = _whole_number("DINOV2_MAX_IMAGE_PIXELS") or Image.MAX_IMAGE_PIXELS
     max_bytes = _whole_number("DINOV2_MAX_IMAGE_BYTES") or ImageOptions.max_bytes
     return ImageOptions(pixels, max_bytes, check_intensity(os.environ.get("DINOV2_INTENSITY") or "auto"))
 

@@ -310,8 +310,8 @@ def test_a_strip_does_not_set_the_cost_and_what_fits_in_no_way_is_left_out(here,
     assert [image["name"] for image in images] == ["one.png", "two.png", "strip.png"]
     assert all(rows * columns <= 4096 for image in images for rows, columns in [image["views"][0]["grid"]])
     assert [reason for _, reason in report.unreadable] == [
-        "an image of 20000 x 1 pixels takes 9,050 tokens with the fit aspect, and 4,096 are allowed; "
-        "crop or shrink it, or raise --max-tokens (max_tokens)"
+        f"{here / 'thread.png'}: an image of 20000 x 1 pixels takes 9,050 tokens with the fit aspect, and "
+        "4,096 are allowed; crop or shrink it, or raise --max-tokens (max_tokens)"
     ]
     viz(photos, model=model, output=here / "few", page=False, max_tokens=20, what=["norm"])
     assert all(

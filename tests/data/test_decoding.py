@@ -67,6 +67,13 @@ def test_transparency_is_laid_over_white() -> None:
     assert pixels(encoded(grey_alpha))[0, :, 0].tolist() == [10, 255]
 
 
+def test_transparency_of_a_tall_picture_is_laid_over_white_in_every_row() -> None:
+    tall = np.full((600, 2, 4), 255, dtype=np.uint8)
+    tall[..., :3], tall[:, 1, 3] = np.arange(600)[:, None, None] % 200, 0
+    assert np.array_equal(pixels(encoded(Image.fromarray(tall)))[:, 0], tall[:, 0, :3])
+    assert pixels(encoded(Image.fromarray(tall)))[:, 1].min() == 255
+
+
 def test_palettes_keep_their_colours_and_their_transparency() -> None:
     picture = Image.new("P", (2, 1))
     picture.putpalette([255, 0, 0, 0, 0, 255])

@@ -127,6 +127,8 @@ def test_the_pixel_limit_can_be_raised_and_lowered(monkeypatch: pytest.MonkeyPat
     data = encoded(Image.new("L", (20, 10)))
     with pytest.raises(DataError, match="too large to be decoded safely.*200 pixels.*DINOV2_MAX_IMAGE_PIXELS"):
         decode_rgb(data)
+    with pytest.raises(DataError, match="9 x 9 pixels, and at most 50 are decoded"):
+        decode_rgb(encoded(Image.new("L", (9, 9))))
     with image_options(max_pixels=200):
         assert decode_rgb(data).size == (20, 10)
     assert Image.MAX_IMAGE_PIXELS == 50

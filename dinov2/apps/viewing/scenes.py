@@ -58,7 +58,8 @@ def look_at(
                 for model, shorter in zip(models, sizes, strict=True)
             ]
         except DataError as error:
-            unreadable.append((str(frame.path), str(error)))
+            reason = str(error)
+            unreadable.append((str(frame.path), reason if str(frame.path) in reason else f"{frame.path}: {reason}"))
             continue
         height, width = display_size(*whole)
         scenes.append(Scene(frame.name, whole, picture.resize((width, height), Image.Resampling.LANCZOS), views))

@@ -172,13 +172,13 @@ def _walk(root: str, progress: Progress) -> FolderScan:
         for entry in entries:
             if entry.name.startswith("."):
                 hidden += 1
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and not entry.is_dir():
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and not _is_folder(entry):
                 size = _file_size(entry)
                 if size is None:
                     other[f"{ending_of(entry.name)} that are no regular files"] += 1
                 else:
                     found.append((f"{relative}/{entry.name}" if relative else entry.name, size))
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 waiting.append((f"{relative}/{entry.name}" if relative else entry.name, above | {identity}))
             else:
                 other[ending_of(entry.name)] += 1
@@ -200,6 +200,13 @@ def ending_of(name: str) -> str:
     """The ending of a file's name for `in_words`."""
     ending = os.path.splitext(name)[1].lower()
     return ending if re.fullmatch(r"\.\w{1,8}", ending) else "without an ending"
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _file_size(entry: "os.DirEntry[str]") -> int | None:

@@ -67,9 +67,10 @@ def test_hidden_and_foreign_files_are_counted_and_passed_over(tmp_path: Path) ->
     write_image(tmp_path / ".thumbnails" / "c.png")
     (tmp_path / "readme.md").write_text("text")
     (tmp_path / "dangling.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
     folder = Folder(tmp_path)
     assert len(folder) == 1
-    assert folder.skipped == {"hidden": 2, "other": 2}
+    assert folder.skipped == {"hidden": 2, "other": 3}
 
 
 def test_files_passed_over_are_said_with_their_endings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

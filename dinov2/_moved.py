@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import NamedTuple
 
-__all__ = ["GONE", "LACKING", "MOVED", "REMOVED_IN", "Instead", "install"]
+__all__ = ["GONE", "LACKING", "MOVED", "REMOVED_IN", "Instead", "install", "successor"]
 
 REMOVED_IN = "2.0"
 """The version that no longer knows the old paths."""
@@ -85,7 +85,13 @@ MOVED: Mapping[str, Mapping[str, str | Instead]] = {
         "reshard_fsdp_model": _WRAPPING,
     },
     "dinov2.loss.dino_clstoken_loss": {"DINOLoss": "dinov2.loss.release:DINOLoss"},
-    "dinov2.loss.ibot_patch_loss": {"iBOTPatchLoss": "dinov2.loss.release:iBOTPatchLoss"},
+    "dinov2.loss.ibot_patch_loss": {
+        "iBOTPatchLoss": "dinov2.loss.release:iBOTPatchLoss",
+        "lossfunc": Instead(
+            "dinov2.loss.cross_entropy.log_softmax_cross_entropy(scores, assignments, temperature) returns the "
+            "cross-entropy of each row"
+        ),
+    },
     "dinov2.loss.koleo_loss": {"KoLeoLoss": "dinov2.loss.release:KoLeoLoss"},
     "dinov2.logging.helpers": {"MetricLogger": _METERS, "SmoothedValue": _METERS},
     "dinov2.data.datasets.decoders": {
@@ -141,6 +147,15 @@ GONE: Mapping[str, str] = {
 }
 """Modules of the release that do not import here, each with what to use; what lies below them is gone with them."""
 
+_XFORMERS = Instead("attention is torch.nn.functional.scaled_dot_product_attention, and xFormers is not asked for")
+_JOB = Instead("dinov2.run.submit.run_here(run, arguments) runs a job in this process")
+_LINEAR = Instead(
+    "dinov2.eval.linear.evaluate_linear(train, val) takes the Features of both sets and returns the figures"
+)
+_UNWRAP = Instead("a module in torch.nn.parallel.DistributedDataParallel is its attribute module")
+_LOG_REGRESSION = Instead(
+    "dinov2.eval.log_regression.evaluate_log_regression(train, val) chooses C, fits and returns the figures"
+)
 _LOADED = Instead("dinov2.load(weights) returns the backbone in evaluation mode, its transform and its precision")
 _KNN = Instead("dinov2.eval.knn.evaluate_knn(train, val) takes the Features of both sets and returns the figures")
 _RESIDUAL = Instead("dinov2.layers.drop_path.residual_on_subset adds a branch to a part of the batch")
@@ -157,6 +172,32 @@ LACKING: Mapping[str, Mapping[str, str | Instead]] = {
         "eval_knn": _KNN,
         "eval_knn_with_model": _KNN,
         "filter_train": _KNN,
+        "main": Instead("dinov2.run.eval.knn.main() parses the command line and evaluates"),
+    },
+    "dinov2.eval.linear": {
+        "AllClassifiers": Instead("dinov2.eval.linear.LinearHeads holds and trains all heads of a grid"),
+        "eval_linear": _LINEAR,
+        "evaluate_linear_classifiers": _LINEAR,
+        "has_ddp_wrapper": _UNWRAP,
+        "main": Instead("dinov2.run.eval.linear.main() parses the command line and evaluates"),
+        "make_eval_data_loader": Instead(
+            "dinov2.data.make_data_loader(..., sampler_type=None, drop_last=False) makes one"
+        ),
+        "remove_ddp_wrapper": _UNWRAP,
+        "run_eval_linear": _LINEAR,
+        "setup_linear_classifiers": Instead(
+            "dinov2.eval.linear.head_table(settings, columns) lists the heads of a grid"
+        ),
+        "test_on_datasets": _LINEAR,
+    },
+    "dinov2.eval.log_regression": {
+        "C_POWER_RANGE": Instead("dinov2.eval.log_regression.C_GRID holds the values of C, 10 to these powers"),
+        "eval_log_regression": _LOG_REGRESSION,
+        "eval_log_regression_with_model": _LOG_REGRESSION,
+        "evaluate_model": _LOG_REGRESSION,
+        "main": Instead("dinov2.run.eval.log_regression.main() parses the command line and evaluates"),
+        "sweep_C_values": _LOG_REGRESSION,
+        "train_and_evaluate": _LOG_REGRESSION,
     },
     "dinov2.eval.setup": {
         "build_model_for_eval": _LOADED,
@@ -165,22 +206,32 @@ LACKING: Mapping[str, Mapping[str, str | Instead]] = {
         ),
         "setup_and_build_model": _LOADED,
     },
+    "dinov2.layers.attention": {"XFORMERS_AVAILABLE": _XFORMERS, "XFORMERS_ENABLED": _XFORMERS},
     "dinov2.layers.block": {
+        "XFORMERS_AVAILABLE": _XFORMERS,
+        "XFORMERS_ENABLED": _XFORMERS,
         "add_residual": _RESIDUAL,
+        "attn_bias_cache": _PACKED,
         "drop_add_residual_stochastic_depth": _RESIDUAL,
         "drop_add_residual_stochastic_depth_list": _RESIDUAL,
         "get_attn_bias_and_cat": _PACKED,
         "get_branges_scales": Instead("dinov2.layers.drop_path.draw_batch_subset draws the images and their scale"),
     },
+    "dinov2.layers.swiglu_ffn": {"XFORMERS_AVAILABLE": _XFORMERS, "XFORMERS_ENABLED": _XFORMERS},
     "dinov2.logging": {"MetricLogger": _METERS, "SmoothedValue": _METERS},
+    "dinov2.models": {"vits": "dinov2.models:vision_transformer"},
     "dinov2.models.vision_transformer": {
         "init_weights_vit_timm": Instead("model.init_weights() draws all parameters anew"),
         "named_apply": Instead("model.named_modules() goes through all modules with their names"),
     },
+    "dinov2.run.eval.knn": {"Evaluator": _JOB},
+    "dinov2.run.eval.linear": {"Evaluator": _JOB},
+    "dinov2.run.eval.log_regression": {"Evaluator": _JOB},
     "dinov2.run.submit": {
         "get_shared_folder": _CLUSTER,
-        "submit_jobs": Instead("dinov2.run.submit.run_here(run, arguments) runs a job in this process"),
+        "submit_jobs": _JOB,
     },
+    "dinov2.run.train.train": {"Trainer": _JOB},
     "dinov2.train.train": {
         "apply_optim_scheduler": Instead("dinov2.engine.optim.apply_hyper(optimizer, schedules.at(step)) does it"),
         "build_optimizer": Instead("dinov2.engine.optim.build_optimizer(student_parts, cfg.optim) returns AdamW"),
@@ -189,7 +240,16 @@ LACKING: Mapping[str, Mapping[str, str | Instead]] = {
         "do_train": Instead("dinov2.train.train.train(cfg, output_dir) trains, or goes on where a run stopped"),
     },
 }
-"""Names of the release that are missing in modules which exist here, each with what to use."""
+"""Names of the release that are missing in modules which exist here, each with its successor or what to use."""
+
+
+def successor(module: str, name: str) -> str | Instead | None:
+    """The answer to a name of the release: "module:name", `Instead`, or None for a name that is here itself."""
+    for gone, advice in GONE.items():
+        if f"{module}.".startswith(f"{gone}."):
+            return Instead(advice)
+    return MOVED.get(module, LACKING.get(module, {})).get(name)
+
 
 _PARENTS = {name.rpartition(".")[0] for name in (*MOVED, *GONE)}
 

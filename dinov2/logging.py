@@ -32,16 +32,22 @@ _warned: set[str] = set()
 
 
 def setup_logging(
-    output: str | os.PathLike[str] | None = None, *, name: str = "dinov2", level: int = logging.INFO
+    output: str | os.PathLike[str] | None = None,
+    *,
+    name: str | None = "dinov2",
+    level: int = logging.INFO,
+    capture_warnings: bool = False,
 ) -> logging.Logger:
     """Give the logger `name` a console (main process only) and, with `output`, a file; returns the logger.
 
     `output` is the run's folder (the file is `logs/log.txt` in it) or a file ending in `.txt` or `.log`; processes
     other than the main one append `.rank<r>`. A second call replaces the handlers of the first and closes its file.
+    `capture_warnings` sends Python's warnings there too.
     """
-    logger = logging.getLogger(name)
+    logger, python_warnings = logging.getLogger(name), logging.getLogger("py.warnings")
     for handler in [handler for handler in logger.handlers if isinstance(handler, _OwnHandler)]:
         logger.removeHandler(handler)
+        python_warnings.removeHandler(handler)
         handler.close()
     logger.setLevel(level)
     logger.propagate = False  # a configured root logger would repeat every line
@@ -55,6 +61,10 @@ def setup_logging(
         logger.addHandler(file)
     if not logger.handlers:  # without any, Python would print warnings of every rank by itself
         logger.addHandler(_Silence())
+    if capture_warnings:
+        logging.captureWarnings(True)
+        for handler in [handler for handler in logger.handlers if isinstance(handler, _OwnHandler)]:
+            python_warnings.addHandler(handler)
     return logger
 
 

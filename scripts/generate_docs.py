@@ -1,11 +1,11 @@
-"""Writes what repeats the code: `configuration.md`, `cli.md` and `releases.md` of `docs/`, tables in other pages.
+"""Writes what repeats the code: the pages in `PAGES` of `docs/`, and tables in other pages.
 
     python scripts/generate_docs.py            write them
     python scripts/generate_docs.py --check    only say whether they are up to date (exit status 1 if not)
 
-The tables come from `dinov2.configs.describe()`, from the parser of the command line and from the table of releases
-(`dinov2.models.releases`), never from a second list. A hand-written page shows a table of releases between the comments
-`<!-- table: NAME -->` and `<!-- end of table -->`.
+The tables come from `dinov2.configs.describe()`, from the parser of the command line, from the table of releases
+(`dinov2.models.releases`) and from that of moved names (`dinov2._moved`), never from a second list. A hand-written page
+shows a table of releases between the comments `<!-- table: NAME -->` and `<!-- end of table -->`.
 Options are laid out here and not by argparse, whose wording changes between versions of Python.
 """
 
@@ -40,6 +40,13 @@ CLI_HEAD = """# Commands
 success, 1 when the work failed, and 2 for a wrong command line or unusable input.
 """
 
+
+NAMES_HEAD = """# Names of the release
+
+What `from dinov2.MODULE import NAME` gives here, for {total} public names of the release: {here} are here and mean the
+same, {moved} have moved and warn, and {gone} raise an ImportError that says what this page says. Of the modules for
+depth, segmentation and dino.txt only a few names are counted; all that lies in them has the same answer.
+"""
 
 RELEASES_HEAD = """# Released weights
 
@@ -333,10 +340,53 @@ def releases_page() -> str:
     )
 
 
+def _by_advice(row: tuple[str, str, str]) -> tuple[str, str]:
+    module, _, advice = row
+    return module, advice
+
+
+def release_names_page() -> str:
+    """`docs/release_names.md`: every name of the release's import surface, with what became of it."""
+    from dinov2._moved import Instead, successor
+
+    facts = (DOCS.parent / "tests" / "release_names.txt").read_text(encoding="utf-8").split("\n\n")[1:]
+    names = [(module, name) for module, *own in map(str.split, facts) for name in own]
+    answers = {(module, name): successor(module, name) for module, name in names}
+    here = [pair for pair in names if answers[pair] is None]
+    moved = [(*pair, new) for pair, new in answers.items() if isinstance(new, str)]
+    gone = sorted(((*pair, new.advice) for pair, new in answers.items() if isinstance(new, Instead)), key=_by_advice)
+
+    def spans(pairs: Iterable[tuple[str, ...]]) -> str:
+        return ", ".join(as_code(name) for _, name, *_ in pairs)
+
+    by_module = groupby(here, key=lambda row: row[0])
+    return "".join(
+        [
+            WARNING,
+            NAMES_HEAD.format(total=len(names), here=len(here), moved=len(moved), gone=len(gone)),
+            "\n## Here under the same name\n\n",
+            table_of("module | names", ((as_code(module), spans(own)) for module, own in by_module)),
+            "\n## Moved, with a warning\n\n",
+            table_of(
+                "module | name | now", ((as_code(m), as_code(n), as_code(new.replace(":", "."))) for m, n, new in moved)
+            ),
+            "\n## Not here\n\n",
+            table_of(
+                "module | names | use instead",
+                (
+                    (as_code(module), spans(own), as_cell(advice))
+                    for (module, advice), own in groupby(gone, key=_by_advice)
+                ),
+            ),
+        ]
+    )
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration_page,
     "cli.md": cli_page,
     "releases.md": releases_page,
+    "release_names.md": release_names_page,
 }
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -38,19 +38,19 @@ class _Source(NamedTuple):
 
 
 def load_config(
-    name_or_path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = (), *, preset: str | None = None
+    config_name: str | os.PathLike[str] | None = None, overrides: Sequence[str] = (), *, preset: str | None = None
 ) -> Config:
     """The default, changed by a preset, then by a YAML file or packaged config, then by `a.b=c` overrides.
 
-    `name_or_path` is a path, or a name such as `train/vitl16_short`, `vitl16_short` or `eval/vits14_pretrain`; None or
+    `config_name` is a path, or a name such as `train/vitl16_short`, `vitl16_short` or `eval/vits14_pretrain`; None or
     "" takes none. The `config.yaml` of a run, of this package or of the release, loads as well. Raises ConfigError for
     a missing file, an unknown key, a wrong type or a value that cannot be used.
     """
     sources = []
     if preset:
         sources.append(_Source(*find_preset(preset)))
-    if name_or_path:
-        label, values = find_config(name_or_path)
+    if config_name:
+        label, values = find_config(config_name)
         sources.append(_Source(label, _with_text(values, unescape_name)))
     return _merged(Config(), [*sources, *_parsed(overrides)])
 

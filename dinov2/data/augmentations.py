@@ -6,7 +6,8 @@ but inverts them on the way, and its models were trained with (0.0, 0.9, 0.5). T
 values can be asked for. The batched counterpart is `dinov2.data.device_augmentations`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ __all__ = ["DataAugmentationDINO"]
 _ASPECT_RATIOS = [3 / 4, 4 / 3]
 _SOLARIZE_THRESHOLD = 128
 
+_Step = Callable[[Any], Any]
+
 
 class DataAugmentationDINO:
     """Image -> two global crops and `local_crops_number` local ones, in the release's dictionary.
@@ -35,6 +38,9 @@ class DataAugmentationDINO:
     The image is a PIL one, or a uint8 tensor [C, H, W] of any number of channels; what has no meaning without three
     (saturation, hue, grayscale, solarise) is left out for other numbers. `blur_p` holds the probabilities for the first
     global crop, the second, and local crops. `color_jitter_strength` scales the ranges of all four colour changes.
+
+    The attributes `geometric_augmentation_global`, `geometric_augmentation_local` (image -> crop), `global_transfo1`,
+    `global_transfo2` and `local_transfo` (crop -> tensor) are called for each crop and may be replaced.
     """
 
     def __init__(
@@ -63,19 +69,24 @@ class DataAugmentationDINO:
         self.color_jitter_p = color_jitter_p
         self.grayscale_p = grayscale_p
         self.solarize_p = solarize_p
-        self._blurs = [GaussianBlur(p=p) for p in blur_p]
         self._jitter = _JitterRanges(color_jitter_strength)
-        self._normalize = transforms.Compose([MaybeToTensor(), make_normalize_transform(mean, std)])
+        self.normalize = transforms.Compose([MaybeToTensor(), make_normalize_transform(mean, std)])
+        # The release's names for the steps, under which they may be replaced.
+        first, second, local = (GaussianBlur(p=p) for p in blur_p)
+        self.geometric_augmentation_global: _Step = self._global_view
+        self.geometric_augmentation_local: _Step = self._local_view
+        self.global_transfo1: _Step = partial(self._appearance, blur=first, solarize=False)
+        self.global_transfo2: _Step = partial(self._appearance, blur=second, solarize=True)
+        self.local_transfo: _Step = partial(self._appearance, blur=local, solarize=False)
 
     def __call__(self, image: Any) -> dict[str, Any]:
         """Crop `image`; `global_crops_teacher` repeats `global_crops`, `offsets` is empty, as in the release."""
-        first, second, local = self._blurs
         global_crops = [
-            self._appearance(self._global_view(image), first, solarize=False),
-            self._appearance(self._global_view(image), second, solarize=True),
+            self.global_transfo1(self.geometric_augmentation_global(image)),
+            self.global_transfo2(self.geometric_augmentation_global(image)),
         ]
         local_crops = [
-            self._appearance(self._local_view(image), local, solarize=False) for _ in range(self.local_crops_number)
+            self.local_transfo(self.geometric_augmentation_local(image)) for _ in range(self.local_crops_number)
         ]
         return {
             "global_crops": global_crops,
@@ -106,7 +117,7 @@ class DataAugmentationDINO:
         crop = blur(crop)
         if solarize and torch.rand(1) < self.solarize_p and in_colour:
             crop = functional.solarize(crop, _SOLARIZE_THRESHOLD)
-        tensor: Tensor = self._normalize(crop)
+        tensor: Tensor = self.normalize(crop)
         return tensor
 
 

@@ -193,7 +193,7 @@ def write_knn_results(output_dir: Path | str, rows: Sequence[Result], *, baselin
 
 def get_args_parser(
     description: str | None = None,
-    parents: Sequence[argparse.ArgumentParser] = (),
+    parents: Sequence[argparse.ArgumentParser] | None = None,
     add_help: bool = True,
 ) -> argparse.ArgumentParser:
     """The flags of the release's k-NN command, with its defaults."""

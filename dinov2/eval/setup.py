@@ -22,11 +22,11 @@ def eval_transform_for(cfg: Any) -> EvalTransform:
 
 def get_args_parser(
     description: str | None = None,
-    parents: Sequence[argparse.ArgumentParser] = (),
+    parents: Sequence[argparse.ArgumentParser] | None = None,
     add_help: bool = True,
 ) -> argparse.ArgumentParser:
     """The flags that all evaluation commands of the release share."""
-    parser = argparse.ArgumentParser(description=description, parents=list(parents), add_help=add_help)
+    parser = argparse.ArgumentParser(description=description, parents=list(parents or ()), add_help=add_help)
     parser.add_argument("--config-file", type=str, help="YAML file of the model")
     parser.add_argument("--pretrained-weights", type=str, help="weight file or a run's folder")
     parser.add_argument("--output-dir", default="", type=str, help="where results are written")
@@ -36,7 +36,7 @@ def get_args_parser(
 
 def evaluation_parser(
     description: str | None,
-    parents: Sequence[argparse.ArgumentParser],
+    parents: Sequence[argparse.ArgumentParser] | None,
     add_help: bool,
     *,
     train: str,
@@ -44,7 +44,7 @@ def evaluation_parser(
 ) -> argparse.ArgumentParser:
     """What the parser of each of these commands begins with; `train` and `val` say what its images are for."""
     parser = argparse.ArgumentParser(
-        description=description, parents=[*parents, get_args_parser(add_help=False)], add_help=add_help
+        description=description, parents=[*(parents or ()), get_args_parser(add_help=False)], add_help=add_help
     )
     parser.add_argument("--train-dataset", default="ImageNet:split=TRAIN", help=f"labelled images {train}")
     parser.add_argument("--val-dataset", default="ImageNet:split=VAL", help=f"labelled images {val}")

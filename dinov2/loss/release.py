@@ -34,6 +34,8 @@ class DINOLoss(Center):
         """Notes this step's scores `[S, K]` for the center of the next."""
         self.update(teacher_output)
 
+    reduce_center_update = update_center
+
     def apply_center_update(self) -> None:
         """Applies what `update_center` noted."""
         self.apply_pending()
@@ -76,6 +78,10 @@ class iBOTPatchLoss(Center):
     def update_center(self, teacher_patch_tokens: Tensor) -> None:
         """Notes this step's scores `[..., K]` for the center of the next."""
         self.update(teacher_patch_tokens)
+
+    reduce_center_update = update_center
+
+    reduce_center_update = update_center
 
     def apply_center_update(self) -> None:
         """Applies what `update_center` noted."""

@@ -12,11 +12,11 @@ __all__ = ["get_args_parser", "run_here"]
 
 def get_args_parser(
     description: str | None = None,
-    parents: Sequence[argparse.ArgumentParser] = (),
+    parents: Sequence[argparse.ArgumentParser] | None = None,
     add_help: bool = True,
 ) -> argparse.ArgumentParser:
     """`--ngpus`, `--nodes`, `--timeout`, `--partition`, `--use-volta32`, `--comment`, `--exclude`."""
-    parser = argparse.ArgumentParser(description=description, parents=list(parents), add_help=add_help)
+    parser = argparse.ArgumentParser(description=description, parents=list(parents or ()), add_help=add_help)
     parser.add_argument(
         "--ngpus", "--gpus", "--gpus-per-node", type=int, default=1, help="GPUs a node (this version: 1)"
     )

@@ -31,6 +31,31 @@ __all__ = ["SSLMetaArch"]
 
 _GLOBAL_CROPS = 2
 
+_PLAIN_MODULE = "the model is a plain module; move it to its device with .to(device)"
+_GROUPS = "dinov2.engine.optim.build_optimizer(ssl.trained_parts(), cfg.optim) makes groups and optimizer"
+# Methods and attributes of the release's class that have no namesake here, each with what to use.
+_IN_THE_RELEASE = {
+    "forward_backward": "losses = ssl(batch, schedules.at(step)) of a CropBatch, then losses.total.backward()",
+    "backprop_loss": "losses.total.backward() of the LossTerms that a call returns",
+    "prepare_for_distributed_training": f"{_PLAIN_MODULE}, and the teacher is a copy of the student from the start",
+    "fsdp_synchronize_streams": f"{_PLAIN_MODULE}, so there are no streams to synchronize",
+    "need_to_synchronize_fsdp_streams": f"{_PLAIN_MODULE}, so there are no streams to synchronize",
+    "get_params_groups": _GROUPS,
+    "get_maybe_fused_params_for_submodel": _GROUPS,
+    "fp16_scaler": "dinov2.engine.optim.LossScaler scales the loss",
+    "cfg": "the configuration stays with the caller",
+    "embed_dim": "ssl.student['backbone'].embed_dim",
+    "dino_out_dim": "cfg.dino.head_n_prototypes",
+    "ibot_out_dim": "cfg.ibot.head_n_prototypes",
+    "do_dino": "ssl.dino_weight > 0",
+    "do_koleo": "ssl.koleo_weight > 0",
+    "do_ibot": "ssl.ibot_weight > 0",
+    "dino_loss_weight": "ssl.dino_weight",
+    "ibot_loss_weight": "ssl.ibot_weight",
+    "koleo_loss": "dinov2.loss.koleo.koleo_loss(features) is a function",
+    "ibot_separate_head": "ssl.separate_ibot_head",
+}
+
 
 class _Assignments(NamedTuple):
     cls: Tensor | None  # [G, B, K]
@@ -73,6 +98,13 @@ class SSLMetaArch(Objective):
         self.dino_loss = Center(cfg.dino.head_n_prototypes)
         self.ibot_patch_loss = Center(patch_section.head_n_prototypes, leading=(1, 1))
         self.copy_student_to_teacher()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _IN_THE_RELEASE:
+            raise AttributeError(
+                f"SSLMetaArch.{name} is not in this package: {_IN_THE_RELEASE[name]}", name=name, obj=self
+            )
+        return super().__getattr__(name)
 
     def _add_heads(self, name: str, embed_dim: int, section: DinoConfig | IbotConfig) -> None:
         for network in (self.student, self.teacher):

@@ -33,7 +33,10 @@ _OFFSETS = ("class_index", "start_offset", "end_offset")
 
 
 class ImageNet22k(EncodedDataset):
-    """The images in all `root/*.tar`, classes in sorted order of the tars' names; the index from `extra` if dumped."""
+    """The images in all `root/*.tar`, classes in sorted order of the tars' names; the index from `extra` if dumped.
+
+    `mmap_cache_size` is accepted for the release's sake and has no effect: no tar stays open.
+    """
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class ImageNet22k(EncodedDataset):
         transforms: Callable[[Any, Any], Any] | None = None,
         transform: Callable[[Any], Any] | None = None,
         target_transform: Callable[[Any], Any] | None = None,
+        mmap_cache_size: int = 16,
     ) -> None:
         super().__init__(transform=transform, target_transform=target_transform, transforms=transforms)
         self.root = os.path.abspath(root)

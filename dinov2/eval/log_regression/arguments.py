@@ -11,7 +11,7 @@ __all__ = ["get_args_parser"]
 
 def get_args_parser(
     description: str | None = None,
-    parents: Sequence[argparse.ArgumentParser] = (),
+    parents: Sequence[argparse.ArgumentParser] | None = None,
     add_help: bool = True,
 ) -> argparse.ArgumentParser:
     """The flags of the release's logistic-regression command, with its defaults."""

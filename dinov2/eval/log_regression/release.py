@@ -6,16 +6,27 @@ import torch
 from torch import Tensor, nn
 
 from dinov2.eval.log_regression.estimator import LogisticRegression
+from dinov2.eval.log_regression.evaluation import DEFAULT_MAX_ITER
 
 __all__ = ["LogRegModule", "train_for_C"]
 
 
 class LogRegModule(nn.Module):
-    """A fitted estimator as a module: samples [B, D] and targets to `{"preds", "target"}`."""
+    """The estimator for one C as a module: samples [B, D] and targets to `{"preds", "target"}` once it is fitted."""
 
-    def __init__(self, estimator: LogisticRegression) -> None:
+    def __init__(
+        self,
+        C: float,
+        max_iter: int = DEFAULT_MAX_ITER,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__()
-        self.estimator = estimator
+        self.estimator = LogisticRegression(C, max_iter=max_iter, dtype=dtype, device=device)
+
+    def fit(self, train_features: Tensor, train_labels: Tensor) -> None:
+        """Fit to features [S, D] and labels [S]. Raises as `fit_path` does."""
+        self.estimator.fit(train_features, train_labels)
 
     def forward(self, samples: Tensor, targets: Any) -> dict[str, Any]:
         """Probabilities [B, K] and the targets as they were given."""
@@ -32,5 +43,6 @@ def train_for_C(
     device: torch.device | str = "cpu",
 ) -> LogRegModule:
     """Fit for one C. Raises as `fit_path` does."""
-    estimator = LogisticRegression(C, max_iter=max_iter, dtype=dtype, device=device)
-    return LogRegModule(estimator.fit(train_features, train_labels))
+    module = LogRegModule(C, max_iter=max_iter, dtype=dtype, device=device)
+    module.fit(train_features, train_labels)
+    return module

@@ -42,14 +42,14 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_crop_size("global_crops_size")
-        self._check_losses()
         equal_length("crops.mean", self.crops.mean, self.student.in_chans, of="student.in_chans")
         equal_length("crops.std", self.crops.std, self.student.in_chans, of="student.in_chans")
 
-    def check_local_crops(self) -> None:
-        """Refuse local crops that are no whole number of patches; for training, since nothing else makes any."""
+    def check_training(self) -> None:
+        """Refuse what only a training stumbles over; an evaluation may leave these keys as they are."""
         if self.crops.local_crops_number:
             self._check_crop_size("local_crops_size")
+        self._check_losses()
 
     def _check_crop_size(self, name: str) -> None:
         size, patch_size = getattr(self.crops, name), self.student.patch_size

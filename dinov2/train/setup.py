@@ -87,7 +87,7 @@ def build(
         torch.set_num_threads(cfg.train.num_threads)
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"--max-steps is {max_steps}; write a whole number from 1")
-    cfg.check_local_crops()
+    cfg.check_training()
     memory = estimated_memory(cfg, _check_architecture(cfg), precision)
     free = free_memory(device)
     dataset = make_dataset(cfg.train.dataset_path)

@@ -257,8 +257,10 @@ def test_evaluations_compute_in_the_precision_of_the_configuration(
     assert ("=fp16 insists" in capsys.readouterr().out) == (precision == "auto")
 
 
-def test_an_evaluation_s_configuration_need_not_mention_local_crops(in_process, run, tmp_path):
-    (tmp_path / "mine.yaml").write_text("student: {arch: vit_small, patch_size: 14}\ncrops: {global_crops_size: 518}\n")
+def test_an_evaluation_s_configuration_need_not_be_one_to_train_with(in_process, run, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "student: {arch: vit_small, patch_size: 14}\ncrops: {global_crops_size: 518}\ntrain: {batch_size_per_gpu: 1}\n"
+    )
     sets = ("--train-dataset", "toy:n=4", "--val-dataset", "toy:split=VAL:n=4")
     ended = in_process(knn.main, "--config-file", "mine.yaml", "--pretrained-weights", run, *sets)
     assert ended.code == 2 and "does not fit this model" in only_sentence(ended)  # it got as far as the weights

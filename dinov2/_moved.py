@@ -148,6 +148,11 @@ GONE: Mapping[str, str] = {
 """Modules of the release that do not import here, each with what to use; what lies below them is gone with them."""
 
 _XFORMERS = Instead("attention is torch.nn.functional.scaled_dot_product_attention, and xFormers is not asked for")
+_CAUSAL = Instead(
+    "only the text model of dino.txt has such blocks; torch.nn.functional.scaled_dot_product_attention(..., "
+    "is_causal=True) attends to what came before"
+)
+_ALIGNED = Instead("dinov2.layers.SwiGLUFFN computes the same with w1 and w2 in one layer, w12")
 _JOB = Instead("dinov2.run.submit.run_here(run, arguments) runs a job in this process")
 _LINEAR = Instead(
     "dinov2.eval.linear.evaluate_linear(train, val) takes the Features of both sets and returns the figures"
@@ -206,8 +211,10 @@ LACKING: Mapping[str, Mapping[str, str | Instead]] = {
         ),
         "setup_and_build_model": _LOADED,
     },
+    "dinov2.layers": {"CausalAttentionBlock": _CAUSAL, "SwiGLUFFNAligned": _ALIGNED},
     "dinov2.layers.attention": {"XFORMERS_AVAILABLE": _XFORMERS, "XFORMERS_ENABLED": _XFORMERS},
     "dinov2.layers.block": {
+        "CausalAttentionBlock": _CAUSAL,
         "XFORMERS_AVAILABLE": _XFORMERS,
         "XFORMERS_ENABLED": _XFORMERS,
         "add_residual": _RESIDUAL,
@@ -217,7 +224,12 @@ LACKING: Mapping[str, Mapping[str, str | Instead]] = {
         "get_attn_bias_and_cat": _PACKED,
         "get_branges_scales": Instead("dinov2.layers.drop_path.draw_batch_subset draws the images and their scale"),
     },
-    "dinov2.layers.swiglu_ffn": {"XFORMERS_AVAILABLE": _XFORMERS, "XFORMERS_ENABLED": _XFORMERS},
+    "dinov2.layers.swiglu_ffn": {
+        "SwiGLU": "dinov2.layers.swiglu_ffn:SwiGLUFFN",
+        "SwiGLUFFNAligned": _ALIGNED,
+        "XFORMERS_AVAILABLE": _XFORMERS,
+        "XFORMERS_ENABLED": _XFORMERS,
+    },
     "dinov2.logging": {"MetricLogger": _METERS, "SmoothedValue": _METERS},
     "dinov2.models": {"vits": "dinov2.models:vision_transformer"},
     "dinov2.models.vision_transformer": {

@@ -3,7 +3,7 @@
 The functions and their arguments are those of the public release.
 """
 
-from importlib import import_module
+import importlib
 
 from dinov2.hub.backbones import (
     dinov2_vitb14,
@@ -51,7 +51,7 @@ dependencies = ["torch"]
 def __getattr__(name: str) -> object:
     # The release's entries for depth and text: importing their modules says why they are not here.
     if name.endswith(("_ld", "_dd")):
-        return getattr(import_module("dinov2.hub.depthers"), name)
+        return getattr(importlib.import_module("dinov2.hub.depthers"), name)
     if "_dinotxt_" in name:
-        return getattr(import_module("dinov2.hub.dinotxt"), name)
+        return getattr(importlib.import_module("dinov2.hub.dinotxt"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ student's, sees the global crops whole. The student's class tokens predict the t
 backward, logs or knows about processes beyond what the losses sum over.
 """
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn

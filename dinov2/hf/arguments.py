@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["UNSET", "Fits", "fitting", "merged", "refuse_unknown"]
+__all__ = ["UNSET", "Fits", "fitting", "merged", "refuse_unknown", "without_none"]
 
 UNSET: Any = object()
 """Stands for an argument that was not given, where None means something else."""
@@ -65,6 +65,11 @@ def merged(
     if twice:
         raise TypeError(f"{what} got {' and '.join(twice)} by position and by keyword; give it once")
     return {**keywords, **readings[0]}
+
+
+def without_none(**values: Any) -> dict[str, Any]:
+    """The keyword arguments that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def fitting(*, batch: int, tokens: int, heads: int, layers: int, labels: int = 0) -> Fits:

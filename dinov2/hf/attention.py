@@ -2,13 +2,14 @@
 
 - `sdpa` (the default): `dinov2.layers.attention.attend_heads`, which takes PyTorch's fused attention or, where it
   measured faster, explicit products.
-- `eager`, and every implementation as soon as weights are asked for or heads are masked: explicit weights.
-- any other name (`flex_attention`, `flash_attention_2`, ...): what transformers has registered under it. What such a
-  kernel cannot do falls to `sdpa`: masks, dropout and gradients on a CPU with flex attention, masks of single scores
-  with flash attention.
+- `eager`, and `sdpa`, flex and flash attention as soon as weights are returned or heads are masked: explicit weights.
+- any other name: the function that is registered with transformers under it, also where a user registered one as
+  `sdpa` or `eager`. What flex and flash attention cannot do falls to `sdpa`: masks, dropout and gradients on a CPU with
+  flex attention, masks of single scores with flash attention.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,31 +23,32 @@ from dinov2.layers.recording import is_recording
 with quiet_import():
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-__all__ = ["AttentionCall", "attend_as_told", "prepared_mask"]
+__all__ = ["attention_forward", "prepared_mask"]
+
+_STOCK_SDPA = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
-class AttentionCall(NamedTuple):
-    """What one forward pass asks of the attention in every layer."""
-
-    mask: Tensor | None = None
-    """Broadcasts to [B, heads, T, T]: False is left out, or numbers that are added to the scores."""
-    want_weights: bool = False
-    layout: Layout | None = None
-    """Of packed rows; None for ordinary batches."""
-
-
-def attend_as_told(
-    module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, head_mask: Tensor | None, call: AttentionCall
+def attention_forward(
+    module: nn.Module,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    head_mask: Tensor | None = None,
+    output_attentions: bool = False,
+    layout: Layout | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Projections `[B, T, heads * d]` (or packed rows `[S, heads * d]`) -> attended values alike, weights or None.
 
-    `head_mask` is `[heads]` or broadcasts to `[B, heads, T, T]`; weights come as they were used, after dropout.
+    `attention_mask` broadcasts to `[B, heads, T, T]`: False is left out, or numbers are added to the scores;
+    `head_mask` is `[heads]` or broadcasts to `[B, heads, T, T]`; weights are those in use, after dropout.
     """
-    if call.layout is None:
-        return _attend(module, queries, keys, values, head_mask, call)
-    groups = zip(*(unpack(rows, call.layout) for rows in (queries, keys, values)), strict=True)
-    parts = [_attend(module, q, k, v, head_mask, call)[0].flatten(0, 1) for q, k, v in groups]
-    return torch.cat(parts), None
+    if layout is None:
+        return _attend(module, queries, keys, values, attention_mask, head_mask, output_attentions)
+    groups = zip(*(unpack(rows, layout) for rows in (queries, keys, values)), strict=True)
+    attended = [_attend(module, q, k, v, attention_mask, head_mask, False)[0].flatten(0, 1) for q, k, v in groups]
+    return torch.cat(attended), None
 
 
 def prepared_mask(mask: Tensor | None, tokens: Tensor) -> Tensor | None:
@@ -69,40 +71,59 @@ def prepared_mask(mask: Tensor | None, tokens: Tensor) -> Tensor | None:
 
 
 def _attend(
-    module: Any, queries: Tensor, keys: Tensor, values: Tensor, head_mask: Tensor | None, call: AttentionCall
+    module: Any,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    head_mask: Tensor | None,
+    output_attentions: bool,
 ) -> tuple[Tensor, Tensor | None]:
     size = module.attention_head_size
     query, key, value = (_heads(rows, size) for rows in (queries, keys, values))  # [B, heads, T, d] each
     dropout = module.dropout_prob if module.training else 0.0
-    mask = call.mask
-    chosen = module.config._attn_implementation
-    if chosen not in (None, "eager", "sdpa"):
-        chosen, mask = _possible(chosen, mask, dropout=dropout, backward_on_cpu=query.requires_grad and query.is_cpu)
-    weights = None
-    if chosen == "eager" or call.want_weights or head_mask is not None:
-        weights = attention_weights(query, key, mask=mask)
-        weights = F.dropout(weights, dropout, training=module.training)
+    implementation = module.config._attn_implementation
+    kernel = _registered_kernel(implementation)
+    is_standard = kernel is None or implementation == "flex_attention" or "flash" in implementation
+    if kernel is None or head_mask is not None or (output_attentions and is_standard):
+        query = query * (module.scaling * size**0.5) if module.scaling != size**-0.5 else query
+        if implementation != "eager" and head_mask is None and not output_attentions:
+            attended = attend_heads(query, key, value, mask=mask, dropout=dropout)
+            return attended.transpose(1, 2).flatten(2), None
+        weights = F.dropout(attention_weights(query, key, mask=mask), dropout, training=module.training)
         if head_mask is not None:
             weights = weights * (head_mask[:, None, None] if head_mask.ndim == 1 else head_mask)
         attended = (weights.to(value.dtype) @ value).transpose(1, 2)
-    elif chosen in (None, "sdpa"):
-        attended = attend_heads(query, key, value, mask=mask, dropout=dropout).transpose(1, 2)
-    else:
-        kernel = ALL_ATTENTION_FUNCTIONS[chosen]
-        attended, _ = kernel(
-            module, query, key, value, mask, dropout=dropout, scaling=size**-0.5, is_causal=False
-        )  # [B, T, heads, d]
-    return attended.flatten(2), weights if call.want_weights else None
+        return attended.flatten(2), weights if output_attentions else None
+    if is_standard:
+        on_cpu_with_gradient = query.requires_grad and query.is_cpu
+        kernel, mask = _possible(implementation, kernel, mask, dropout=dropout, backward_on_cpu=on_cpu_with_gradient)
+    attended, weights = kernel(
+        module, query, key, value, mask, dropout=dropout, scaling=module.scaling, is_causal=module.is_causal
+    )  # [B, T, heads, d]
+    if output_attentions and weights is None:
+        weights = attention_weights(query * (module.scaling * size**0.5), key, mask=mask)
+    return attended.flatten(2), weights if output_attentions else None
 
 
-def _possible(chosen: str, mask: Tensor | None, *, dropout: float, backward_on_cpu: bool) -> tuple[str, Tensor | None]:
-    """The kernel that can do what is asked, and the mask in its form; `sdpa` where the chosen one cannot."""
-    if chosen == "flex_attention" and (mask is not None or dropout or backward_on_cpu):
-        return "sdpa", mask
-    if "flash" in chosen and mask is not None:
-        of_tokens = mask.dtype == torch.bool and mask.shape[1:3] == (1, 1)
-        return (chosen, mask[:, 0, 0]) if of_tokens else ("sdpa", mask)  # flash attention takes [B, T]
-    return chosen, mask
+def _registered_kernel(implementation: str | None) -> Callable[..., Any] | None:
+    """The function registered under the name; None for `sdpa` and `eager`, unless a user registered another there."""
+    if implementation is None or (implementation == "eager" and "eager" not in ALL_ATTENTION_FUNCTIONS):
+        return None
+    kernel: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[implementation]
+    return None if kernel is _STOCK_SDPA else kernel
+
+
+def _possible(
+    implementation: str, kernel: Callable[..., Any], mask: Tensor | None, *, dropout: float, backward_on_cpu: bool
+) -> tuple[Callable[..., Any], Tensor | None]:
+    """The kernel that can do the call, and the mask in its form; `sdpa` where the chosen one cannot."""
+    if implementation == "flex_attention" and (mask is not None or dropout or backward_on_cpu):
+        return _STOCK_SDPA, mask
+    if "flash" in implementation and mask is not None:
+        is_per_token = mask.dtype == torch.bool and mask.shape[1:3] == (1, 1)
+        return (kernel, mask[:, 0, 0]) if is_per_token else (_STOCK_SDPA, mask)  # flash attention takes [B, T]
+    return kernel, mask
 
 
 def _heads(rows: Tensor, size: int) -> Tensor:  # [B, T, heads * d] -> [B, heads, T, d]

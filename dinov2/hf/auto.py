@@ -84,6 +84,14 @@ class AutoConfig:
         return ours(*args, **kwargs) if ours else transformers.AutoConfig.for_model(model_type, *args, **kwargs)
 
 
+    @staticmethod
+    def register(model_type: str, config: Any, exist_ok: bool = False) -> None:
+        """Makes a model type known, here and to transformers' class."""
+        transformers.AutoConfig.register(model_type, config, exist_ok=exist_ok)
+        if model_type in CONFIGS:
+            CONFIGS[model_type] = config
+
+
 class _Auto:
     _name: ClassVar[str]
 
@@ -116,6 +124,14 @@ class _Auto:
             return getattr(transformers, cls._name).from_config(config, **kwargs)
         kwargs.pop("trust_remote_code", None)
         return ours._from_config(as_ours(config), **kwargs)
+
+    @classmethod
+    def register(cls, config_class: Any, model_class: Any, exist_ok: bool = False) -> None:
+        """Makes the model class of a configuration known, here and to transformers' class."""
+        getattr(transformers, cls._name).register(config_class, model_class, exist_ok=exist_ok)
+        for model_type, ours in CONFIGS.items():
+            if config_class is ours:
+                MODELS[cls._name][model_type] = model_class
 
 
 class AutoModel(_Auto):
@@ -158,6 +174,11 @@ class AutoImageProcessor:
             return transformers.AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         kwargs.pop("trust_remote_code", None)
         return ours.from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @staticmethod
+    def register(*args: Any, **kwargs: Any) -> None:
+        """The same as `transformers.AutoImageProcessor.register`."""
+        transformers.AutoImageProcessor.register(*args, **kwargs)
 
 
 def pipeline(

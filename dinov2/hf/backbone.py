@@ -2,16 +2,17 @@
 
 import enum
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 from transformers.modeling_outputs import BackboneOutput
 
 from dinov2.hf.arguments import UNSET, merged, refuse_unknown
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
-from dinov2.hf.embeddings import Dinov2Embeddings, Dinov2WithRegistersEmbeddings
-from dinov2.hf.encoder import Dinov2Encoder, Dinov2WithRegistersEncoder
+from dinov2.hf.embeddings import Dinov2Embeddings, Dinov2WithRegistersEmbeddings, patch_grid
+from dinov2.hf.encoder import Dinov2Encoder, Dinov2WithRegistersEncoder, state_indices
 from dinov2.hf.pretrained import Dinov2PreTrainedModel, Dinov2WithRegistersPreTrainedModel, Trunk
+from dinov2.hf.stages import aligned_stages
 
 try:
     from transformers.backbone_utils import BackboneMixin
@@ -66,25 +67,23 @@ class _Backbone(Trunk):
         else:
             told = {name: value for name, value in given.items() if value is not UNSET}
         as_dict = self.wants_dict(told.pop("return_dict", None))
-        wanted = self.wanted_of(told)
-        places = self._places()
-        complete = wanted["output_hidden_states"] or wanted["output_attentions"]
-        maps: list[Tensor] = []
-
-        def collect(stage: int, tokens: Tensor) -> None:
-            if stage in places:
-                maps.append(self._feature_map(tokens, pixel_values))
-
-        encoded = self.encoder.run(
-            self.embeddings(pixel_values),
-            **wanted,
-            depth=None if complete else max(places, default=0),
-            collect=collect,
-        )
+        options = self.encoder_options(told)
+        stages = self._stage_indices()
+        n_blocks = len(self.encoder.layer)
+        states_asked = state_indices(options.pop("output_hidden_states", None), n_blocks + 1)
+        depth = max(stages, default=0)
+        if depth < n_blocks and not states_asked and "output_attentions" not in options:
+            options["depth"] = depth
+        collected = sorted(states_asked.union(stages))
+        encoded = self.encoder(self.embeddings(pixel_values), output_hidden_states=collected, **options)
+        states = encoded.hidden_states or ()
+        asked = tuple(state if index in states_asked else None for index, state in enumerate(states))
         output = BackboneOutput(
-            feature_maps=tuple(maps), hidden_states=encoded.hidden_states, attentions=encoded.attentions
+            feature_maps=tuple(self._feature_map(states[stage], pixel_values) for stage in stages),
+            hidden_states=cast(Any, asked) if states_asked else None,
+            attentions=encoded.attentions,
         )
-        if not maps:
+        if not stages:
             output.feature_maps = ()  # the constructor takes an empty tuple for None
         return output if as_dict else output.to_tuple()
 
@@ -128,27 +127,26 @@ class _Backbone(Trunk):
         """That this is a backbone of transformers and not one of timm."""
         return _transformers_type()
 
-    def _places(self: Any) -> list[int]:
-        self.config.verify_out_features_out_indices()
+    def _stage_indices(self: Any) -> list[int]:
+        names, _ = aligned_stages(self.stage_names, self.config.out_features, self.config.out_indices)
         n_blocks = len(self.encoder.layer)
-        places = [self.stage_names.index(name) for name in self.config.out_features]
-        if places and places[-1] > n_blocks:
+        indices = [self.stage_names.index(name) for name in names]
+        if indices and indices[-1] > n_blocks:
             raise ValueError(
-                f"out_features asks for {self.config.out_features[-1]}, but this backbone has {n_blocks} blocks; build "
-                "it again from the changed config"
+                f"out_features asks for {names[-1]}, but this backbone has {n_blocks} blocks; build it again from the "
+                "changed config"
             )
-        return places
+        return indices
 
     def _feature_map(self: Any, tokens: Tensor, pixel_values: Tensor) -> Tensor:
         if self.config.apply_layernorm:
             tokens = self.layernorm(tokens)
-        n_registers = self.embeddings.num_register_tokens
+        n_registers = self.count_registers()
         if not self.config.reshape_hidden_states:
             if n_registers and getattr(self.config, "drop_register_tokens", False):
                 return tokens[:, [0, *range(1 + n_registers, tokens.shape[1])]]
             return tokens
-        rows, columns = self.embeddings.patch_embeddings.patch_size
-        grid = (pixel_values.shape[-2] // rows, pixel_values.shape[-1] // columns)
+        grid = patch_grid(self.embeddings.patch_embeddings, *pixel_values.shape[-2:])
         return tokens[:, 1 + n_registers :].unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
 
 
@@ -178,3 +176,7 @@ class Dinov2WithRegistersBackbone(_Backbone, Dinov2WithRegistersPreTrainedModel,
     config_class = Dinov2WithRegistersConfig
     _embeddings_class = Dinov2WithRegistersEmbeddings
     _encoder_class = Dinov2WithRegistersEncoder
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.num_register_tokens = config.num_register_tokens

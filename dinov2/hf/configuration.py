@@ -23,13 +23,15 @@ PositionInterpolation = Literal["hf", "original"]
 """How position embeddings are resized: as the installed stock class does, or as the released weights were trained."""
 
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+# Of a file and its writer, and no setting.
+_PROVENANCE = ("_name_or_path", "transformers_version")
 _Size = int | Sequence[int]
 
 
 class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc]
     """What both families share; `out_features`, `out_indices` and `stage_names` follow the depth."""
 
-    position_interpolation: Any  # of the class; an instance has one of its own when it was changed
+    position_interpolation = "hf"  # an instance has a value of its own when it was changed
 
     def _fill(self, settings: dict[str, Any], stages: dict[str, Any], rest: dict[str, Any]) -> None:
         problem = rest.get("problem_type")
@@ -105,6 +107,22 @@ class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc]
     def validate_output_attentions(self) -> None:
         """Nothing to refuse: attention maps are returned under every attention implementation."""
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are of one class and have the same settings, wherever they were read from."""
+        if type(self) is not type(other):
+            return NotImplemented
+        return self._settings() == other._settings()  # type: ignore[attr-defined]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Version 5 would make a dataclass of a subclass, whose fields are not our settings.
+        for name in ("__init__", "__eq__"):
+            if name not in vars(cls):
+                setattr(cls, name, getattr(cls, name))
+        super().__init_subclass__(**kwargs)
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: value for name, value in self.to_dict().items() if name not in _PROVENANCE}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a callable activation goes by its name."""
         activation = self.hidden_act
@@ -137,7 +155,6 @@ class Dinov2Config(_Config):
     """
 
     model_type = "dinov2"
-    position_interpolation = "hf"
 
     def __init__(
         self,
@@ -177,7 +194,6 @@ class Dinov2WithRegistersConfig(_Config):
     """
 
     model_type = "dinov2_with_registers"
-    position_interpolation = "hf"
 
     def __init__(
         self,

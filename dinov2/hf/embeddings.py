@@ -1,12 +1,14 @@
 """From pixels to tokens: patch projection, masks, class token, position embeddings, registers."""
 
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dinov2.layers.patch_embed import patch_tokens
+from dinov2.layers.kernels import is_untouched, patch_products
 from dinov2.layers.pos_embed import resize_pos_embed
 from dinov2.layers.recording import is_recording
 
@@ -15,7 +17,7 @@ __all__ = [
     "Dinov2PatchEmbeddings",
     "Dinov2WithRegistersEmbeddings",
     "Dinov2WithRegistersPatchEmbeddings",
-    "position_rule",
+    "patch_grid",
 ]
 
 
@@ -37,13 +39,13 @@ class Dinov2PatchEmbeddings(nn.Module):
         """`[B, C, H, W]` -> `[B, N, D]`. Raises `ValueError` for other channels, or images below one patch."""
         self._check(pixel_values)
         layer = self.projection
-        hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
-        if type(layer) is not nn.Conv2d or hooked:
-            tokens: Tensor = layer(pixel_values).flatten(2).transpose(1, 2)
-            return tokens
-        rows, columns = self.patch_size
-        height, width = pixel_values.shape[-2] // rows * rows, pixel_values.shape[-1] // columns * columns
-        return patch_tokens(pixel_values[..., :height, :width], layer.weight, layer.bias)
+        # Quantised weights have no type that pixels could take.
+        dtypes = [parameter.dtype for parameter in layer.parameters() if parameter.is_floating_point()]
+        pixels = pixel_values.to(dtypes[0]) if dtypes else pixel_values
+        if is_untouched(layer, nn.Conv2d) and _cuts_patches(layer):
+            height, width = (side // patch * patch for side, patch in zip(pixels.shape[-2:], layer.kernel_size, strict=True))
+            pixels = pixels[..., :height, :width]
+        return patch_products(layer, pixels).flatten(2).transpose(1, 2)
 
     def _check(self, pixel_values: Tensor) -> None:
         if pixel_values.ndim != 4:
@@ -58,63 +60,89 @@ class Dinov2PatchEmbeddings(nn.Module):
                 f"expected {self.num_channels} channels (config.num_channels) but got {pixel_values.shape[1]}; "
                 "pixel_values is [B, C, H, W]"
             )
-        for side, pixels, patch in zip(("height", "width"), pixel_values.shape[-2:], self.patch_size, strict=True):
-            if pixels < patch:
+        sides = pixel_values.shape[-2:]
+        for side, pixels, patch, patches in zip(
+            ("height", "width"), sides, self.patch_size, patch_grid(self, *sides), strict=True
+        ):
+            if patches < 1:
                 raise ValueError(f"image {side} {pixels} is smaller than a patch of {patch} pixels; resize the images")
 
 
 class Dinov2Embeddings(nn.Module):
-    """Pixels and masks -> tokens `[B, T, D]`: class token, registers (where the config has them), patches."""
+    """Pixels and masks -> tokens `[B, T, D]`: class token, registers (where the family has them), patches."""
 
     _patch_embeddings_class: ClassVar[type[Dinov2PatchEmbeddings]] = Dinov2PatchEmbeddings
+    _has_registers: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         width = config.hidden_size
         self.config = config
         self.cls_token = nn.Parameter(torch.randn(1, 1, width))
-        self.use_mask_token = getattr(config, "use_mask_token", True)
+        self.use_mask_token = self._has_registers or getattr(config, "use_mask_token", True)
         self.mask_token = nn.Parameter(torch.zeros(1, width)) if self.use_mask_token else None
-        self.num_register_tokens = getattr(config, "num_register_tokens", 0)
-        if hasattr(config, "num_register_tokens"):
+        self.num_register_tokens = config.num_register_tokens if self._has_registers else 0
+        if self._has_registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, self.num_register_tokens, width))
         self.patch_embeddings = self._patch_embeddings_class(config)
+        self.native_grid = self.patch_embeddings.grid
         self.position_embeddings = nn.Parameter(torch.randn(1, 1 + self.patch_embeddings.num_patches, width))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.patch_size = config.patch_size
 
     def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None) -> Tensor:
         """`[B, C, H, W]` -> `[B, T, D]`; patches where the mask `[B, N]` is True (or not 0) become the mask token."""
-        weight = self.patch_embeddings.projection.weight
-        # Quantised weights have no type that pixels could take.
-        pixels = pixel_values.to(weight.dtype) if weight.is_floating_point() else pixel_values
-        patches = self.patch_embeddings(pixels)  # [B, N, D]
+        patches = self.patch_embeddings(pixel_values)  # [B, N, D]
         if bool_masked_pos is not None:
             patches = self._masked(patches, bool_masked_pos)
-        position = self._position(self._grid(pixel_values))  # under autocast of a wider type than the patches
         cls_token: Tensor = self.cls_token
         if self.mask_token is not None and self.training and bool_masked_pos is None and not is_recording():
             # A gradient of zero for the mask token: processes that train together expect one for every parameter.
             cls_token = cls_token + 0.0 * self.mask_token
-        tokens = [cls_token.expand(patches.shape[0], -1, -1) + position[:, :1], patches + position[:, 1:]]
-        if self.num_register_tokens:
-            tokens.insert(1, self.register_tokens.expand(patches.shape[0], -1, -1))
-        embedded: Tensor = self.dropout(torch.cat(tokens, dim=1))
+        tokens = torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        if self.position_embeddings is not None:
+            tokens = tokens + self.interpolate_pos_encoding(tokens, *pixel_values.shape[-2:])
+        if self._has_registers:
+            registers = self.register_tokens.expand(patches.shape[0], -1, -1)
+            tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
+        embedded: Tensor = self.dropout(tokens)
         return embedded
 
     def interpolate_pos_encoding(self, embeddings: Tensor, height: int, width: int) -> Tensor:
-        """Position embeddings `[1, 1+N, D]` for images of `height` x `width` pixels."""
-        rows, columns = self.patch_embeddings.patch_size
-        return self._position((height // rows, width // columns)).to(embeddings.dtype)
+        """Position embeddings `[1, 1+N, D]` for images of `height` x `width` pixels, of the type of `embeddings`."""
+        position: Tensor = self.position_embeddings
+        grid = patch_grid(self.patch_embeddings, height, width)
+        resized = resize_pos_embed(position, self._position_grid(), grid, **self._position_rule())
+        return resized.to(embeddings.dtype)
 
-    def _grid(self, pixel_values: Tensor) -> tuple[int, int]:
-        rows, columns = self.patch_embeddings.patch_size
-        return pixel_values.shape[-2] // rows, pixel_values.shape[-1] // columns
+    def _position_grid(self) -> tuple[int, int]:
+        """The grid of `position_embeddings`: that of the config, or a square one where they were replaced."""
+        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():  # a trace takes sizes for tensors, and warns that this one is a constant
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                n_positions = int(self.position_embeddings.shape[1]) - 1
+        else:
+            n_positions = self.position_embeddings.shape[1] - 1
+        rows, columns = self.native_grid
+        if rows * columns == n_positions:
+            return rows, columns
+        side = math.isqrt(n_positions)
+        if side * side != n_positions:
+            raise ValueError(
+                f"position_embeddings has {n_positions} patches, which is neither the grid {rows} x {columns} of the "
+                "config nor a square; set config.image_size and build the model again"
+            )
+        return side, side
 
-    def _position(self, grid: tuple[int, int]) -> Tensor:
-        return resize_pos_embed(
-            self.position_embeddings, self.patch_embeddings.grid, grid, **position_rule(self.config)
-        ).to(self.position_embeddings.dtype)
+    def _position_rule(self) -> dict[str, Any]:
+        """Offset and antialias of the resize: those of the stock class, or (`original`) of the weights' training."""
+        registers = self._has_registers
+        if getattr(self.config, "position_interpolation", "hf") == "hf":  # a config of transformers does not have it
+            return {"offset": 0.0, "antialias": registers}
+        return {
+            "offset": float(getattr(self.config, "interpolate_offset", 0.0 if registers else 0.1)),
+            "antialias": bool(getattr(self.config, "interpolate_antialias", registers)),
+        }
 
     def _masked(self, patches: Tensor, mask: Tensor) -> Tensor:
         if self.mask_token is None:
@@ -138,17 +166,29 @@ class Dinov2WithRegistersEmbeddings(Dinov2Embeddings):
     """The same for models with registers, which stand between class token and patches and have no position."""
 
     _patch_embeddings_class = Dinov2WithRegistersPatchEmbeddings
+    _has_registers = True
 
 
-def position_rule(config: Any) -> dict[str, Any]:
-    """Offset and antialias of the resize: those of the stock class, or (`original`) those of the weights' training."""
-    registers = hasattr(config, "num_register_tokens")
-    if config.position_interpolation == "hf":
-        return {"offset": 0.0, "antialias": registers}
-    return {
-        "offset": float(getattr(config, "interpolate_offset", 0.0 if registers else 0.1)),
-        "antialias": bool(getattr(config, "interpolate_antialias", registers)),
-    }
+def patch_grid(patch_embeddings: Any, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of patches in images of this size: by the convolution that cuts them, else by the patch size."""
+    convolution = getattr(patch_embeddings, "projection", None)
+    convolution = getattr(convolution, "base_layer", convolution)  # below an adapter
+    if not isinstance(convolution, nn.Conv2d) or _cuts_patches(convolution):
+        patch_rows, patch_columns = _pair(getattr(convolution, "kernel_size", patch_embeddings.patch_size))
+        return height // patch_rows, width // patch_columns
+    kernel, stride, dilation = map(_pair, (convolution.kernel_size, convolution.stride, convolution.dilation))
+    padding = (0, 0) if isinstance(convolution.padding, str) else _pair(convolution.padding)
+    rows, columns = (
+        (pixels + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
+        for axis, pixels in enumerate((height, width))
+    )
+    return rows, columns
+
+
+def _cuts_patches(convolution: nn.Conv2d) -> bool:
+    """Whether each pixel is read once: stride as large as the kernel, no padding, groups or dilation."""
+    is_dense = convolution.padding in (0, (0, 0), "valid") and _pair(convolution.dilation) == (1, 1)
+    return is_dense and _pair(convolution.stride) == _pair(convolution.kernel_size) and convolution.groups == 1
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -1,28 +1,18 @@
-"""The blocks one after the other, collecting on the way what a call asked for, and stopping where it needs no more."""
+"""The blocks one after the other, with the hidden states and attention weights that a call asks for."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from dinov2.hf.attention import AttentionCall, prepared_mask
+from dinov2.hf.arguments import without_none
+from dinov2.hf.attention import prepared_mask
 from dinov2.hf.layers import Dinov2Layer, Dinov2WithRegistersLayer
 from dinov2.layers.packing import Layout, pack, unpack
 
-__all__ = ["Dinov2Encoder", "Dinov2WithRegistersEncoder", "Encoded", "passes"]
-
-
-class Encoded(NamedTuple):
-    """Tokens behind the last block that was run, and what was collected."""
-
-    tokens: Tensor
-    """[B, T, D]."""
-    hidden_states: tuple[Tensor | None, ...] | None
-    """The input of each block and the output of the last one; None in the place of one that was not wanted."""
-    attentions: tuple[Tensor, ...] | None
-    """[B, heads, T, T] of each block."""
+__all__ = ["Dinov2Encoder", "Dinov2WithRegistersEncoder", "encode_images", "state_indices"]
 
 
 class Dinov2Encoder(nn.Module):
@@ -36,45 +26,37 @@ class Dinov2Encoder(nn.Module):
         self.layer = nn.ModuleList([self._layer_class(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **wanted: Any) -> Any:
-        """Tokens `[B, T, D]` -> the same behind all blocks, before the final norm; further arguments are `run`'s."""
-        encoded = self.run(hidden_states, attention_mask=attention_mask, **wanted)
-        return BaseModelOutput(
-            last_hidden_state=encoded.tokens, hidden_states=encoded.hidden_states, attentions=encoded.attentions
-        )
-
-    def run(
+    def forward(
         self,
-        tokens: Tensor,
-        *,
+        hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         head_mask: Tensor | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool | int | Sequence[int] = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        *,
         layout: Layout | None = None,
         depth: int | None = None,
-        collect: Callable[[int, Tensor], None] | None = None,
-    ) -> Encoded:
+    ) -> Any:
         """Tokens `[B, T, D]` (packed rows with a `layout`) through the first `depth` blocks, all by default.
 
-        `collect` is called with (0, tokens) and with (k, output of block k) for every block that was run.
+        Returns `last_hidden_state` before the final norm; `hidden_states`, the input of each block and the output of
+        the last one, with None in the place of a state that was not asked for; `attentions` `[B, heads, T, T]`.
         """
-        call = AttentionCall(
-            mask=prepared_mask(attention_mask, tokens), want_weights=bool(output_attentions), layout=layout
-        )
+        options = {"attention_mask": prepared_mask(attention_mask, hidden_states), "layout": layout}
         head_masks = self._head_masks(head_mask)
-        wanted = _wanted_states(output_hidden_states, len(self.layer) + 1)
-        states: list[Tensor | None] = [tokens if 0 in wanted else None]
-        weights = []
-        if collect is not None:
-            collect(0, tokens)
+        indices = state_indices(output_hidden_states, len(self.layer) + 1)
+        states: list[Tensor | None] = [hidden_states if 0 in indices else None]
+        attentions: list[Tensor] | None = [] if output_attentions else None
         for index, layer in enumerate(self.layer[:depth]):
-            tokens, attention = layer(tokens, head_mask=head_masks[index], call=call)
-            states.append(tokens if index + 1 in wanted else None)
-            weights.append(attention)
-            if collect is not None:
-                collect(index + 1, tokens)
-        return Encoded(tokens, tuple(states) if wanted else None, tuple(weights) if output_attentions else None)
+            # Nothing is passed that a block put in place by the user need not know.
+            given = without_none(**options, head_mask=head_masks[index], attentions=attentions)
+            hidden_states = layer(hidden_states, **given)
+            states.append(hidden_states if index + 1 in indices else None)
+        return BaseModelOutput(
+            last_hidden_state=cast(Any, hidden_states),
+            hidden_states=cast(Any, tuple(states) if indices else None),
+            attentions=cast(Any, None if attentions is None else tuple(attentions)),
+        )
 
     def _head_masks(self, head_mask: Tensor | None) -> list[Tensor | None]:
         n_layers, n_heads = len(self.layer), self.config.num_attention_heads
@@ -106,18 +88,17 @@ class Dinov2WithRegistersEncoder(Dinov2Encoder):
     _layer_class = Dinov2WithRegistersLayer
 
 
-def passes(
+def encode_images(
     embeddings: nn.Module,
-    encoder: Dinov2Encoder,
+    encoder: nn.Module,
     images: Sequence[Tensor],
     masks: Any,
     *,
     attention_mask: Any = None,
     output_attentions: bool = False,
-    output_hidden_states: bool | int | Sequence[int] = False,
-    head_mask: Tensor | None = None,
-) -> list[Encoded]:
-    """Batches `[B, C, H, W]` or images `[C, H, W]` of different sizes in one packed pass, one result each."""
+    **options: Any,
+) -> list[Any]:
+    """Batches `[B, C, H, W]` or images `[C, H, W]` of different sizes in one packed pass, one output each."""
     if not images:
         raise ValueError("the list of images is empty; give at least one image [C, H, W] or batch [B, C, H, W]")
     if attention_mask is not None or output_attentions:
@@ -133,18 +114,19 @@ def passes(
     batches = [image[None] if image.ndim == 3 else image for image in images]
     masks = [mask[None] if mask is not None and mask.ndim == 1 else mask for mask in masks]
     tokens, layout = pack([embeddings(batch, bool_masked_pos=mask) for batch, mask in zip(batches, masks, strict=True)])
-    encoded = encoder.run(tokens, head_mask=head_mask, output_hidden_states=output_hidden_states, layout=layout)
+    encoded = encoder(tokens, layout=layout, **options)
     states = None
     if encoded.hidden_states is not None:
         states = [None if state is None else unpack(state, layout) for state in encoded.hidden_states]
-    results = []
-    for index, part in enumerate(unpack(encoded.tokens, layout)):
-        own = None if states is None else tuple(None if state is None else state[index] for state in states)
-        results.append(Encoded(part, own, None))
-    return results
+    outputs = []
+    for index, group in enumerate(unpack(encoded.last_hidden_state, layout)):
+        group_states = states and tuple(None if state is None else state[index] for state in states)
+        outputs.append(BaseModelOutput(last_hidden_state=cast(Any, group), hidden_states=cast(Any, group_states)))
+    return outputs
 
 
-def _wanted_states(asked: bool | int | Sequence[int], n_states: int) -> set[int]:
+def state_indices(asked: bool | int | Sequence[int] | None, n_states: int) -> set[int]:
+    """The hidden states that a value of `output_hidden_states` asks for; raises `ValueError` beyond the last."""
     if not asked:  # 0 is false, as in every version
         return set()
     if asked is True:

@@ -16,13 +16,12 @@ from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dinov2.errors import ConfigError
-from dinov2.hf.attention import AttentionCall, attend_as_told
-from dinov2.hf.naming import rename_gates, rename_projections
+from dinov2.hf.arguments import without_none
+from dinov2.hf.attention import attention_forward
+from dinov2.hf.naming import refuse_adapter, rename_gates, rename_projections
 from dinov2.layers.drop_path import drop_path
-from dinov2.layers.layer_scale import add_times
-from dinov2.layers.linear import is_plain, project
-from dinov2.layers.mlp import mlp
-from dinov2.layers.swiglu_ffn import swiglu, swiglu_hidden_features
+from dinov2.layers.kernels import add_scaled, fused_mlp, fused_swiglu, fuses_mlp, fuses_swiglu, is_untouched, project
+from dinov2.layers.swiglu_ffn import swiglu_hidden_features
 
 __all__ = [
     "Dinov2Attention",
@@ -44,6 +43,8 @@ __all__ = [
     "activation_of",
 ]
 
+_EXACT_GELU = nn.GELU()  # what `GELUActivation` computes
+
 
 class Dinov2SelfAttention(nn.Module):
     """Query, key and value projections; `[B, T, D]` -> attended values `[B, T, heads * d]` and weights or None."""
@@ -60,17 +61,21 @@ class Dinov2SelfAttention(nn.Module):
             )
         self.all_head_size = self.num_attention_heads * self.attention_head_size
         self.dropout_prob = config.attention_probs_dropout_prob
+        self.scaling = self.attention_head_size**-0.5
+        self.is_causal = False
         self.query, self.key, self.value = (
             nn.Linear(config.hidden_size, self.all_head_size, bias=config.qkv_bias) for _ in range(3)
         )
 
     def forward(
-        self, hidden_states: Tensor, head_mask: Tensor | None = None, call: AttentionCall | None = None
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """`[B, T, D]` (packed rows `[S, D]` with a layout in `call`) -> values of the same shape, weights or None."""
-        call = call or AttentionCall()
+        """`[B, T, D]` (packed rows `[S, D]` with a `layout`) -> values of the same shape, weights or None.
+
+        The options are `head_mask`, `output_attentions` and `layout`, as in `attention_forward`.
+        """
         queries, keys, values = (project(layer, hidden_states) for layer in (self.query, self.key, self.value))
-        return attend_as_told(self, queries, keys, values, head_mask, call)
+        return attention_forward(self, queries, keys, values, attention_mask=attention_mask, **options)
 
 
 class Dinov2SelfOutput(nn.Module):
@@ -100,10 +105,10 @@ class Dinov2Attention(nn.Module):
         self.pruned_heads: set[int] = set()
 
     def forward(
-        self, hidden_states: Tensor, head_mask: Tensor | None = None, call: AttentionCall | None = None
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """`[B, T, D]` -> `[B, T, D]`, and weights `[B, heads, T, T]` or None."""
-        attended, weights = self.attention(hidden_states, head_mask, call)
+        """`[B, T, D]` -> `[B, T, D]`, and weights `[B, heads, T, T]` or None; the options of `attention_forward`."""
+        attended, weights = self.attention(hidden_states, attention_mask, **options)
         return self.output(attended, hidden_states), weights
 
     def prune_heads(self, heads: Sequence[int]) -> None:
@@ -130,7 +135,10 @@ class Dinov2Attention(nn.Module):
         self.pruned_heads |= set(heads)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        rename_projections(state_dict, prefix)
+        renamed = rename_projections(state_dict, prefix)
+        # Below the weight and bias of a projection are the tensors of its adapter.
+        if adapters := {key for key in renamed if key.removeprefix(prefix).count(".") > 2}:
+            refuse_adapter(adapters - self.state_dict(prefix=prefix).keys())
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -174,13 +182,10 @@ class Dinov2MLP(nn.Module):
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         """`[..., D]` -> `[..., D]`."""
-        if not (is_plain(self.fc1) and is_plain(self.fc2)):
-            output: Tensor = self.fc2(self.activation(self.fc1(hidden_state)))
-            return output
-        activation: Any = self.activation
-        if type(activation) is GELUActivation and not _is_hooked(activation):
-            activation = F.gelu  # known by `mlp`, which has a kernel for it
-        return mlp(hidden_state, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, activation)
+        is_gelu = is_untouched(self.activation, GELUActivation)  # type: ignore[arg-type]
+        if is_gelu and fuses_mlp(hidden_state, self.fc1, _EXACT_GELU, self.fc2):
+            return fused_mlp(hidden_state, self.fc1, self.fc2)
+        return project(self.fc2, self.activation(project(self.fc1, hidden_state)))
 
 
 class Dinov2SwiGLUFFN(nn.Module):
@@ -194,15 +199,13 @@ class Dinov2SwiGLUFFN(nn.Module):
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         """`[..., D]` -> `[..., D]`."""
-        if not (is_plain(self.weights_in) and is_plain(self.weights_out)):
-            gate, value = self.weights_in(hidden_state).chunk(2, dim=-1)
-            output: Tensor = self.weights_out(F.silu(gate) * value)
-            return output
-        first, last = self.weights_in, self.weights_out
-        return swiglu(hidden_state, first.weight, first.bias, last.weight, last.bias)
+        if fuses_swiglu(hidden_state, self.weights_in, self.weights_out):
+            return fused_swiglu(hidden_state, self.weights_in, self.weights_out)
+        gate, value = project(self.weights_in, hidden_state).chunk(2, dim=-1)
+        return project(self.weights_out, F.silu(gate) * value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        rename_gates(state_dict, prefix)
+        refuse_adapter(rename_gates(state_dict, prefix))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -226,18 +229,42 @@ class Dinov2Layer(GradientCheckpointingLayer):  # type: ignore[misc]
         self.layer_scale2 = self._scale_class(config)
 
     def forward(
-        self, hidden_states: Tensor, head_mask: Tensor | None = None, call: AttentionCall | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """`[B, T, D]` -> `[B, T, D]`, and attention weights `[B, heads, T, T]` when `call` asks for them."""
-        attended, weights = self.attention(self.norm1(hidden_states), head_mask, call)
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        attentions: list[Tensor] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """`[B, T, D]` -> `[B, T, D]`; the attention weights `[B, heads, T, T]` are appended to `attentions`.
+
+        The options are `head_mask` and `layout`, as in `attention_forward`.
+        """
+        options = without_none(attention_mask=attention_mask, **options)
+        if attentions is not None:
+            options["output_attentions"] = True
+        attended, weights = self.attention(self.norm1(hidden_states), **options)
+        if attentions is not None:
+            attentions.append(weights)
         hidden_states = self._add(hidden_states, attended, self.layer_scale1)
-        return self._add(hidden_states, self.mlp(self.norm2(hidden_states)), self.layer_scale2), weights
+        return self._add(hidden_states, self.mlp(self.norm2(hidden_states)), self.layer_scale2)
 
     def _add(self, tokens: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
-        drops = self.training and isinstance(self.drop_path, Dinov2DropPath)
-        if drops or not isinstance(scale, Dinov2LayerScale) or _is_hooked(scale):
-            return self.drop_path(scale(branch)) + tokens
-        return add_times(tokens, branch, scale.lambda1)
+        is_scaled = is_untouched(scale, self._scale_class) and self._scale_class.forward is _SCALE_FORWARD
+        if is_scaled and self._drops_nothing():
+            return add_scaled(tokens, branch, scale.lambda1)  # type: ignore[arg-type]
+        added: Tensor = self.drop_path(scale(branch)) + tokens
+        return added
+
+    def _drops_nothing(self) -> bool:
+        if is_untouched(self.drop_path, nn.Identity):
+            return True
+        is_unchanged = is_untouched(self.drop_path, self._drop_class) and self._drop_class.forward is _DROP_FORWARD
+        return is_unchanged and not self.drop_path.training
+
+
+# As written here: a class whose `forward` was replaced is called.
+_SCALE_FORWARD, _DROP_FORWARD = Dinov2LayerScale.forward, Dinov2DropPath.forward
 
 
 class Dinov2WithRegistersSelfAttention(Dinov2SelfAttention):
@@ -292,13 +319,6 @@ def activation_of(hidden_act: str | Callable[..., Any]) -> Callable[..., Any]:
         raise ConfigError(f"hidden_act is {hidden_act!r}; give a callable, or one of {known}")
     activation: Callable[..., Any] = ACT2FN[hidden_act]
     return activation
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether somebody wants to know of calls, or patched them, as offloading does."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in module.__dict__
-    )
 
 
 def _rows_of(layer: nn.Linear, rows: Tensor, *, dim: int) -> nn.Linear:

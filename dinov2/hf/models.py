@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
-from dinov2.hf.arguments import UNSET, merged, refuse_unknown
+from dinov2.hf.arguments import UNSET, merged, refuse_unknown, without_none
 from dinov2.hf.classification import classification_loss, warn_about_fresh_head
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
 from dinov2.hf.embeddings import Dinov2Embeddings, Dinov2WithRegistersEmbeddings
-from dinov2.hf.encoder import Dinov2Encoder, Dinov2WithRegistersEncoder, Encoded, passes
+from dinov2.hf.encoder import Dinov2Encoder, Dinov2WithRegistersEncoder, encode_images
 from dinov2.hf.pretrained import Dinov2PreTrainedModel, Dinov2WithRegistersPreTrainedModel, Trunk
 
 __all__ = [
@@ -88,19 +88,17 @@ class _Model(Trunk):
             told = {name: value for name, value in given.items() if value is not UNSET}
         told.pop("bool_masked_pos", None)
         as_dict = self.wants_dict(told.pop("return_dict", None))
-        wanted = self.wanted_of(told)
+        options = self.encoder_options(told)
         if isinstance(pixel_values, (list, tuple)):
-            encoded = passes(self.embeddings, self.encoder, pixel_values, bool_masked_pos, **wanted)
-            outputs = [self._output(one, self.layernorm(one.tokens)) for one in encoded]
+            encoded = encode_images(self.embeddings, self.encoder, pixel_values, bool_masked_pos, **options)
+            outputs = [self._output(one) for one in encoded]
             return outputs if as_dict else [output.to_tuple() for output in outputs]
-        encoded_one: Encoded = self.encoder.run(
-            self.embeddings(self.required(pixel_values), bool_masked_pos=bool_masked_pos), **wanted
-        )
-        output = self._output(encoded_one, self.layernorm(encoded_one.tokens))
+        tokens = self.embeddings(self.required(pixel_values), bool_masked_pos=bool_masked_pos)
+        output = self._output(self.encoder(tokens, **options))
         return output if as_dict else output.to_tuple()
 
-    @staticmethod
-    def _output(encoded: Encoded, normed: Tensor) -> Any:
+    def _output(self: Any, encoded: Any) -> Any:
+        normed = self.layernorm(encoded.last_hidden_state)
         return BaseModelOutputWithPooling(
             last_hidden_state=normed,
             pooler_output=normed[:, 0],
@@ -197,10 +195,13 @@ class _Classifier:
         as_dict = self.wants_dict(told.pop("return_dict", None))
         outputs = base(self.required(pixel_values), bool_masked_pos, return_dict=True, **told)
         tokens = outputs.last_hidden_state
-        patches = tokens[:, 1 + base.embeddings.num_register_tokens :]
+        patches = tokens[:, 1 + self.count_registers() :]
         logits = self.classifier(torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=1))
         loss = None
-        if targets is not None:
+        if targets is not None and hasattr(self, "_loss_function"):  # assigned to `model.loss_function`
+            items = without_none(num_items_in_batch=num_items_in_batch)
+            loss = self.loss_function(targets, logits, self.config, **items)
+        elif targets is not None:
             loss = classification_loss(
                 logits, targets, problem_type=self.config.problem_type, num_items=num_items_in_batch
             )

@@ -8,14 +8,16 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from dinov2.errors import WeightsError
-from dinov2.hf.arguments import UNSET, fitting
+from dinov2.hf.arguments import fitting, without_none
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
-from dinov2.hf.embeddings import Dinov2Embeddings
+from dinov2.hf.embeddings import Dinov2Embeddings, patch_grid
 from dinov2.hf.layers import Dinov2LayerScale
 from dinov2.hf.naming import (
     files_with_names_in_memory,
+    find_adapter_keys,
     has_names_in_memory,
     read_with_names_on_disk,
+    refuse_adapter,
     with_names_on_disk,
 )
 
@@ -28,7 +30,10 @@ __all__ = ["Dinov2PreTrainedModel", "Dinov2WithRegistersPreTrainedModel", "Trunk
 
 
 # Arguments of `from_pretrained` that a configuration would take for its own.
-_OF_THE_LOADER = ("attn_implementation", "dtype", "torch_dtype", "output_loading_info", "quantization_config")
+_OF_THE_LOADER = (
+    "attn_implementation", "dtype", "torch_dtype", "output_loading_info", "quantization_config", "variant",
+    "use_safetensors",
+)  # fmt: skip
 
 
 class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -54,10 +59,14 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         Raises `WeightsError` for names of tensors that would leave the blocks without weights.
         """
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-            kwargs["dtype"] = "auto"  # version 4 would take float32
+            # Version 4 would take float32, and takes a config's text for a type.
+            stated = getattr(kwargs.get("config"), "dtype", None)
+            kwargs["dtype"] = stated if isinstance(stated, str) else "auto"
         if kwargs.get("state_dict") is not None:
             kwargs["state_dict"] = with_names_on_disk(kwargs["state_dict"])
-        files = files_with_names_in_memory(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+        files = files_with_names_in_memory(
+            pretrained_model_name_or_path, kwargs.get("subfolder", ""), kwargs.get("variant")
+        )
         if not files:
             wants_info = kwargs.pop("output_loading_info", False)
             model, info = super().from_pretrained(
@@ -66,8 +75,8 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             if has_names_in_memory(info["unexpected_keys"]):
                 raise WeightsError(
                     f"{pretrained_model_name_or_path} holds weights by the names that transformers has in memory since "
-                    "5.18 (q_proj, gate_proj), which are read from local safetensors files only; download the "
-                    "repository and load its folder, or read the file yourself and pass it as state_dict"
+                    "5.18 (q_proj, gate_proj), which are read from local folders only; download the repository and load "
+                    "its folder, or read the file yourself and pass it as state_dict"
                 )
             return (model, info) if wants_info else model
         config = kwargs.pop("config", None)
@@ -77,8 +86,15 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
                 config or pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
             )
             kwargs.update(loading)
-        kwargs.pop("subfolder", None)
+        for name in ("subfolder", "variant", "use_safetensors"):
+            kwargs.pop(name, None)
         return super().from_pretrained(None, *args, config=config, state_dict=read_with_names_on_disk(files), **kwargs)
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; raises `WeightsError` when tensors of the adapter would be left out."""
+        info = super().load_adapter(*args, **kwargs)
+        refuse_adapter(find_adapter_keys(getattr(info, "unexpected_keys", ())))
+        return info
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -111,6 +127,10 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             noted[int(layer)] = noted.get(int(layer), set()) | set(heads)
         self.config.pruned_heads = {layer: sorted(heads) for layer, heads in noted.items() if heads}
 
+    def count_registers(self) -> int:
+        """The tokens between class token and patches: none in this family."""
+        return 0
+
     def prune_as_configured(self) -> None:
         """Prunes what the config notes; constructors call it, before weights are loaded."""
         pruned = getattr(self.config, "pruned_heads", None)
@@ -132,14 +152,11 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         as_configured = getattr(self.config, "return_dict", True)
         return bool(as_configured or as_configured is None) and not getattr(self.config, "torchscript", False)
 
-    def wanted_of(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of `Dinov2Encoder.run` for what a call was told; None and nothing mean the config's value."""
-        wanted = dict(told)
-        for flag in ("output_attentions", "output_hidden_states"):
-            value = wanted.get(flag, UNSET)
-            if value is UNSET or value is None:
-                wanted[flag] = bool(getattr(self.config, flag, False))
-        return wanted
+    def encoder_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of the encoder: those of a call that are not None, and the flags that the config sets."""
+        flags = {name: getattr(self.config, name, False) for name in ("output_attentions", "output_hidden_states")}
+        options = {**flags, **without_none(**given)}
+        return {name: value for name, value in options.items() if value is not False}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -175,6 +192,10 @@ class Dinov2WithRegistersPreTrainedModel(Dinov2PreTrainedModel):
     base_model_prefix = "dinov2_with_registers"
     _no_split_modules: ClassVar[list[str]] = ["Dinov2WithRegistersEmbeddings", "Dinov2WithRegistersLayer"]
 
+    def count_registers(self) -> int:
+        """The tokens between class token and patches, by the config."""
+        return int(self.config.num_register_tokens)
+
 
 class Trunk:
     """A mix-in in front of a `PreTrainedModel`: builds `embeddings`, `encoder` and `layernorm` from a config."""
@@ -193,11 +214,10 @@ class Trunk:
     def fits(self: Any, pixel_values: Any, labels: int = 0) -> Mapping[str, Any]:
         """What positional values may look like for these images."""
         images = self.required(pixel_values)
-        rows, columns = self.embeddings.patch_embeddings.patch_size
-        patches = (images.shape[-2] // rows) * (images.shape[-1] // columns)
+        rows, columns = patch_grid(self.embeddings.patch_embeddings, *images.shape[-2:])
         return fitting(
             batch=images.shape[0],
-            tokens=1 + self.embeddings.num_register_tokens + patches,
+            tokens=1 + self.count_registers() + rows * columns,
             heads=self.config.num_attention_heads,
             layers=self.config.num_hidden_layers,
             labels=labels,

@@ -9,7 +9,8 @@ here (`pixels`). What the installed version's class of the same name would do de
 | since then (5.23) | torchvision | another name of `BitImageProcessor` | PIL |
 
 `backend="pil"` or `"torchvision"`, for the object or for a call, says it outright. Where versions disagree the newest
-is followed; None stands for the processor's own setting everywhere, as in transformers 4.
+is followed. A None of the constructor or of a file turns a step off (`do_resize`, ...) and is the default of any other
+setting; in a call it stands for the processor's own setting, as in transformers 4.
 """
 
 import json
@@ -38,7 +39,7 @@ from dinov2.hf.processing.pixels import (
     rescale_and_normalize,
     resize,
 )
-from dinov2.hf.processing.settings import Backend, BitSettings, Size, by_name, refuse_unknown, standard
+from dinov2.hf.processing.settings import SWITCHES, Backend, BitSettings, Size, by_name, refuse_unknown, standard
 from dinov2.models.huggingface import preprocessor_from_table
 
 __all__ = ["BitImageProcessor", "BitImageProcessorFast", "BitImageProcessorPil", "default_image_processor"]
@@ -88,7 +89,8 @@ class BitImageProcessor(BaseImageProcessor):  # type: ignore[misc]
 
     def __init__(self, *values: Any, **settings: Unpack[BitSettings]) -> None:
         kept = {name: value for name, value in settings.items() if name not in _SERVICE}
-        given = by_name(values, kept, what=type(self).__name__)
+        table = by_name(values, kept, what=type(self).__name__)
+        given = {name: value for name, value in table.items() if value is not None or name in SWITCHES}
         BaseImageProcessor.__init__(self)  # not super(): the older fast base between would set its own defaults
         self._backend = standard({"backend": given.pop("backend", type(self)._backend)})["backend"]
         own = {name: getattr(type(self), name, None) for name in BitSettings.__annotations__ if name != "backend"}
@@ -120,7 +122,8 @@ class BitImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         Raises `UnknownSetting` (a `TypeError`), `ConfigError` for values that do not fit or sizes that do not stack,
         `DataError` for what is no image.
         """
-        given = by_name(values, settings, what=f"{type(self).__name__}.preprocess")
+        table = by_name(values, settings, what=f"{type(self).__name__}.preprocess")
+        given = {name: value for name, value in table.items() if value is not None}
         own = {name: getattr(self, name, None) for name in BitSettings.__annotations__}
         chosen = standard({**own, **given})
         pixels = [self._fitted(picture, chosen) for picture in list_pictures(images)]  # each [C, h, w]

@@ -12,7 +12,7 @@ from PIL.Image import Resampling
 
 from dinov2.errors import ConfigError
 
-__all__ = ["Backend", "BitSettings", "Size", "UnknownSetting", "by_name", "refuse_unknown", "standard"]
+__all__ = ["SWITCHES", "Backend", "BitSettings", "Size", "UnknownSetting", "by_name", "refuse_unknown", "standard"]
 
 Backend = Literal["torchvision", "pil"]
 """Who resizes: torchvision on tensors, or PIL, whose pixels are those of the published evaluations."""
@@ -42,7 +42,7 @@ _SizeLike = int | Sequence[int] | Mapping[str, int]
 
 
 class BitSettings(TypedDict, total=False):
-    """Every setting, for the constructor and for a single call. None stands for the processor's own."""
+    """Every setting, for the constructor and for a single call. None stands for the default or the processor's own."""
 
     do_resize: bool | None
     size: _SizeLike | None
@@ -68,11 +68,13 @@ class BitSettings(TypedDict, total=False):
 
 
 _NAMES = tuple(BitSettings.__annotations__)
-_SWITCHES = tuple(name for name in _NAMES if name.startswith("do_"))
+
+SWITCHES = tuple(name for name in _NAMES if name.startswith("do_"))
+"""The steps that can be turned off; a None of the constructor or of a file turns them off, as in transformers."""
 
 
 def by_name(values: tuple[Any, ...], settings: Mapping[str, Any], *, what: str) -> dict[str, Any]:
-    """Positional values and keywords as one table of settings; `None`s are left out.
+    """Positional values and keywords as one table of settings.
 
     Raises `UnknownSetting` for a keyword that is no setting, `ConfigError` for one that is given twice.
     """
@@ -83,7 +85,7 @@ def by_name(values: tuple[Any, ...], settings: Mapping[str, Any], *, what: str) 
     given = dict(zip(positional, values, strict=False))
     if twice := sorted(given.keys() & settings.keys()):
         raise UnknownSetting(f"{what} got {twice[0]} twice, by position and by name; give it once")
-    return {name: value for name, value in {**given, **settings}.items() if value is not None}
+    return {**given, **settings}
 
 
 def refuse_unknown(names: Iterable[str], *, what: str) -> None:
@@ -115,7 +117,7 @@ def standard(settings: Mapping[str, Any]) -> dict[str, Any]:
             result[name] = getattr(value, "value", value)  # transformers has enumerations for them
         elif name == "backend" and value not in get_args(Backend):
             raise ConfigError(f"no image backend is called {value!r}; choose one of {', '.join(get_args(Backend))}")
-        elif name in _SWITCHES and not isinstance(value, bool):
+        elif name in SWITCHES and not isinstance(value, bool):
             raise ConfigError(f"{name} is {value!r}; write True or False")
     for name, choices in (
         ("data_format", ("channels_first", "channels_last")),

@@ -83,7 +83,6 @@ class AutoConfig:
         ours = CONFIGS.get(model_type)
         return ours(*args, **kwargs) if ours else transformers.AutoConfig.for_model(model_type, *args, **kwargs)
 
-
     @staticmethod
     def register(model_type: str, config: Any, exist_ok: bool = False) -> None:
         """Makes a model type known, here and to transformers' class."""

@@ -146,7 +146,7 @@ class _Backbone(Trunk):
             if n_registers and getattr(self.config, "drop_register_tokens", False):
                 return tokens[:, [0, *range(1 + n_registers, tokens.shape[1])]]
             return tokens
-        grid = patch_grid(self.embeddings.patch_embeddings, *pixel_values.shape[-2:])
+        grid = patch_grid(self.embeddings.patch_embeddings, self.config.patch_size, *pixel_values.shape[-2:])
         return tokens[:, 1 + n_registers :].unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
 
 

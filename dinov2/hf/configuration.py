@@ -111,7 +111,7 @@ class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc]
         """Whether both are of one class and have the same settings, wherever they were read from."""
         if type(self) is not type(other):
             return NotImplemented
-        return self._settings() == other._settings()  # type: ignore[attr-defined]
+        return self._settings() == other._settings()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # Version 5 would make a dataclass of a subclass, whose fields are not our settings.

@@ -43,7 +43,8 @@ class Dinov2PatchEmbeddings(nn.Module):
         dtypes = [parameter.dtype for parameter in layer.parameters() if parameter.is_floating_point()]
         pixels = pixel_values.to(dtypes[0]) if dtypes else pixel_values
         if is_untouched(layer, nn.Conv2d) and _cuts_patches(layer):
-            height, width = (side // patch * patch for side, patch in zip(pixels.shape[-2:], layer.kernel_size, strict=True))
+            rows, columns = layer.kernel_size
+            height, width = pixels.shape[-2] // rows * rows, pixels.shape[-1] // columns * columns
             pixels = pixels[..., :height, :width]
         return patch_products(layer, pixels).flatten(2).transpose(1, 2)
 
@@ -62,7 +63,7 @@ class Dinov2PatchEmbeddings(nn.Module):
             )
         sides = pixel_values.shape[-2:]
         for side, pixels, patch, patches in zip(
-            ("height", "width"), sides, self.patch_size, patch_grid(self, *sides), strict=True
+            ("height", "width"), sides, self.patch_size, patch_grid(self, self.patch_size, *sides), strict=True
         ):
             if patches < 1:
                 raise ValueError(f"image {side} {pixels} is smaller than a patch of {patch} pixels; resize the images")
@@ -111,7 +112,7 @@ class Dinov2Embeddings(nn.Module):
     def interpolate_pos_encoding(self, embeddings: Tensor, height: int, width: int) -> Tensor:
         """Position embeddings `[1, 1+N, D]` for images of `height` x `width` pixels, of the type of `embeddings`."""
         position: Tensor = self.position_embeddings
-        grid = patch_grid(self.patch_embeddings, height, width)
+        grid = patch_grid(self.patch_embeddings, self.patch_size, height, width)
         resized = resize_pos_embed(position, self._position_grid(), grid, **self._position_rule())
         return resized.to(embeddings.dtype)
 
@@ -169,12 +170,18 @@ class Dinov2WithRegistersEmbeddings(Dinov2Embeddings):
     _has_registers = True
 
 
-def patch_grid(patch_embeddings: Any, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of patches in images of this size: by the convolution that cuts them, else by the patch size."""
+def patch_grid(patch_embeddings: Any, patch_size: Any, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of patches in images of this size.
+
+    By the convolution in `patch_embeddings`, else by the patch size that it states, else by `patch_size`.
+    """
     convolution = getattr(patch_embeddings, "projection", None)
     convolution = getattr(convolution, "base_layer", convolution)  # below an adapter
-    if not isinstance(convolution, nn.Conv2d) or _cuts_patches(convolution):
-        patch_rows, patch_columns = _pair(getattr(convolution, "kernel_size", patch_embeddings.patch_size))
+    if not isinstance(convolution, nn.Conv2d):
+        patch_rows, patch_columns = _pair(getattr(patch_embeddings, "patch_size", patch_size))
+        return height // patch_rows, width // patch_columns
+    if _cuts_patches(convolution):
+        patch_rows, patch_columns = _pair(convolution.kernel_size)
         return height // patch_rows, width // patch_columns
     kernel, stride, dilation = map(_pair, (convolution.kernel_size, convolution.stride, convolution.dilation))
     padding = (0, 0) if isinstance(convolution.padding, str) else _pair(convolution.padding)

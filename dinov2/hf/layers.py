@@ -135,10 +135,8 @@ class Dinov2Attention(nn.Module):
         self.pruned_heads |= set(heads)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        renamed = rename_projections(state_dict, prefix)
-        # Below the weight and bias of a projection are the tensors of its adapter.
-        if adapters := {key for key in renamed if key.removeprefix(prefix).count(".") > 2}:
-            refuse_adapter(adapters - self.state_dict(prefix=prefix).keys())
+        rename_projections(state_dict, prefix)
+        refuse_adapter(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -205,7 +203,8 @@ class Dinov2SwiGLUFFN(nn.Module):
         return project(self.weights_out, F.silu(gate) * value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        refuse_adapter(rename_gates(state_dict, prefix))
+        rename_gates(state_dict, prefix)
+        refuse_adapter(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

@@ -18,7 +18,6 @@ from dinov2.errors import WeightsError
 
 __all__ = [
     "files_with_names_in_memory",
-    "find_adapter_keys",
     "has_names_in_memory",
     "read_with_names_on_disk",
     "refuse_adapter",
@@ -48,54 +47,37 @@ _IN_MEMORY = re.compile(
 _IN_MEMORY_ADAPTER = re.compile(r"encoder\.layer\.\d+\.(?:attention|mlp)\.(?:[qkvo]|gate|up|down)_proj\.\w+\.")
 
 
-def rename_projections(state_dict: dict[str, Any], prefix: str) -> list[str]:
-    """Rewrites all that is below `q_proj`, `k_proj`, `v_proj` and `o_proj` to the names on disk, in place.
+def rename_projections(state_dict: dict[str, Any], prefix: str) -> None:
+    """Rewrites `q_proj`, `k_proj`, `v_proj` and `o_proj` below `prefix` to the names on disk, in place."""
+    for new, on_disk in _PROJECTIONS.items():
+        for kind in ("weight", "bias"):
+            if (tensor := state_dict.pop(f"{prefix}{new}.{kind}", None)) is not None:
+                state_dict[f"{prefix}{on_disk}.{kind}"] = tensor
 
-    Returns the new keys.
-    """
-    return [key for new, on_disk in _PROJECTIONS.items() for key in _move(state_dict, prefix + new, prefix + on_disk)]
 
-
-def rename_gates(state_dict: dict[str, Any], prefix: str) -> list[str]:
-    """Rewrites `gate_proj`, `up_proj` and `down_proj` below `prefix` to `weights_in` and `weights_out`, in place.
-
-    Returns the keys that stay, since they belong to one half of `weights_in`: those of adapters.
-    """
+def rename_gates(state_dict: dict[str, Any], prefix: str) -> None:
+    """Rewrites `gate_proj`, `up_proj` and `down_proj` below `prefix` to `weights_in` and `weights_out`, in place."""
     for kind in ("weight", "bias"):
-        gate, up = (state_dict.pop(f"{prefix}{name}.{kind}", None) for name in ("gate_proj", "up_proj"))
+        gate, up, down = (
+            state_dict.pop(f"{prefix}{name}.{kind}", None) for name in ("gate_proj", "up_proj", "down_proj")
+        )
         if gate is not None and up is not None:
             state_dict[f"{prefix}weights_in.{kind}"] = torch.cat([gate, up])
-    _move(state_dict, f"{prefix}down_proj", f"{prefix}weights_out")
-    return [key for key in state_dict if key.startswith((f"{prefix}gate_proj.", f"{prefix}up_proj."))]
+        if down is not None:
+            state_dict[f"{prefix}weights_out.{kind}"] = down
 
 
-def refuse_adapter(keys: Iterable[str]) -> None:
-    """Raises `WeightsError` when there is a key of an adapter tensor that no module of the model takes."""
+def refuse_adapter(keys: Iterable[str], prefix: str = "") -> None:
+    """Raises `WeightsError` for a tensor of an adapter on a module by its name in memory, which no module here takes.
+
+    PEFT puts an adapter on the modules that it finds and leaves out the tensors of all others.
+    """
     for key in keys:
-        if "gate_proj." in key or "up_proj." in key:
+        if key.startswith(prefix) and _IN_MEMORY_ADAPTER.search(key):
             raise WeightsError(
-                f"the adapter holds {key}, but gate_proj and up_proj are one matrix here (weights_in); merge the adapter "
-                "into its model with the classes of transformers (merge_and_unload), save that and load it"
+                f"the adapter was trained with the names that transformers has in memory since 5.18 ({key}), and would "
+                "load in part; put it on transformers' own class, call merge_and_unload, save, and load the result here"
             )
-        raise WeightsError(
-            f"the adapter holds {key}, but that module was not adapted: its adapter_config.json has the names that "
-            "transformers has in memory since 5.18; set target_modules of its PeftConfig to the names here (query, key, "
-            'value, output.dense, fc1, fc2, or "all-linear") and load with PeftModel.from_pretrained(model, folder, '
-            "config=config)"
-        )
-
-
-def find_adapter_keys(keys: Iterable[str]) -> list[str]:
-    """The keys of adapter tensors on modules by their names in memory."""
-    return [key for key in keys if _IN_MEMORY_ADAPTER.search(key)]
-
-
-def _move(state_dict: dict[str, Any], old: str, new: str) -> list[str]:
-    moved = []
-    for key in [key for key in state_dict if key.startswith(f"{old}.")]:
-        moved.append(new + key.removeprefix(old))
-        state_dict[moved[-1]] = state_dict.pop(key)
-    return moved
 
 
 def files_with_names_in_memory(source: Any, subfolder: str = "", variant: str | None = None) -> list[Path]:

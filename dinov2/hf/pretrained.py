@@ -14,7 +14,6 @@ from dinov2.hf.embeddings import Dinov2Embeddings, patch_grid
 from dinov2.hf.layers import Dinov2LayerScale
 from dinov2.hf.naming import (
     files_with_names_in_memory,
-    find_adapter_keys,
     has_names_in_memory,
     read_with_names_on_disk,
     refuse_adapter,
@@ -75,8 +74,8 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             if has_names_in_memory(info["unexpected_keys"]):
                 raise WeightsError(
                     f"{pretrained_model_name_or_path} holds weights by the names that transformers has in memory since "
-                    "5.18 (q_proj, gate_proj), which are read from local folders only; download the repository and load "
-                    "its folder, or read the file yourself and pass it as state_dict"
+                    "5.18 (q_proj, gate_proj), which are read from local folders only; download the repository and "
+                    "load its folder, or read the file yourself and pass it as state_dict"
                 )
             return (model, info) if wants_info else model
         config = kwargs.pop("config", None)
@@ -93,7 +92,7 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; raises `WeightsError` when tensors of the adapter would be left out."""
         info = super().load_adapter(*args, **kwargs)
-        refuse_adapter(find_adapter_keys(getattr(info, "unexpected_keys", ())))
+        refuse_adapter(getattr(info, "unexpected_keys", ()))
         return info
 
     @property
@@ -214,7 +213,7 @@ class Trunk:
     def fits(self: Any, pixel_values: Any, labels: int = 0) -> Mapping[str, Any]:
         """What positional values may look like for these images."""
         images = self.required(pixel_values)
-        rows, columns = patch_grid(self.embeddings.patch_embeddings, *images.shape[-2:])
+        rows, columns = patch_grid(self.embeddings.patch_embeddings, self.config.patch_size, *images.shape[-2:])
         return fitting(
             batch=images.shape[0],
             tokens=1 + self.count_registers() + rows * columns,

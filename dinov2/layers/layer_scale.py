@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dinov2.layers.kernels import add_scaled
-
-__all__ = ["LayerScale", "add_times"]
+__all__ = ["LayerScale"]
 
 
 class LayerScale(nn.Module):
@@ -30,8 +28,3 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., D]` -> `[..., D]`."""
         return x.mul_(self.gamma) if self.inplace else x * self.gamma
-
-
-def add_times(tokens: Tensor, branch: Tensor, factors: Tensor) -> Tensor:
-    """The same as `kernels.add_scaled`, for dinov2.hf until it calls its modules."""
-    return add_scaled(tokens, branch, factors)

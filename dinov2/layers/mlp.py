@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinov2.layers.kernels import fused_mlp, fuses_mlp, is_inactive, linear, project
+from dinov2.layers.kernels import fused_mlp, fuses_mlp, is_inactive, project
 
-__all__ = ["Mlp", "mlp"]
+__all__ = ["Mlp"]
 
 
 class Mlp(nn.Module):
@@ -34,15 +33,3 @@ class Mlp(nn.Module):
             return fused_mlp(x, self.fc1, self.fc2)
         x = self.drop(self.act(project(self.fc1, x)))
         return self.drop(project(self.fc2, x))
-
-
-def mlp(
-    x: Tensor,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor | None,
-    activation: Callable[[Tensor], Tensor] = F.gelu,
-) -> Tensor:
-    """The same of single tensors, for dinov2.hf until it calls its modules."""
-    return linear(activation(linear(x, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)

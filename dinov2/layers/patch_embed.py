@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dinov2.layers.kernels import linear, patch_products
+from dinov2.layers.kernels import patch_products
 from dinov2.layers.recording import is_recording
 
-__all__ = ["PatchEmbed", "make_2tuple", "patch_tokens"]
+__all__ = ["PatchEmbed", "make_2tuple"]
 
 
 class PatchEmbed(nn.Module):
@@ -87,13 +87,3 @@ def make_2tuple(value: int | tuple[int, int]) -> tuple[int, int]:
         return value, value
     height, width = value
     return int(height), int(width)
-
-
-def patch_tokens(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The same of single tensors, for dinov2.hf until it calls its modules."""
-    rows, columns = weight.shape[-2:]
-    batch, channels, height, width = images.shape
-    grid = (height // rows, width // columns)
-    patches = images.reshape(batch, channels, grid[0], rows, grid[1], columns)
-    patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid[0] * grid[1], channels * rows * columns)
-    return linear(patches, weight.flatten(1), bias)

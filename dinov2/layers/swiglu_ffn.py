@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinov2.layers.kernels import fused_swiglu, fuses_swiglu, linear, project
+from dinov2.layers.kernels import fused_swiglu, fuses_swiglu, project
 
-__all__ = ["SwiGLU", "SwiGLUFFN", "SwiGLUFFNFused", "swiglu", "swiglu_hidden_features"]
+__all__ = ["SwiGLU", "SwiGLUFFN", "SwiGLUFFNFused", "swiglu_hidden_features"]
 
 
 def swiglu_hidden_features(hidden_features: int) -> int:
@@ -62,9 +62,3 @@ class SwiGLUFFNFused(SwiGLUFFN):
     ) -> None:
         hidden = swiglu_hidden_features(hidden_features or in_features)
         super().__init__(in_features, hidden, out_features, act_layer, drop, bias)
-
-
-def swiglu(x: Tensor, w12_weight: Tensor, w12_bias: Tensor | None, w3_weight: Tensor, w3_bias: Tensor | None) -> Tensor:
-    """The same of single tensors, for dinov2.hf until it calls its modules."""
-    gate, value = linear(x, w12_weight, w12_bias).chunk(2, dim=-1)
-    return linear(F.silu(gate) * value, w3_weight, w3_bias)

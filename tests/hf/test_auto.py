@@ -1,5 +1,6 @@
 """Auto classes, `pipeline` and `register`; `row n` counts the known defects of the stock classes."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,19 @@ import transformers
 from PIL import Image
 
 import dinov2.hf as hf
+from dinov2.hf.auto import MODELS
 from tests.hf.model_cases import CLASSES, FAMILIES, difference, images, our_model, settings
 from tests.hf.processes import run_alone
 from tests.hf.stock_versions import OLDER_VERSIONS, run_under
 
 AUTO = {"Model": "AutoModel", "ForImageClassification": "AutoModelForImageClassification", "Backbone": "AutoBackbone"}
+
+# The name of the argument differs between versions.
+PROCESSORS: dict[str, Any] = (
+    {"image_processor_classes": {"pil": hf.BitImageProcessorPil}}
+    if "image_processor_classes" in inspect.signature(transformers.AutoImageProcessor.register).parameters
+    else {"slow_image_processor_class": hf.BitImageProcessor}
+)
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_class = pytest.mark.parametrize("kind", CLASSES)
@@ -95,6 +104,40 @@ def test_other_models_are_left_to_transformers(tmp_path: Path) -> None:
     assert type(hf.AutoConfig.from_pretrained(tmp_path)) is transformers.ViTConfig
     with pytest.raises(OSError, match="AutoModel builds models and is none"):
         hf.AutoModel()
+
+
+class OwnConfig(hf.Dinov2Config):
+    """Of a model type that a user invents; without a constructor, as configurations are written since version 5."""
+
+    model_type = "own_dinov2"
+
+
+class OwnModel(hf.Dinov2Model):
+    """A user's model of that type."""
+
+    config_class = OwnConfig
+
+
+class OwnBackbone(hf.Dinov2Backbone):
+    """A user's class for a model type that is there already."""
+
+
+def test_models_of_users_are_registered_as_with_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hf.AutoConfig.register("own_dinov2", OwnConfig, exist_ok=True)
+    hf.AutoModel.register(OwnConfig, OwnModel, exist_ok=True)
+    hf.AutoImageProcessor.register(OwnConfig, **PROCESSORS, exist_ok=True)
+    config = OwnConfig(**settings("Dinov2"))
+    assert config.hidden_size == 32
+    OwnModel(config).save_pretrained(tmp_path)
+    assert type(hf.AutoConfig.from_pretrained(tmp_path)) is OwnConfig
+    assert type(hf.AutoModel.from_pretrained(tmp_path)) is OwnModel
+    assert type(hf.AutoModel.from_config(config)) is OwnModel
+    # A class of one's own for a known type takes the place of ours.
+    monkeypatch.setattr("dinov2.hf.auto.MODELS", {**MODELS, "AutoBackbone": {**MODELS["AutoBackbone"]}})
+    with monkeypatch.context() as patched:
+        patched.setattr(transformers.AutoBackbone, "register", lambda *_args, **_kwargs: None)
+        hf.AutoBackbone.register(hf.Dinov2Config, OwnBackbone)
+    assert type(hf.AutoBackbone.from_config(hf.Dinov2Config(**settings("Dinov2")))) is OwnBackbone
 
 
 @each_family

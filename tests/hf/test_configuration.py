@@ -205,3 +205,30 @@ def test_the_rule_of_positions_is_written_only_when_it_was_changed(family: str, 
     assert type(config).from_pretrained(tmp_path).position_interpolation == "original"
     with pytest.raises(ValueError, match="position_interpolation is 'meta'; choose 'hf' or 'original'"):
         config.position_interpolation = "meta"
+
+
+def test_configurations_compare_by_value(family: str, tmp_path: Path) -> None:
+    config = config_of(family, hidden_size=32, num_labels=3)
+    assert config == config_of(family, hidden_size=32, num_labels=3)
+    config.save_pretrained(tmp_path)
+    assert type(config).from_pretrained(tmp_path) == config
+    changes: list[dict[str, Any]] = [
+        {"hidden_size": 64}, {"num_hidden_layers": 2}, {"num_labels": 4}, {"out_features": ["stem"]},
+        {"remark": "ours"}, {"dtype": "float16"}, {"position_interpolation": "original"},
+    ]  # fmt: skip
+    for change in changes:
+        assert config != config_of(family, **{"hidden_size": 32, "num_labels": 3, **change}), change
+    other = config_of(next(name for name in FAMILIES if name != family), hidden_size=32, num_labels=3)
+    assert config != other
+    own = type("OwnConfig", (type(config),), {"model_type": "own"})
+    assert own(hidden_size=32) == own(hidden_size=32) != own(hidden_size=64)
+    assert own(hidden_size=32) != config_of(family, hidden_size=32)
+
+
+def test_a_config_in_memory_that_was_saved_loads_its_model(family: str, tmp_path: Path) -> None:
+    model = our_model(family, "Model").to(torch.bfloat16)
+    model.save_pretrained(tmp_path)  # version 4 writes the type as text into the object
+    for config in (model.config, type(model.config).from_pretrained(tmp_path)):
+        again = type(model).from_pretrained(tmp_path, config=config)
+        assert again.dtype == torch.bfloat16
+        assert torch.equal(again.layernorm.weight, model.layernorm.weight)

@@ -1,10 +1,12 @@
 """What users put around our models and into them: heads, adapters, activations, hooks, parts of pipelines."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import dinov2.hf as hf
@@ -60,14 +62,71 @@ def test_a_state_dict_of_either_layout_can_be_given_for_loading(family: str) -> 
 
 
 @EVERY_FAMILY
-def test_names_that_would_leave_blocks_without_weights_are_refused(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_local_files_with_names_in_memory_load_whatever_their_kind(
+    family: str, ending: str, variant: str | None, shards: int, tmp_path: Path
+) -> None:
     theirs, ours = stock_and_ours(family, "Model", use_swiglu_ffn=True)
-    if "gate_proj" not in "".join(theirs.state_dict()):
+    tensors = dict(theirs.state_dict())
+    if "gate_proj" not in "".join(tensors):
         pytest.skip("this version of transformers keeps the names on disk in memory")
     ours.config.save_pretrained(tmp_path)
-    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    stem = "model" if ending == "safetensors" else "pytorch_model"
+    middle = f".{variant}" if variant else ""
+    places = {}
+    for shard in range(shards):
+        part = {key: tensors[key] for key in sorted(tensors)[shard::shards]}
+        number = f"-{shard + 1:05}-of-{shards:05}" if shards > 1 else ""
+        name = f"{stem}{middle}{number}.{ending}"
+        places.update(dict.fromkeys(part, name))
+        if ending == "bin":
+            torch.save(part, tmp_path / name)
+        else:
+            save_file(part, tmp_path / name, metadata={"format": "pt"})
+    if shards > 1:
+        index = {"metadata": {"total_size": 0}, "weight_map": places}
+        (tmp_path / f"{stem}.{ending}.index{middle}.json").write_text(json.dumps(index))
+    model, info = our_class(family, "Model").from_pretrained(tmp_path, variant=variant, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert difference(model(images())[0], ours(images())[0]) == 0
+
+
+@EVERY_FAMILY
+def test_names_that_would_leave_blocks_without_weights_are_refused(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, _ = stock_and_ours(family, "Model", use_swiglu_ffn=True)
+    if "gate_proj" not in "".join(theirs.state_dict()):
+        pytest.skip("this version of transformers keeps the names on disk in memory")
+    theirs.save_pretrained(tmp_path, save_original_format=False)
+    # As for a repository that is downloaded, whose files are not looked at before.
+    monkeypatch.setattr("dinov2.hf.pretrained.files_with_names_in_memory", lambda *_: [])
     with pytest.raises(WeightsError, match="names that transformers has in memory since 5.18"):
         our_class(family, "Model").from_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("swiglu", [False, True])
+@pytest.mark.parametrize("target", ["all-linear", ["q_proj", "fc1"], ["o_proj", "down_proj"]])
+def test_an_adapter_by_names_in_memory_is_refused_whole(target: Any, swiglu: bool, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    theirs, _ = stock_and_ours("Dinov2", "Model", use_swiglu_ffn=swiglu)
+    if "o_proj" not in "".join(theirs.state_dict()):
+        pytest.skip("this version of transformers keeps the names on disk in memory")
+    theirs.save_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=target, init_lora_weights=False)).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    # PEFT finds no module at all (a ValueError of its own), or some of them.
+    refusal = "would load in part|not found in the base model"
+    with pytest.raises((ValueError, WeightsError), match=refusal):
+        peft.PeftModel.from_pretrained(hf.Dinov2Model.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    with pytest.raises((ValueError, WeightsError), match=refusal):
+        hf.Dinov2Model.from_pretrained(tmp_path / "base").load_adapter(tmp_path / "adapter")
+    expected = adapted(images())[0]
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert difference(hf.Dinov2Model.from_pretrained(tmp_path / "merged").eval()(images())[0], expected) < 1e-4
 
 
 @EVERY_FAMILY

@@ -3,6 +3,7 @@
 import base64
 import http.server
 import io
+import json
 import threading
 from functools import partial
 from pathlib import Path
@@ -363,3 +364,23 @@ def test_one_form_of_a_setting_stays_as_it_is() -> None:
     once = standard({"size": 30, "crop_size": 20, "resample": "box", "image_mean": [1, 2, 3], "image_std": 2.0})
     assert standard(once) == once
     assert once["crop_size"] == {"height": 20, "width": 20} and once["image_std"] == 2.0
+
+
+@pytest.mark.parametrize("processor_class", [BitImageProcessor, BitImageProcessorPil])
+def test_a_step_that_is_none_in_the_constructor_or_in_a_file_stays_off(
+    processor_class: type[BitImageProcessor], tmp_path: Path
+) -> None:
+    steps = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"))
+    array = np.full((50, 60, 3), 7, dtype=np.uint8)
+    built = processor_class(**steps)  # type: ignore[typeddict-item]
+    built.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["do_resize"] is None
+    for processor in (built, processor_class.from_dict(steps), processor_class.from_pretrained(tmp_path)):
+        assert processor.do_resize is None
+        assert processor(array, return_tensors="np")["pixel_values"].shape == (1, 3, 50, 60)
+    by_position = processor_class(None)
+    assert by_position(array, do_center_crop=False, return_tensors="np")["pixel_values"].shape == (1, 3, 50, 60)
+    assert built(array, return_tensors="np")["pixel_values"].max() == 7
+    # Other settings have their defaults, and a call's None stands for the processor's own.
+    assert processor_class(size=None).size == {"shortest_edge": 224}
+    assert processor_class()(array, do_resize=None, return_tensors="np")["pixel_values"].shape == (1, 3, 224, 224)

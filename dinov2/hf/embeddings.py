@@ -118,9 +118,9 @@ class Dinov2Embeddings(nn.Module):
 
     def _position_grid(self) -> tuple[int, int]:
         """The grid of `position_embeddings`: that of the config, or a square one where they were replaced."""
-        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             with warnings.catch_warnings():  # a trace takes sizes for tensors, and warns that this one is a constant
-                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
                 n_positions = int(self.position_embeddings.shape[1]) - 1
         else:
             n_positions = self.position_embeddings.shape[1] - 1

@@ -98,6 +98,26 @@ class Pretrained:
             self.head.to(self.device)
         return self
 
+    @property
+    def stride(self) -> int:
+        """Distance between patches in pixels; less than `patch_size` for overlapping ones."""
+        if isinstance(self.backbone, DinoVisionTransformer):
+            return int(self.backbone.patch_embed.proj.stride[0])
+        return self.patch_size
+
+    def patch_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image whose sides are multiples of the patch."""
+        rows, columns = ((side - self.patch_size) // self.stride + 1 for side in (height, width))
+        return rows, columns
+
+    def transform_with(
+        self, *, size: int | None = None, fit: Fit | None = None, max_tokens: int | None = None
+    ) -> EvalTransform:
+        """The model's transform with other settings; `max_tokens` counts overlapping patches too."""
+        if max_tokens is not None:
+            max_tokens = max(max_tokens * self.stride**2 // self.patch_size**2, 1)
+        return self.transform.with_(crop_size=size, fit=fit, patch_size=self.patch_size, max_tokens=max_tokens)
+
     def has_digest(self, digest: str) -> bool:
         """Whether a stored digest is that of this model, also one of its files, as manifests had until version 0.1."""
         return digest == self.digest or (bool(self.files) and digest == digest_of_files(self.files))
@@ -148,7 +168,7 @@ class Pretrained:
         items, single = as_list(images)
         transform = self.transform
         if fit is not None or max_tokens is not None:
-            transform = transform.with_(fit=fit, patch_size=self.patch_size, max_tokens=max_tokens)
+            transform = self.transform_with(fit=fit, max_tokens=max_tokens)
         found: list[ImageFeatures] = []
         for start in range(0, len(items), max(batch_size, 1)):
             inputs = [
@@ -215,6 +235,7 @@ def load(
     precision: str = "auto",
     cfg: Config | None = None,
     layers: int = 4,
+    stride: int | None = None,
     progress: ShowProgress | None = None,
 ) -> Pretrained:
     """Loads a model strictly, with its preprocessing, ready to use.
@@ -226,11 +247,13 @@ def load(
         precision: `auto` is bfloat16 where the hardware computes it fast, else float32; or `fp32`, `bf16`, `fp16`.
         cfg: the configuration that the architecture is taken from, instead of the file's own table or its tensors.
         layers: which head a classifier's name (`dinov2_vits14_lc`) means: on 1 or 4 blocks, as `torch.hub` has it.
+        stride: pixels between patches, a divisor of the patch size; None is the patch size. Less gives overlapping
+            patches, hence denser features at the cost of more tokens.
         progress: where a download shows how far it is (`dinov2.sources.ShowProgress`).
 
     Raises:
         WeightsError: there is no such model, or the files do not hold exactly that backbone.
-        ConfigError: the device or precision does not exist, or `cfg` describes no model.
+        ConfigError: the device, precision or stride does not exist, or `cfg` describes no model.
     """
     where = device if isinstance(device, torch.device) else choose_device(device)
     dtype = choose_precision(precision, where)
@@ -239,7 +262,22 @@ def load(
     else:
         model = _load_ours(find(source, layers=layers, progress=progress), cfg)
     model.autocast_dtype = dtype
+    if stride is not None and stride != model.patch_size:
+        _set_stride(model, stride)
     return model.to(where)
+
+
+def _set_stride(model: Pretrained, stride: int) -> None:
+    if not isinstance(model.backbone, DinoVisionTransformer):
+        raise ConfigError(f"{model.name} is a model of another library, whose patches are fixed; leave the stride out")
+    try:
+        model.backbone.set_stride(stride)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    model.transform = model.transform_with(max_tokens=model.transform.max_tokens)
+    # Other features: caches and files begun with another stride are not taken for these.
+    model.digest = hashlib.sha256(f"{model.digest}, stride {stride}".encode()).hexdigest()
+    model.files = ()
 
 
 def _load_peer(source: str) -> Pretrained:

@@ -314,3 +314,25 @@ def test_tokens_that_are_not_finite_are_refused(tmp_path, value):
             call()
     with pytest.raises(DataError, match="NaN or infinite features for 1 of 1 images"):
         loaded.features([torch.zeros(3, 32, 32), torch.zeros(3, 40, 32)])  # two sizes, one packed pass
+
+
+def test_a_smaller_stride_gives_denser_patches_and_another_identity(file):
+    coarse, dense = load(file, precision="fp32"), load(file, precision="fp32", stride=4)
+    image = picture(48, 32)
+    plain, fine = coarse.features(image, fit="aspect"), dense.features(image, fit="aspect")
+    assert plain.patches.shape[:2] == (4, 6) and fine.patches.shape[:2] == (7, 11)
+    assert plain.size == fine.size == (32, 48)
+    assert dense.stride == 4 and coarse.stride == 8 and dense.patch_grid(32, 48) == (7, 11)
+    assert dense.digest != coarse.digest == load(file, stride=8).digest
+    assert dense.features(image, fit="aspect", max_tokens=40).patches.shape[:2] <= (5, 8)
+    with pytest.raises(ConfigError, match="one of 1, 2, 4, 8"):
+        load(file, stride=3)
+
+
+def test_what_encode_and_classify_return_may_enter_the_training_of_a_head(file):
+    model, head = load(file, precision="fp32"), torch.nn.Linear(64, 3)
+    tokens = model.encode(torch.randn(2, 3, 32, 32), layers=[0])
+    for features in (tokens.cls, tokens.patches, tokens.layers[0].cls):
+        assert not features.is_inference()
+        head(features).sum().backward()
+        features += 1

@@ -78,6 +78,7 @@ def embed(
     size: int | None = None,
     fit: Fit | None = None,
     max_tokens: int | None = None,
+    stride: int | None = None,
     batch_size: int = 32,
     threads: int | None = None,
     part_rows: int | None = None,
@@ -97,6 +98,7 @@ def embed(
         output: a file with the suffix of its format, or with `table_format` any name (without a suffix: a folder).
         layers: block indices whose tokens are kept too, negative ones counted from the end.
         size, fit, max_tokens: other than the model's own transform.
+        stride: pixels between patches; None is the patch size.
         threads: decoding threads of this process; None chooses by device and cores.
         part_rows: images of a part; None chooses.
         merge: whether the parts become one file.
@@ -117,7 +119,7 @@ def embed(
         merge = "never"
     images = image_source(source)
     check_place(target, images, needs_npy=patches or kind.format == "npy")
-    loaded = load(model, device=device, precision=precision, progress=downloads)
+    loaded = load(model, device=device, precision=precision, stride=stride, progress=downloads)
     wanted = wanted_of(loaded, registers=registers, mean=mean, patches=patches, layers=layers)
     transform = transform_of(loaded, size, fit, max_tokens)
     columns, row_bytes = planned_columns(loaded, transform, wanted, labelled=images.get_targets() is not None)
@@ -195,7 +197,8 @@ def _request(
     """Everything that the bytes of the output depend on: who goes on with it must ask for the same."""
     return {
         "source": {"images": len(images), "fingerprint": images.fingerprint()},
-        "model": {"name": loaded.name, "sha256": loaded.digest, "embed_dim": loaded.embed_dim},
+        "model": {"name": loaded.name, "sha256": loaded.digest, "embed_dim": loaded.embed_dim}
+        | ({"stride": loaded.stride} if loaded.stride != loaded.patch_size else {}),
         "transform": {**transform.describe(), "fit": transform.fit, "size": transform.crop_size},
         "precision": str(loaded.autocast_dtype or "float32").removeprefix("torch."),
         "registers": wanted.registers,

@@ -1,5 +1,6 @@
 """What is to be embedded, and what it becomes: checked and planned before anything is computed."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def transform_of(loaded: Pretrained, size: int | None, fit: Fit | None, max_toke
     if size is not None and size % patch:
         near = max(1, round(size / patch)) * patch
         raise ConfigError(f"the size {size} is no multiple of the model's patch of {patch} pixels; write {near}")
-    return loaded.transform.with_(crop_size=size, fit=fit, patch_size=patch, max_tokens=max_tokens)
+    return loaded.transform_with(size=size, fit=fit, max_tokens=max_tokens)
 
 
 def planned_columns(
@@ -119,7 +120,7 @@ def planned_columns(
 ) -> tuple[list[str], int]:
     """Names of the columns, patches included, and about how many bytes an image takes in them."""
     names = ["index", "path", "height", "width", *(["label"] if labelled else [])]
-    width, grid = loaded.embed_dim, (transform.crop_size // loaded.patch_size) ** 2
+    width, grid = loaded.embed_dim, math.prod(loaded.patch_grid(transform.crop_size, transform.crop_size))
     kinds = {"cls": 4 * width}
     if wanted.registers:
         kinds["registers"] = 4 * width * loaded.num_register_tokens

@@ -205,7 +205,8 @@ def _query_vectors(
             raise DataError(f"there is no image file {path}; check the path")
     dataset = ImageFiles(list(queries))
     precision = _PRECISIONS.get(request.get("precision", ""), "auto")
-    loaded = load(source, device=device, precision=precision)
+    stride = request.get("model", {}).get("stride")
+    loaded = load(source, device=device, precision=precision, stride=stride)
     if request and not loaded.has_digest(request["model"]["sha256"]):
         raise ConfigError(
             f"the features in {stored.path} are of other weights than {source} ({request['model']['sha256'][:12]}, not "

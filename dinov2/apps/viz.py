@@ -68,6 +68,7 @@ def viz(
     page: bool = True,
     norm_threshold: float | None = None,
     max_tokens: int = 4096,
+    stride: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     progress: ShowProgress = lambda label: None,
@@ -86,6 +87,7 @@ def viz(
         gif: write moving pictures instead of one file an image.
         norm_threshold: what counts as a patch of high norm; None is twice the median.
         max_tokens: patches of one image; a larger one is shown smaller.
+        stride: pixels between patches; None is the patch size, less gives finer maps.
 
     Raises:
         DataError: not one of the images can be read, or `basis` is no basis.
@@ -99,7 +101,7 @@ def viz(
     colours = None if basis is None else Path(basis).expanduser()
     kept = load_pca(colours) if colours is not None and colours.exists() else None
     sources = [source for source in (model, compare) if source is not None]
-    loaded = [load(source, device=device, precision=precision, progress=progress) for source in sources]
+    loaded = [load(source, device=device, precision=precision, stride=stride, progress=progress) for source in sources]
     report = VizReport(folder)
     maps = _possible_maps(maps, loaded, len(frames), asked=bool(what), notes=report.notes)
     for one in loaded:
@@ -210,6 +212,7 @@ def _as_json(
                 "sha256": one.digest,
                 "block": block,
                 "patch_size": one.patch_size,
+                "stride": one.stride,
                 "pca_explained": model.basis.explained.tolist(),
                 "norms": model.norm_kind,
                 "high_norm_threshold": model.norm_threshold,

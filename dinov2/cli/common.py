@@ -11,6 +11,7 @@ __all__ = [
     "add_compute_options",
     "add_image_options",
     "add_max_tokens",
+    "add_stride",
     "check_file_place",
     "positive",
     "say",
@@ -91,6 +92,17 @@ def add_max_tokens(parser: "argparse._ActionsContainer", *, default: int | None 
         metavar="N",
         help="largest number of patches of an image; beyond it an image is shrunk, or left out with its reason where "
         f"it must not be resampled (default: {default or 16384})",
+    )
+
+
+def add_stride(parser: "argparse._ActionsContainer") -> None:
+    """`--stride`: how dense patches are."""
+    parser.add_argument(
+        "--stride",
+        type=positive,
+        metavar="PIXELS",
+        help="distance between patches, a divisor of the patch size: less than it gives overlapping patches, hence "
+        "denser features at the cost of more tokens (default: the patch size)",
     )
 
 

@@ -12,6 +12,7 @@ from dinov2.cli.common import (
     add_compute_options,
     add_image_options,
     add_max_tokens,
+    add_stride,
     check_file_place,
     positive,
     say,
@@ -75,6 +76,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="cut out the centre, keep the aspect ratio, or keep every pixel (default: crop)",
     )
     add_max_tokens(parser)
+    add_stride(parser)
     parser.add_argument("--threads", type=positive, metavar="N", help="decoding threads (default: by device and cores)")
     parser.add_argument("--part-rows", type=positive, metavar="N", help="images of a part (default: at most 8192)")
     parser.add_argument(
@@ -111,6 +113,7 @@ def _run(arguments: argparse.Namespace) -> int:
             size=arguments.size,
             fit=arguments.fit,
             max_tokens=arguments.max_tokens,
+            stride=arguments.stride,
             batch_size=arguments.batch_size,
             threads=arguments.threads,
             part_rows=arguments.part_rows,

@@ -8,6 +8,7 @@ from dinov2.cli.common import (
     add_compute_options,
     add_image_options,
     add_max_tokens,
+    add_stride,
     positive,
     say,
 )
@@ -90,6 +91,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="norm above which a patch counts as high (default: twice the median of all patches)",
     )
     add_max_tokens(parser, default=4096)
+    add_stride(parser)
     add_image_options(parser)
     add_compute_options(parser)
 
@@ -113,6 +115,7 @@ def _run(arguments: argparse.Namespace) -> int:
             page=not arguments.no_page,
             norm_threshold=arguments.norm_threshold,
             max_tokens=arguments.max_tokens,
+            stride=arguments.stride,
             device=arguments.device,
             precision=arguments.precision,
             progress=progress,

@@ -235,6 +235,14 @@ def test_what_was_begun_with_a_digest_of_the_files_goes_on(here, photos, model):
     assert run(photos, model, "new.npz").parts_kept > 0
 
 
+def test_the_stride_is_a_setting_that_the_manifest_keeps(here, photos, model):
+    report = run(photos, model, "f.npz", patches=True, stride=4)
+    assert open_features(report.output).manifest["request"]["model"]["stride"] == 4
+    assert np.load(here / "f.patches.npy").shape[1:] == (7, 7, 64)
+    with pytest.raises(DataError, match=r"model.stride \(4 before, none now\)"):
+        run(photos, model, "f.npz", patches=True)
+
+
 def test_a_command_that_was_refused_after_its_first_image_does_not_bind_the_next_one(here, photos, model):
     for file in photos.rglob("*.png"):
         file.write_bytes(b"no picture")

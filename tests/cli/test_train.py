@@ -244,7 +244,9 @@ def wait_for(condition, process: subprocess.Popen[str], seconds: float = 90.0) -
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to consoles, not to processes")
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     run = tmp_path / "run"
-    process = started(run, "--yes", "train.OFFICIAL_EPOCH_LENGTH=5000", "train.checkpoint_every=100000", "train.log_every=20")
+    process = started(
+        run, "--yes", "train.OFFICIAL_EPOCH_LENGTH=5000", "train.checkpoint_every=100000", "train.log_every=20"
+    )
     wait_for(lambda: (run / "training_metrics.json").exists() and steps(run) > 1, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

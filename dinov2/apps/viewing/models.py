@@ -35,11 +35,11 @@ def look(
     libraries give neither attention nor the tokens before their final norm; their norms are those after it.
     """
     channels = int(model.table.get("in_chans", 3))
-    transform = model.transform.with_(crop_size=size, fit="aspect", patch_size=model.patch_size, max_tokens=max_tokens)
+    transform = model.transform_with(size=size, fit="aspect", max_tokens=max_tokens)
     pixels = transform(image if channels == 3 else image.convert("L"))[None].to(model.device)  # [1, C, H, W]
     if not isinstance(model.backbone, DinoVisionTransformer):
         return _look_of_peer(model, pixels, block)
-    grid = (pixels.shape[-2] // model.patch_size, pixels.shape[-1] // model.patch_size)
+    grid = model.patch_grid(*pixels.shape[-2:])
     registers = model.num_register_tokens
     queries = list(range(1 + registers))
     if point is not None:

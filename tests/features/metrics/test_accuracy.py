@@ -158,7 +158,9 @@ def test_both_means_over_classes_equal_scikit_learn_when_classes_lack_samples() 
     recalls = sklearn_metrics.recall_score(targets, predictions, labels=present, average="macro")
     assert mean_per_class_accuracy(scores, targets) == pytest.approx(recalls)
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
-        assert mean_per_class_accuracy(scores, targets) == pytest.approx(sklearn_metrics.balanced_accuracy_score(targets, predictions))
+        assert mean_per_class_accuracy(scores, targets) == pytest.approx(
+            sklearn_metrics.balanced_accuracy_score(targets, predictions)
+        )
     over_all = sklearn_metrics.recall_score(targets, predictions, labels=range(9), average="macro", zero_division=0)
     assert mean_per_class_accuracy(scores, targets, over="all") == pytest.approx(over_all)
 

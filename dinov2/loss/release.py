@@ -81,8 +81,6 @@ class iBOTPatchLoss(Center):
 
     reduce_center_update = update_center
 
-    reduce_center_update = update_center
-
     def apply_center_update(self) -> None:
         """Applies what `update_center` noted."""
         self.apply_pending()

@@ -3,21 +3,39 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dinov2.train.train import train
 from tests.train.tiny_run import TINY, tiny_config
 
-__all__ = ["PRESET", "SMALL", "Ended", "contents", "only_sentence", "pictures", "quiet_logger", "tiny_run"]
+__all__ = [
+    "NEEDS_PYARROW",
+    "PRESET",
+    "SMALL",
+    "TABLE_FORMATS",
+    "Ended",
+    "contents",
+    "only_sentence",
+    "pictures",
+    "quiet_logger",
+    "tiny_run",
+]
 
 SMALL = tuple(word for word in TINY if not word.startswith("train.dataset_path"))
 """Overrides for a training of twelve steps, images not named."""
 
 PRESET = ("--preset", "toy", *SMALL)
+
+
+NEEDS_PYARROW = pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
+TABLE_FORMATS = ("npz", "npy", "safetensors", pytest.param("parquet", marks=NEEDS_PYARROW))
+"""Formats of tables of features, for `pytest.mark.parametrize`."""
 
 
 class Ended(NamedTuple):

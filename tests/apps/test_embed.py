@@ -23,7 +23,7 @@ from dinov2.features.store import open_features, parts
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import digest_of_files, load
 from tests.golden.recipe import fill
-from tests.runs import pictures
+from tests.runs import TABLE_FORMATS, pictures
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -132,7 +132,7 @@ def test_sources_are_folders_lists_patterns_names_and_files(here, photos, model)
     assert isinstance(image_source("photos/*/*.png"), ImageFiles)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "npz", "npy", "safetensors"])
+@pytest.mark.parametrize("kind", TABLE_FORMATS)
 def test_a_run_that_was_stopped_and_resumed_has_the_same_bytes(here, photos, model, kind):
     run(photos, model, f"calm.{kind}", patches=True)
 

@@ -18,7 +18,7 @@ from dinov2.errors import ConfigError, DataError
 from dinov2.features.store import open_features
 from dinov2.pretrained import digest_of_files, load
 from tests.apps.test_embed import small
-from tests.runs import pictures
+from tests.runs import TABLE_FORMATS, pictures
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def nearest_by_hand(column: np.ndarray, row: int, k: int) -> list[int]:
     return similarities.argsort(descending=True, stable=True)[:k].tolist()
 
 
-@pytest.mark.parametrize("kind", ["parquet", "npz", "npy", "safetensors"])
+@pytest.mark.parametrize("kind", TABLE_FORMATS)
 @pytest.mark.parametrize("merge", ["always", "never"])
 def test_stored_images_find_their_neighbours_in_every_format(here, photos, model, kind, merge):
     embed("photos", model=model, output=f"out.{kind}", part_rows=4, merge=merge)

@@ -46,9 +46,9 @@ def test_it_says_what_it_did_and_what_comes_next(dinov2, given):
 
 
 def test_a_dry_run_says_what_would_be_written(dinov2, given):
-    ended = dinov2("embed", "my photos", "-m", "m.pth", "-o", "o.parquet", "--mean", "--layers", "0", "-1", "--dry-run")
+    ended = dinov2("embed", "my photos", "-m", "m.pth", "-o", "o.npz", "--mean", "--layers", "0", "-1", "--dry-run")
     assert ended.out.splitlines() == [
-        "7 images, about 10.9 KiB in 1 parts, would go to o.parquet",
+        "7 images, about 10.9 KiB in 1 parts, would go to o.npz",
         "columns: index, path, height, width, cls, mean, layer0_cls, layer0_mean, layer2_cls, layer2_mean",
     ]
     assert not list(given.glob("o*"))

@@ -10,7 +10,7 @@ import torch
 
 from dinov2.features.store import open_features
 from tests.apps.test_embed import small
-from tests.runs import SMALL, only_sentence, pictures
+from tests.runs import SMALL, TABLE_FORMATS, only_sentence, pictures
 
 LATIN = os.fsdecode(b"\xe9")  # a byte that begins no character in UTF-8
 NAMES = (LATIN, "犬")
@@ -36,10 +36,8 @@ def images(folder: str) -> set[str]:
     return {str(path) for path in Path(folder).rglob("*.png")}
 
 
-@pytest.mark.parametrize("kind", ["npz", "npy", "safetensors", "parquet", "parts"])
+@pytest.mark.parametrize("kind", [*TABLE_FORMATS, "parts"])
 def test_features_name_files_that_can_be_opened_again(dinov2, name, kind):
-    if kind == "parquet":
-        pytest.importorskip("pyarrow")
     output = f"{name}.{kind}".removesuffix(".parts")
     output = f"out {name}/{output}"
     words = ("embed", name, "-m", "m.pth", "-o", output, *(("--format", "npz") if kind == "parts" else ()))

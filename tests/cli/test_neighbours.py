@@ -21,24 +21,24 @@ def _registered(monkeypatch):
 def given(here):
     pictures(here / "photos", n=6, classes=2)
     shutil.copy(here / "photos/class0/004.png", here / "photos/class1/twin.png")
-    embed("photos", model=small(here / "m.pth"), output="out.parquet")
+    embed("photos", model=small(here / "m.pth"), output="out.npz")
     return here
 
 
 def test_neighbours_of_an_image_are_printed_drawn_and_written(dinov2, given):
-    ended = dinov2("neighbours", "out.parquet", "--query", "photos/class0/004.png", "-k", "2", "--json", "n.json")
+    ended = dinov2("neighbours", "out.npz", "--query", "photos/class0/004.png", "-k", "2", "--json", "n.json")
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     assert lines[0] == "photos/class0/004.png"
     assert lines[1] == "   1.000  class1/twin.png  (class1)"
-    assert len(lines) == 4 and lines[3] == "pictures are in out.parquet.neighbours.html"
+    assert len(lines) == 4 and lines[3] == "pictures are in out.npz.neighbours.html"
     written = json.loads((given / "n.json").read_text())
     assert written["neighbours"]["photos/class0/004.png"][0]["path"] == "class1/twin.png"
-    assert (given / "out.parquet.neighbours.html").is_file()
+    assert (given / "out.npz.neighbours.html").is_file()
 
 
 def test_duplicates_are_printed_and_written(dinov2, given):
-    ended = dinov2("neighbours", "out.parquet", "--duplicates", "0.999", "-o", "d.html", "--json", "d.json")
+    ended = dinov2("neighbours", "out.npz", "--duplicates", "0.999", "-o", "d.html", "--json", "d.json")
     assert ended.out.splitlines() == [
         "1 pairs are at least 0.999 similar, in 1 groups",
         "  1.0000  class0/004.png  class1/twin.png",
@@ -53,9 +53,9 @@ def test_duplicates_are_printed_and_written(dinov2, given):
         (("no.parquet",), "there are no features no.parquet"),
         (("m.pth",), "m.pth holds no features; expected a .parquet"),
         (("photos",), "has no _manifest.json"),
-        (("out.parquet", "--query", "no.jpg"), "there is no image file no.jpg"),
-        (("out.parquet", "--column", "mean"), "has no column 'mean'"),
-        (("out.parquet", "--duplicates", "2"), "a cosine similarity of 2.0 does not exist"),
+        (("out.npz", "--query", "no.jpg"), "there is no image file no.jpg"),
+        (("out.npz", "--column", "mean"), "has no column 'mean'"),
+        (("out.npz", "--duplicates", "2"), "a cosine similarity of 2.0 does not exist"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_writes_nothing(dinov2, given, words, sentence):

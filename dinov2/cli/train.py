@@ -46,6 +46,12 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "--no-resume", action="store_true", help="refuse a folder that already holds a run instead of resuming it"
     )
     parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads on the CPU, as train.num_threads (default: one or all, whichever is faster at the start)",
+    )
+    parser.add_argument(
         "--yes",
         action="store_true",
         help="start a new run also where it needs more than 70 %% of the free memory, or more than 1,000 passes over "
@@ -75,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         data=arguments.data,
         preset=arguments.preset,
         config_file=arguments.config_file,
-        overrides=arguments.overrides,
+        overrides=[*arguments.overrides, *([f"train.num_threads={arguments.threads}"] if arguments.threads else [])],
     )
     if arguments.dry_run:
         say(check_training(cfg, output_dir=arguments.output_dir, resume=not arguments.no_resume))

@@ -88,7 +88,7 @@ class TrainConfig:
     """Resume even though the data set is no longer the one the run began with."""
 
     num_threads: int = 0
-    """Threads of PyTorch's CPU operators; 0 leaves PyTorch's choice."""
+    """Threads of PyTorch's CPU operators; 0 takes one or all, whichever is faster at the start."""
 
     augmentation_backend: AugmentationBackend = "pil"
     """How crops are made: pil in the loader's workers, exactly as the release, or tensor for a batch at a time."""
@@ -104,7 +104,7 @@ class TrainConfig:
         at_least("train.checkpoint_every", self.checkpoint_every, 0, meaning="0 for every three epochs")
         at_least("train.keep_checkpoints", self.keep_checkpoints, 1)
         at_least("train.max_skipped_steps", self.max_skipped_steps, 1)
-        at_least("train.num_threads", self.num_threads, 0, meaning="0 leaves PyTorch's choice")
+        at_least("train.num_threads", self.num_threads, 0, meaning="0 for the faster of one and all")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"train.seed is {self.seed}; write a whole number from 0 to below 2**63")
         if not _DEVICE.fullmatch(self.device):

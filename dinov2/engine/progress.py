@@ -26,6 +26,7 @@ __all__ = ["Progress", "ProgressFigures", "peak_memory"]
 _WINDOW = 20  # steps; the release's window for the times in its metrics
 _FIRST_STEPS = 5  # after which the duration is told
 _COLLAPSE = 5  # times slower than before, the waiting for data left out: more than other crops or a warm CPU explain
+_CROWDED = 2  # times as fast with one thread: more than small models explain
 _LOG = logging.getLogger("dinov2")
 
 
@@ -63,7 +64,8 @@ class Progress:
     """Follows the steps `start` to `total` of a training; a context manager around the loop.
 
     Per step the loop calls `step`; where it logs, it calls `show` with the loss. Only the main process shows anything.
-    `line_every` is the least number of seconds between two log lines where there is no terminal.
+    `line_every` is the least number of seconds between two log lines where there is no terminal. `one_thread_gain` says
+    how many times as fast one thread is at the moment; it is called once, after the first full window of steps.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Progress:
         console: Console | None = None,
         line_every: float = 10.0,
         clock: Callable[[], float] = time.perf_counter,
+        one_thread_gain: Callable[[], float] | None = None,
     ) -> None:
         self.total = total
         self.done = start
@@ -92,6 +95,7 @@ class Progress:
         self._live: LiveProgress | None = None
         self._task = TaskID(0)
         self._fastest = 0.0  # images per second of computing, the waiting for data left out
+        self._one_thread_gain = one_thread_gain
         self._warned = False
         self._duration_told = False
 
@@ -172,13 +176,18 @@ class Progress:
             return
         rate = sum(step[2] for step in self._steps) / seconds
         self._fastest = max(self._fastest, rate)
-        if rate * _COLLAPSE < self._fastest:
+        slower = f"steps take {self._fastest / rate:.0f} times as long as earlier in this run"
+        collapsed = rate * _COLLAPSE < self._fastest
+        if self._one_thread_gain is not None and not collapsed:  # once: steps may have been slow from the start
+            with self.paused():
+                gain, self._one_thread_gain = self._one_thread_gain(), None
+            slower, collapsed = f"one thread would be {gain:.1f} times as fast", gain >= _CROWDED
+        if collapsed:
             self._warned = True
             if is_main_process():
                 _LOG.warning(
-                    f"steps take {self._fastest / rate:.0f} times as long as earlier in this run: another program "
-                    f"seems to need the same cores, and {torch.get_num_threads()} threads wait for each other; stop "
-                    "the run and give its command again with train.num_threads=1"
+                    f"{slower}: another program seems to need the same cores, and {torch.get_num_threads()} threads "
+                    "wait for each other; stop the run and give its command again with train.num_threads=1"
                 )
 
     def _tell_duration(self) -> None:

@@ -83,8 +83,6 @@ def build(
     refuse_several_processes()
     device = choose_device(cfg.train.device)
     precision = choose_precision(_precision_name(cfg), device)
-    if cfg.train.num_threads:
-        torch.set_num_threads(cfg.train.num_threads)
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"--max-steps is {max_steps}; write a whole number from 1")
     cfg.check_training()

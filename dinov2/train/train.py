@@ -22,8 +22,10 @@ from dinov2.data.stream import mix
 from dinov2.distributed import get_global_rank, is_main_process
 from dinov2.engine.memory import freed_memory_kept
 from dinov2.engine.optim import apply_hyper, guarded_step
+from dinov2.engine.parallel import autocast
 from dinov2.engine.progress import Progress
 from dinov2.engine.signals import StopRequest
+from dinov2.engine.threads import fastest_threads, one_thread_gain, sample_of
 from dinov2.errors import ConfigError, DinoError
 from dinov2.logging import MetricsWriter, setup_logging, tensorboard_tracker
 from dinov2.train.arguments import config_from, get_args_parser
@@ -91,9 +93,39 @@ def _train(training: Training, evaluate: Evaluate | None, announce: Callable[[st
     setup_logging(run.path)
     load_checkpoint(training)
     announce(summary(training))
-    with StopRequest() as stop, freed_memory_kept(training.device):
+    work = _forward_pass(training)
+    threads = fastest_threads(work, device=training.device, threads=_threads(training))
+    with StopRequest() as stop, threads, freed_memory_kept(training.device):
         step, unreadable, skipped = _loop(training, stop, evaluate)
     return Outcome(step, training.total, time.monotonic() - began, stop.reason, unreadable, skipped)
+
+
+def _threads(training: Training) -> int:
+    """Threads to take, 0 to measure: those of the configuration, else those that a resumed run has computed with.
+
+    Sums over another number of threads are rounded otherwise, and the run would no longer equal the unbroken one.
+    """
+    facts = training.run.checkpoints.read_meta(training.first) if training.first else {}
+    recorded = facts.get("threads")
+    return training.cfg.train.num_threads or (recorded if isinstance(recorded, int) and recorded > 0 else 0)
+
+
+def _forward_pass(training: Training) -> Callable[[], object]:
+    """A forward pass of the teacher, which draws no random number and changes nothing, to time threads with."""
+    cfg, teacher = training.cfg, training.ssl.teacher["backbone"]
+    images = sample_of(
+        teacher,
+        channels=cfg.student.in_chans,
+        side=cfg.crops.global_crops_size,
+        patch_size=cfg.student.patch_size,
+        most=2 * cfg.train.batch_size_per_gpu,
+    )
+
+    def forward() -> object:
+        with torch.no_grad(), autocast(training.device, training.precision):
+            return teacher(images)
+
+    return forward
 
 
 def export_latest(cfg: Config, output_dir: str | Path) -> Path:
@@ -116,7 +148,13 @@ def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> t
     waiting = _Waiting(source)
     step = training.first
     # Closing the source ends the loader's workers, also when the loop is left by an error.
-    with closing(source), Progress(training.last, training.first, device=training.device) as progress, metrics:
+    progress = Progress(
+        training.last,
+        training.first,
+        device=training.device,
+        one_thread_gain=lambda: one_thread_gain(_forward_pass(training), training.device),
+    )
+    with closing(source), progress, metrics:
         for step, batch in zip(range(training.first, training.last), waiting, strict=False):
             hyper = training.schedules.at(step)
             apply_hyper(optimizer, hyper)
@@ -179,6 +217,7 @@ def _save(training: Training, done: int, skipped: SkippedSteps) -> None:
         "fingerprint": training.fingerprint,
         "global_batch": training.global_batch,
         "skipped_in_a_row": skipped.in_a_row,
+        "threads": torch.get_num_threads(),
     }
     training.run.checkpoints.save(done, training.state(), meta=facts)
 

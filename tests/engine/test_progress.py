@@ -157,6 +157,30 @@ def test_other_slowness_is_no_matter_of_threads(clock, lines, threads, options, 
     assert warnings(lines) == []
 
 
+def test_steps_that_are_slow_from_the_start_are_noticed_too(clock, lines, threads):
+    threads(2)
+    asked = []
+    with Progress(120, clock=clock, console=plain(), one_thread_gain=lambda: asked.append(1) or 7.0) as progress:
+        for _ in range(6):
+            run(progress, clock, 10, seconds=3.0)
+            progress.show(loss=1.0)
+    (words,) = warnings(lines)
+    assert words.startswith("one thread would be 7.0 times as fast: another program seems to need the same cores")
+    assert asked == [1]
+
+
+def test_after_the_first_steps_the_duration_is_told_once(clock, lines):
+    with Progress(1000, clock=clock, console=plain()) as progress:
+        run(progress, clock, 1, seconds=30.0)
+        progress.show(loss=1.0)
+        for _ in range(3):
+            run(progress, clock, 10, seconds=0.5)
+            progress.show(loss=1.0)
+    told = [text for text in lines.messages if text.startswith("the first steps took 0.5 s each")]
+    (words,) = told
+    assert "about 0:08:14 for the 989 that are left, evaluations and checkpoints not counted" in words
+
+
 def test_one_thread_waits_for_none(clock, lines, threads):
     threads(1)
     rates(clock)

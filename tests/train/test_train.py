@@ -231,6 +231,23 @@ def test_the_newest_export_is_used_whoever_asked_for_it(tmp_path):
     assert RunFolder(tmp_path).latest_teacher().parent.name == "training_6"
 
 
+def test_a_resumed_run_keeps_the_number_of_threads_that_it_began_with(tmp_path, monkeypatch):
+    """Sums over another number of threads are rounded otherwise."""
+    taken = []
+    honest = train_module.fastest_threads
+    monkeypatch.setattr(
+        train_module,
+        "fastest_threads",
+        lambda *args, threads, **rest: taken.append(threads) or honest(*args, threads=2, **rest),
+    )
+    monkeypatch.setattr("dinov2.engine.threads.one_thread_gain", lambda work, device: 0.0)
+    measured = tiny_config("train.num_threads=0")
+    train(measured, tmp_path, max_steps=1, announce=quiet)
+    train(measured, tmp_path, max_steps=2, announce=quiet)
+    train(tiny_config("train.num_threads=3"), tmp_path, max_steps=3, announce=quiet)
+    assert taken == [0, 2, 3]
+
+
 def test_a_failing_evaluation_loses_no_steps(tmp_path):
     cfg = tiny_config("train.checkpoint_every=4", "evaluation.eval_period_iterations=4")
 

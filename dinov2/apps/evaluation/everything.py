@@ -251,7 +251,7 @@ def _measure(opened: Session, subject: Subject, methods: Sequence[Method]) -> li
             if method.key == OWN_CLASSIFIER.key:
                 evaluation = _by_own_classifier(opened, subject)
             else:
-                evaluation = method.run(train, val, subject, opened.provenance(subject))
+                evaluation = method.run(train, val, subject, opened.provenance(subject), opened.inputs.progress)
         # Of the other settings the rows are enough: a matrix of probabilities for each would fill the memory.
         setting, outcome = next(iter(evaluation.outcomes.items()))
         evaluation = Evaluation(evaluation.rows, {setting: outcome})

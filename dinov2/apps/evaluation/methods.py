@@ -11,10 +11,11 @@ from dinov2.eval.linear import evaluate_linear
 from dinov2.eval.log_regression import evaluate_log_regression
 from dinov2.eval.outcome import Evaluation
 from dinov2.features.extract import Features
+from dinov2.sources import ShowProgress
 
 __all__ = ["METHODS", "OWN_CLASSIFIER", "Method"]
 
-_Run = Callable[[Features, Features, Subject, Mapping[str, Any]], Evaluation]
+_Run = Callable[[Features, Features, Subject, Mapping[str, Any], ShowProgress], Evaluation]
 """(training features, validation features, subject, provenance) -> evaluation."""
 
 
@@ -35,20 +36,36 @@ class Method:
         return tuple(part for part in self.parts if part in subject.parts)
 
 
-def _knn(train: Features, val: Features, subject: Subject, provenance: Mapping[str, Any]) -> Evaluation:
+def _knn(
+    train: Features, val: Features, subject: Subject, provenance: Mapping[str, Any], progress: ShowProgress
+) -> Evaluation:
     return evaluate_knn_outcome(train, val, device=subject.device, provenance=provenance)
 
 
-def _log_regression(train: Features, val: Features, subject: Subject, provenance: Mapping[str, Any]) -> Evaluation:
+def _log_regression(
+    train: Features, val: Features, subject: Subject, provenance: Mapping[str, Any], progress: ShowProgress
+) -> Evaluation:
     return evaluate_log_regression(train, val, device=subject.device, provenance=provenance)
 
 
-def _linear(train: Features, val: Features, subject: Subject, provenance: Mapping[str, Any]) -> Evaluation:
+def _linear(
+    train: Features, val: Features, subject: Subject, provenance: Mapping[str, Any], progress: ShowProgress
+) -> Evaluation:
     columns, _ = columns_of(subject)
-    return evaluate_linear(train, val, columns=columns, preset="short", device=subject.device, provenance=provenance)
+    return evaluate_linear(
+        train,
+        val,
+        columns=columns,
+        preset="short",
+        device=subject.device,
+        provenance=provenance,
+        on_step=progress(f"{subject.name}: linear classifiers"),
+    )
 
 
-def _nothing(train: Features, val: Features, subject: Subject, provenance: Mapping[str, Any]) -> Evaluation:
+def _nothing(
+    train: Features, val: Features, subject: Subject, provenance: Mapping[str, Any], progress: ShowProgress
+) -> Evaluation:
     raise AssertionError("the classifier of a model is scored where the model is at hand")
 
 

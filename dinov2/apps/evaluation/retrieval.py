@@ -16,7 +16,7 @@ from dinov2.apps.evaluation.datasets import NamedSet, labelled
 from dinov2.apps.evaluation.features import FeatureBank, cache_for
 from dinov2.apps.evaluation.plan import plan_lines
 from dinov2.apps.evaluation.processes import joined, shared_folder
-from dinov2.apps.evaluation.session import Inputs, load_model
+from dinov2.apps.evaluation.session import Inputs, load_model, model_threads
 from dinov2.apps.evaluation.subjects import Subject, subject_of
 from dinov2.data.datasets.base import FileDataset, PixelDataset, digest
 from dinov2.data.datasets.globbed import ImageFiles
@@ -173,7 +173,8 @@ def _opened(
             gallery = queries if gallery_dataset is None else NamedSet(gallery_dataset, labelled(gallery_dataset))
         if is_main_process():
             inputs.say(loaded.source if loaded.report is None else f"{loaded.source}: {loaded.report}")
-        yield _Opened(folder, subject_of(loaded), bank, queries, gallery, truth)
+        with model_threads(loaded, inputs.threads):
+            yield _Opened(folder, subject_of(loaded), bank, queries, gallery, truth)
 
 
 def _truth_by_class(queries: NamedSet, gallery: NamedSet, own: Features, others: Features) -> list[QueryTruth]:

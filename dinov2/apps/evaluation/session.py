@@ -5,10 +5,12 @@ Everything that can be wrong is found before features are extracted, which may t
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dinov2.apps.evaluation.datasets import EvaluationSets, NamedSet, open_sets
 from dinov2.apps.evaluation.features import FeatureBank, cache_for
@@ -16,13 +18,14 @@ from dinov2.apps.evaluation.processes import Say, joined, shared_folder
 from dinov2.apps.evaluation.subjects import Subject, with_size
 from dinov2.configs import load_config
 from dinov2.distributed import is_main_process
-from dinov2.engine.parallel import choose_device
+from dinov2.engine.parallel import autocast, choose_device
+from dinov2.engine.threads import fastest_threads, sample_of
 from dinov2.features.extract import Features
 from dinov2.features.results import Result
 from dinov2.pretrained import Pretrained, load
 from dinov2.sources import ShowProgress
 
-__all__ = ["Inputs", "Session", "load_model", "session", "with_split"]
+__all__ = ["Inputs", "Session", "load_model", "model_threads", "session", "with_split"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class Inputs:
     use_cache: bool = True
     batch_size: int = 256
     num_workers: int = 0
+    threads: int = 0
+    """Threads on the CPU; 0 takes one or all, whichever is faster at the start."""
     device: str = "auto"
     precision: str = "auto"
     say: Say = lambda text: None
@@ -113,7 +118,8 @@ def session(inputs: Inputs, *, task: str, sets: EvaluationSets | None = None) ->
                     f"{sets.train.name}: split by name, {sets.split['n_train']:,} images to train and "
                     f"{sets.split['n_val']:,} to score on"
                 )
-        yield Session(inputs, folder, loaded, sets, bank)
+        with model_threads(loaded, inputs.threads):
+            yield Session(inputs, folder, loaded, sets, bank)
 
 
 def load_model(inputs: Inputs) -> Pretrained:
@@ -131,6 +137,19 @@ def load_model(inputs: Inputs) -> Pretrained:
     if inputs.resize_to_crop:
         resize = inputs.resolution or loaded.transform.crop_size
     return with_size(loaded, resolution=inputs.resolution, resize=resize)
+
+
+def model_threads(loaded: Pretrained, threads: int) -> AbstractContextManager[None]:
+    """While entered, the CPU threads that were asked for, or with 0 those with which the model is faster now."""
+    backbone: Any = loaded.backbone
+    channels = int(getattr(getattr(backbone, "patch_embed", None), "in_chans", 3))
+    images = sample_of(backbone, channels=channels, side=loaded.transform.crop_size, patch_size=loaded.patch_size)
+
+    def forward() -> object:
+        with torch.inference_mode(), autocast(loaded.device, loaded.autocast_dtype):
+            return backbone(images)
+
+    return fastest_threads(forward, device=loaded.device, threads=threads)
 
 
 def with_split(rows: Sequence[Result], sets: EvaluationSets) -> list[Result]:

@@ -87,6 +87,13 @@ def add_encoding(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="shorter side before the crop (default: 256/224 of the crop; images that have its size stay as they are)",
     )
+    group.add_argument(
+        "--threads",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="threads on the CPU (default: one or all, whichever is faster at the start)",
+    )
     group.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes (default: 0)")
     add_image_options(group)
     add_compute_options(group, batch_size=256)

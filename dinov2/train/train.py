@@ -112,7 +112,7 @@ def _threads(training: Training) -> int:
 
 def _forward_pass(training: Training) -> Callable[[], object]:
     """A forward pass of the teacher, which draws no random number and changes nothing, to time threads with."""
-    cfg, teacher = training.cfg, training.ssl.teacher["backbone"]
+    cfg, teacher = training.cfg, training.objective.teacher["backbone"]
     images = sample_of(
         teacher,
         channels=cfg.student.in_chans,

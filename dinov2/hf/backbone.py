@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BackboneOutput
 
 from dinov2.hf.arguments import UNSET, merged, refuse_unknown
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
-from dinov2.hf.embeddings import Dinov2Embeddings, Dinov2WithRegistersEmbeddings, patch_grid
+from dinov2.hf.embeddings import Dinov2Embeddings, Dinov2WithRegistersEmbeddings
 from dinov2.hf.encoder import Dinov2Encoder, Dinov2WithRegistersEncoder, state_indices
 from dinov2.hf.pretrained import Dinov2PreTrainedModel, Dinov2WithRegistersPreTrainedModel, Trunk
 from dinov2.hf.stages import aligned_stages
@@ -146,7 +146,7 @@ class _Backbone(Trunk):
             if n_registers and getattr(self.config, "drop_register_tokens", False):
                 return tokens[:, [0, *range(1 + n_registers, tokens.shape[1])]]
             return tokens
-        grid = patch_grid(self.embeddings.patch_embeddings, self.config.patch_size, *pixel_values.shape[-2:])
+        grid = self.embeddings.patch_grid(*pixel_values.shape[-2:])
         return tokens[:, 1 + n_registers :].unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
 
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dinov2.layers.kernels import is_untouched, patch_products
+from dinov2.layers.kernels import cuts_patches, is_untouched, patch_products
+from dinov2.layers.patch_embed import patch_grid
 from dinov2.layers.pos_embed import resize_pos_embed
 from dinov2.layers.recording import is_recording
 
@@ -17,7 +18,6 @@ __all__ = [
     "Dinov2PatchEmbeddings",
     "Dinov2WithRegistersEmbeddings",
     "Dinov2WithRegistersPatchEmbeddings",
-    "patch_grid",
 ]
 
 
@@ -42,7 +42,7 @@ class Dinov2PatchEmbeddings(nn.Module):
         # Quantised weights have no type that pixels could take.
         dtypes = [parameter.dtype for parameter in layer.parameters() if parameter.is_floating_point()]
         pixels = pixel_values.to(dtypes[0]) if dtypes else pixel_values
-        if is_untouched(layer, nn.Conv2d) and _cuts_patches(layer):
+        if is_untouched(layer, nn.Conv2d) and cuts_patches(layer):
             rows, columns = layer.kernel_size
             height, width = pixels.shape[-2] // rows * rows, pixels.shape[-1] // columns * columns
             pixels = pixels[..., :height, :width]
@@ -63,7 +63,11 @@ class Dinov2PatchEmbeddings(nn.Module):
             )
         sides = pixel_values.shape[-2:]
         for side, pixels, patch, patches in zip(
-            ("height", "width"), sides, self.patch_size, patch_grid(self, self.patch_size, *sides), strict=True
+            ("height", "width"),
+            sides,
+            self.patch_size,
+            patch_grid(self.projection, self.patch_size, *sides),
+            strict=True,
         ):
             if patches < 1:
                 raise ValueError(f"image {side} {pixels} is smaller than a patch of {patch} pixels; resize the images")
@@ -112,9 +116,14 @@ class Dinov2Embeddings(nn.Module):
     def interpolate_pos_encoding(self, embeddings: Tensor, height: int, width: int) -> Tensor:
         """Position embeddings `[1, 1+N, D]` for images of `height` x `width` pixels, of the type of `embeddings`."""
         position: Tensor = self.position_embeddings
-        grid = patch_grid(self.patch_embeddings, self.patch_size, height, width)
+        grid = self.patch_grid(height, width)
         resized = resize_pos_embed(position, self._position_grid(), grid, **self._position_rule())
         return resized.to(embeddings.dtype)
+
+    def patch_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches in images of `height` x `width` pixels."""
+        patch_size = getattr(self.patch_embeddings, "patch_size", self.patch_size)
+        return patch_grid(getattr(self.patch_embeddings, "projection", None), patch_size, height, width)
 
     def _position_grid(self) -> tuple[int, int]:
         """The grid of `position_embeddings`: that of the config, or a square one where they were replaced."""
@@ -168,34 +177,6 @@ class Dinov2WithRegistersEmbeddings(Dinov2Embeddings):
 
     _patch_embeddings_class = Dinov2WithRegistersPatchEmbeddings
     _has_registers = True
-
-
-def patch_grid(patch_embeddings: Any, patch_size: Any, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of patches in images of this size.
-
-    By the convolution in `patch_embeddings`, else by the patch size that it states, else by `patch_size`.
-    """
-    convolution = getattr(patch_embeddings, "projection", None)
-    convolution = getattr(convolution, "base_layer", convolution)  # below an adapter
-    if not isinstance(convolution, nn.Conv2d):
-        patch_rows, patch_columns = _pair(getattr(patch_embeddings, "patch_size", patch_size))
-        return height // patch_rows, width // patch_columns
-    if _cuts_patches(convolution):
-        patch_rows, patch_columns = _pair(convolution.kernel_size)
-        return height // patch_rows, width // patch_columns
-    kernel, stride, dilation = map(_pair, (convolution.kernel_size, convolution.stride, convolution.dilation))
-    padding = (0, 0) if isinstance(convolution.padding, str) else _pair(convolution.padding)
-    rows, columns = (
-        (pixels + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
-        for axis, pixels in enumerate((height, width))
-    )
-    return rows, columns
-
-
-def _cuts_patches(convolution: nn.Conv2d) -> bool:
-    """Whether each pixel is read once: stride as large as the kernel, no padding, groups or dilation."""
-    is_dense = convolution.padding in (0, (0, 0), "valid") and _pair(convolution.dilation) == (1, 1)
-    return is_dense and _pair(convolution.stride) == _pair(convolution.kernel_size) and convolution.groups == 1
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from dinov2.errors import WeightsError
 from dinov2.hf.arguments import fitting, without_none
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
-from dinov2.hf.embeddings import Dinov2Embeddings, patch_grid
+from dinov2.hf.embeddings import Dinov2Embeddings
 from dinov2.hf.layers import Dinov2LayerScale
 from dinov2.hf.naming import (
     files_with_names_in_memory,
@@ -213,7 +213,7 @@ class Trunk:
     def fits(self: Any, pixel_values: Any, labels: int = 0) -> Mapping[str, Any]:
         """What positional values may look like for these images."""
         images = self.required(pixel_values)
-        rows, columns = patch_grid(self.embeddings.patch_embeddings, self.config.patch_size, *images.shape[-2:])
+        rows, columns = self.embeddings.patch_grid(*images.shape[-2:])
         return fitting(
             batch=images.shape[0],
             tokens=1 + self.count_registers() + rows * columns,

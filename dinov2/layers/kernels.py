@@ -30,6 +30,7 @@ from dinov2.layers.recording import is_recording
 
 __all__ = [
     "add_scaled",
+    "cuts_patches",
     "explicit_attention",
     "fused_mlp",
     "fused_swiglu",
@@ -147,7 +148,11 @@ def explicit_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # 
 
 def patch_products(convolution: nn.Module, images: Tensor) -> Tensor:
     """`convolution(images)`, `[B, C, H, W]` -> `[B, D, h, w]`; as one matrix product where patches do not overlap."""
-    if not is_untouched(convolution, nn.Conv2d) or not _cuts_patches(convolution, images):
+    if (
+        not is_untouched(convolution, nn.Conv2d)
+        or not cuts_patches(convolution)
+        or not _cuts_evenly(convolution, images)
+    ):
         output: Tensor = convolution(images)
         return output
     weight: Any = convolution.weight
@@ -158,6 +163,12 @@ def patch_products(convolution: nn.Module, images: Tensor) -> Tensor:
     patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid[0] * grid[1], channels * rows * columns)
     tokens = linear(patches, weight.flatten(1), convolution.bias)  # type: ignore[arg-type]
     return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def cuts_patches(convolution: Any) -> bool:
+    """Whether a convolution reads each pixel once: stride as large as the kernel, no padding, groups or dilation."""
+    is_dense = convolution.padding in (0, (0, 0), "valid") and convolution.dilation in (1, (1, 1))
+    return bool(is_dense and convolution.stride == convolution.kernel_size and convolution.groups == 1)
 
 
 def packed_weight(weight: Tensor) -> Tensor:
@@ -275,11 +286,7 @@ def _buffer(n_numbers: int) -> Tensor:
     return kept[:n_numbers]
 
 
-def _cuts_patches(convolution: Any, images: Tensor) -> bool:
-    """Whether each pixel is read once: stride as large as the kernel, no padding, groups or dilation, no rest."""
-    same = convolution.stride == convolution.kernel_size and tuple(convolution.dilation) == (1, 1)
-    if not same or convolution.padding not in ((0, 0), "valid") or convolution.groups != 1 or images.ndim != 4:
-        return False
+def _cuts_evenly(convolution: Any, images: Tensor) -> bool:
     # A recorded graph must not depend on a size; callers have checked that nothing is left over.
     sides = zip(images.shape[-2:], convolution.kernel_size, strict=True)
-    return is_recording() or not any(pixels % kernel for pixels, kernel in sides)
+    return images.ndim == 4 and (is_recording() or not any(pixels % kernel for pixels, kernel in sides))

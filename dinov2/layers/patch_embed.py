@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dinov2.layers.kernels import patch_products
+from dinov2.layers.kernels import cuts_patches, patch_products
 from dinov2.layers.recording import is_recording
 
-__all__ = ["PatchEmbed", "make_2tuple"]
+__all__ = ["PatchEmbed", "make_2tuple", "patch_grid"]
 
 
 class PatchEmbed(nn.Module):
@@ -54,15 +54,7 @@ class PatchEmbed(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches in an image of `height` x `width` pixels, by the stride of `proj`."""
-        stride, padding = (getattr(self.proj, name, None) for name in ("stride", "padding"))
-        if not isinstance(stride, tuple) or (stride == self.patch_size and padding in ((0, 0), "valid")):
-            return height // self.patch_size[0], width // self.patch_size[1]
-        before = padding if isinstance(padding, tuple) else (0, 0)
-        rows, columns = (
-            (pixels + 2 * pad - patch) // step + 1
-            for pixels, pad, patch, step in zip((height, width), before, self.patch_size, stride, strict=True)
-        )
-        return rows, columns
+        return patch_grid(self.proj, self.patch_size, height, width)
 
     def _check(self, x: Tensor) -> None:
         if is_recording():
@@ -79,6 +71,29 @@ class PatchEmbed(nn.Module):
                 below, above = pixels // patch * patch, (pixels // patch + 1) * patch
                 sizes = f"{below} or {above}" if below else f"{above}"
                 raise ValueError(f"image {side} {pixels} is no multiple of the patch size {patch}; resize to {sizes}")
+
+
+def patch_grid(
+    projection: nn.Module | None, patch_size: int | tuple[int, int], height: int, width: int
+) -> tuple[int, int]:
+    """Rows and columns of patches in an image of `height` x `width` pixels.
+
+    By the convolution that projects them, also below an adapter; by `patch_size` where `projection` is none.
+    """
+    convolution: Any = getattr(projection, "base_layer", projection)
+    if not isinstance(convolution, nn.Conv2d):
+        rows, columns = make_2tuple(patch_size)
+        return height // rows, width // columns
+    if cuts_patches(convolution):
+        rows, columns = make_2tuple(convolution.kernel_size)
+        return height // rows, width // columns
+    padding = 0 if isinstance(convolution.padding, str) else convolution.padding
+    settings = (convolution.kernel_size, convolution.stride, padding, convolution.dilation)
+    rows, columns = (
+        (pixels + 2 * pad - dilation * (kernel - 1) - 1) // step + 1
+        for pixels, kernel, step, pad, dilation in zip((height, width), *map(make_2tuple, settings), strict=True)
+    )
+    return rows, columns
 
 
 def make_2tuple(value: int | tuple[int, int]) -> tuple[int, int]:

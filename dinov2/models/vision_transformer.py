@@ -18,6 +18,7 @@ from dinov2.layers.mlp import Mlp
 from dinov2.layers.packing import Layout, pack, unpack
 from dinov2.layers.patch_embed import PatchEmbed, make_2tuple
 from dinov2.layers.pos_embed import resize_pos_embed
+from dinov2.layers.recording import is_recording
 from dinov2.layers.swiglu_ffn import SwiGLUFFNFused
 from dinov2.models.checks import check_intermediate_layers, check_mask, check_masks
 
@@ -232,7 +233,7 @@ class DinoVisionTransformer(nn.Module):
         if masks is not None:
             check_mask(masks, patches)
             patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype)[None], patches)
-        elif torch.is_grad_enabled() and self.mask_token.requires_grad:
+        elif torch.is_grad_enabled() and self.mask_token.requires_grad and not is_recording():
             # A part of the graph with weight zero: DistributedDataParallel wants a gradient for every parameter.
             cls_token = cls_token + 0.0 * self.mask_token.sum()
         tokens = torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)

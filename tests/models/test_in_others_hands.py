@@ -355,3 +355,9 @@ def test_positions_of_another_image_size_name_the_argument_to_give(strict):
         tiny().load_state_dict(tiny(img_size=(56, 70)).state_dict(), strict=strict)
     with pytest.raises(RuntimeError, match="size mismatch for pos_embed"):
         tiny().load_state_dict(tiny(embed_dim=64).state_dict(), strict=strict)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore::torch.jit.TracerWarning")
+def test_a_trace_with_gradients_on_passes_its_own_check():
+    traced = torch.jit.trace(tiny(), images())
+    assert_close(traced(images(1)), tiny()(images(1)), atol=1e-5, rtol=1e-5)

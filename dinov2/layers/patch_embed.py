@@ -96,7 +96,7 @@ def patch_grid(
     return rows, columns
 
 
-def make_2tuple(value: int | tuple[int, int]) -> tuple[int, int]:
+def make_2tuple(value: int | tuple[int, ...]) -> tuple[int, int]:
     """Height and width from one number or from both."""
     if isinstance(value, int):
         return value, value

@@ -65,6 +65,8 @@ class Pretrained:
     """What products are computed in; None is float32."""
     files: tuple[Path, ...] = ()
     """Every file that was read."""
+    head_layers: int = 1
+    """Blocks whose class tokens the head reads, also where another head takes its place."""
     _engine: Any = field(default=None, init=False, repr=False)
 
     @property
@@ -186,7 +188,7 @@ class Pretrained:
         if self.head is None:
             raise ConfigError(f"{self.name} has no classifier; load one such as dinov2_vits14_lc, or give a head file")
         # Only what is read is asked for: not every model shows its blocks.
-        earlier = list(range(-self.head.layers, -1))
+        earlier = list(range(-self.head_layers, -1))
         tokens = self.encode(images, layers=earlier)
         class_tokens = [*(tokens.layers[index].cls for index in earlier), tokens.cls]
         read = classifier_input(class_tokens, tokens.patches.flatten(1, 2))
@@ -319,6 +321,7 @@ def _load_ours(found: Found, cfg: Config | None) -> Pretrained:
         _identity(opened.state, table, classifier),
         report._replace(dropped=opened.dropped, notes=opened.notes),
         classifier,
+        head_layers=1 if classifier is None else classifier.layers,
         files=(*opened.files, *([found.head] if found.head else [])),
     )
 

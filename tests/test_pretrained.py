@@ -336,3 +336,11 @@ def test_what_encode_and_classify_return_may_enter_the_training_of_a_head(file):
         assert not features.is_inference()
         head(features).sum().backward()
         features += 1
+
+
+def test_any_module_may_take_the_place_of_the_head(file):
+    model = load(file, precision="fp32")
+    model.head, model.head_layers = torch.nn.Sequential(torch.nn.Linear(3 * 64, 5)), 2
+    assert model.classify(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+    model.head, model.head_layers = torch.nn.Identity(), 1
+    assert model.classify(torch.randn(2, 3, 32, 32)).shape == (2, 2 * 64)

@@ -86,13 +86,12 @@ def differing_keys(a: Config, b: Config) -> list[str]:
 
 def _merged(base: Config, sources: Sequence[_Source]) -> Config:
     origin: dict[str, str] = {}
-    trees = [OmegaConf.create(_escaped(to_dict(base)))]
+    trees = [_escaped(to_dict(base))]
     for source in sources:
-        known = _known(source.values, "", source.label)
-        origin.update(dict.fromkeys(_leaf_keys(known), source.label))
-        trees.append(OmegaConf.create(known))
+        trees.append(_known(source.values, "", source.label))
+        origin.update(dict.fromkeys(_leaf_keys(trees[-1]), source.label))
     try:
-        plain = OmegaConf.to_container(OmegaConf.merge(*trees), resolve=True)
+        plain = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.create, trees)), resolve=True)
     # Whatever goes wrong here, `${...}` is the only thing that still had to be worked out.
     except Exception as error:
         reason = " ".join(str(error).split())

@@ -161,6 +161,7 @@ def test_values_may_refer_to_other_keys(tmp_path: Path) -> None:
     path = written(tmp_path, "optim:\n  epochs: 20\n  warmup_epochs: ${optim.epochs}\n")
     assert load_config(path, ["optim.epochs=30"]).optim.warmup_epochs == 30
     assert "cannot be resolved" in refusal(None, "optim.epochs=${optim.nothing}")
+    assert "cannot be resolved" in refusal(None, "train.dataset_path=${")
 
 
 @pytest.mark.parametrize(

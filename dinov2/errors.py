@@ -12,6 +12,8 @@ A message says what is wrong, what was got, and the way out. The first three are
 the public release catch those.
 """
 
+import re
+
 __all__ = [
     "ConfigError",
     "DataError",
@@ -23,8 +25,18 @@ __all__ = [
 ]
 
 
+# C0 and C1 controls, and the two separators that end a line.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
 class DinoError(Exception):
-    """Base of all errors of this package; its text is one sentence for the user."""
+    """Base of all errors of this package; its text is one sentence for the user, in one line.
+
+    Names of files and of tensors may hold line breaks and escape sequences of terminals; the text shows them escaped.
+    """
+
+    def __str__(self) -> str:
+        return _CONTROLS.sub(lambda control: repr(control[0])[1:-1], super().__str__())
 
 
 class ConfigError(DinoError, ValueError):

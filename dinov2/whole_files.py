@@ -8,6 +8,7 @@ UTF-8 may contain. `write_text` writes it as the characters `\\udce9`: JSON read
 shows it. What has no such escapes, YAML and tables of features, gets `escape_name`, which `unescape_name` undoes.
 """
 
+import errno
 import json
 import os
 import re
@@ -33,9 +34,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """An empty file beside `path` to write to; it becomes `path` when the block ends well, and is removed otherwise.
 
     Folders on the way are made. Processes and threads that write the same file take turns. What a kill leaves, hidden
-    files `.<name>.tmp` and `.<name>.lock`, goes with the next writing. Raises OSError when the disk is full or refuses.
+    files `.<name>.tmp` and `.<name>.lock`, goes with the next writing. Raises OSError when the disk is full or refuses,
+    and when `path` is a device or a pipe, whose place no file may take.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(errno.EEXIST, "It is a device or a pipe, which no file replaces", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")
     with held(path.with_name(f".{path.name}.lock")):

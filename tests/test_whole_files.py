@@ -87,6 +87,14 @@ def test_a_file_may_be_read_by_those_who_may_read_any_new_file(tmp_path: Path) -
     assert modes["secret.txt"] == modes["tensors.safetensors"] == modes["usual.txt"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_file_takes_no_place_of_a_pipe_or_a_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="device or a pipe"), replacing(tmp_path / "pipe"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"] and (tmp_path / "pipe").is_fifo()
+
+
 def test_a_name_that_is_no_text_is_escaped_so_that_it_can_be_read_back() -> None:
     assert escape_name("caf\udce9.jpg") == r"caf\udce9.jpg" and escape_name("café 犬 a\\b.jpg") == "café 犬 a\\b.jpg"
     names = [

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dinov2.errors import ConfigError
 
 __all__ = [
+    "MOST_WORKERS",
     "at_least",
+    "at_most",
     "equal_length",
     "increasing_fractions",
     "nearest_multiples",
@@ -18,6 +20,9 @@ __all__ = [
     "shown",
     "unit_interval",
 ]
+
+MOST_WORKERS = 1024
+"""Most loader processes, and most threads: more are a slip of the keyboard that takes a machine down."""
 
 
 def shown(value: object) -> str:
@@ -33,6 +38,12 @@ def at_least(key: str, value: float, minimum: float, *, meaning: str = "") -> No
     """Refuse a `value` below `minimum`; `meaning` says what the minimum stands for ("0 for never")."""
     if not value >= minimum:
         raise ConfigError(f"{key} is {shown(value)}; write {minimum} or more{f' ({meaning})' if meaning else ''}")
+
+
+def at_most(key: str, value: float, maximum: float) -> None:
+    """Refuse a `value` above `maximum`, which no machine could build, start or count."""
+    if value > maximum:
+        raise ConfigError(f"{key} is {shown(value)}; write {maximum} or less")
 
 
 def positive(key: str, value: float) -> None:

@@ -7,7 +7,7 @@ values: checks run when one is made, and nothing is written back later.
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from dinov2.configs.checks import at_least, increasing_fractions, one_of, positive, unit_interval
+from dinov2.configs.checks import at_least, at_most, increasing_fractions, one_of, positive, unit_interval
 from dinov2.errors import ConfigError
 
 __all__ = [
@@ -238,6 +238,10 @@ class StudentConfig:
         at_least("student.num_register_tokens", self.num_register_tokens, 0)
         at_least("student.interpolate_offset", self.interpolate_offset, 0)
         positive("student.mlp_ratio", self.mlp_ratio)
+        # Far beyond any published model; what is larger would be built for minutes before memory is asked for.
+        at_most("student.depth", self.depth or 0, 1000)
+        at_most("student.embed_dim", self.embed_dim or 0, 1 << 17)
+        at_most("student.mlp_ratio", self.mlp_ratio, 1000)
         if not 0 <= self.drop_path_rate < 1:
             raise ConfigError(f"student.drop_path_rate is {self.drop_path_rate}; write a number from 0 to below 1")
         for name in ("embed_dim", "depth", "num_heads"):

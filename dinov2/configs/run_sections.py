@@ -9,7 +9,16 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from dinov2.configs.checks import at_least, increasing_fractions, one_of, positive, shown, unit_interval
+from dinov2.configs.checks import (
+    MOST_WORKERS,
+    at_least,
+    at_most,
+    increasing_fractions,
+    one_of,
+    positive,
+    shown,
+    unit_interval,
+)
 from dinov2.errors import ConfigError
 
 __all__ = [
@@ -105,6 +114,8 @@ class TrainConfig:
         at_least("train.keep_checkpoints", self.keep_checkpoints, 1)
         at_least("train.max_skipped_steps", self.max_skipped_steps, 1)
         at_least("train.num_threads", self.num_threads, 0, meaning="0 for the faster of one and all")
+        at_most("train.num_workers", self.num_workers, MOST_WORKERS)
+        at_most("train.num_threads", self.num_threads, MOST_WORKERS)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"train.seed is {self.seed}; write a whole number from 0 to below 2**63")
         if not _DEVICE.fullmatch(self.device):

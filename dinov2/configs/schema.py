@@ -6,7 +6,7 @@ live in `method_sections` (what is learned) and `run_sections` (how). Each check
 
 from dataclasses import dataclass, field
 
-from dinov2.configs.checks import equal_length, nearest_multiples
+from dinov2.configs.checks import at_most, equal_length, nearest_multiples
 from dinov2.configs.method_sections import (
     ComputePrecisionConfig,
     DinoConfig,
@@ -50,6 +50,9 @@ class Config:
         if self.crops.local_crops_number:
             self._check_crop_size("local_crops_size")
         self._check_losses()
+        # Schedules hold a number for every step.
+        steps = self.optim.epochs * self.train.OFFICIAL_EPOCH_LENGTH
+        at_most("optim.epochs * train.OFFICIAL_EPOCH_LENGTH", steps, 10**8)
 
     def _check_crop_size(self, name: str) -> None:
         size, patch_size = getattr(self.crops, name), self.student.patch_size

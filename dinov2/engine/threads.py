@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from dinov2.configs.checks import MOST_WORKERS, at_most
 from dinov2.distributed import is_main_process
 
 __all__ = ["fastest_threads", "one_thread_gain", "sample_of"]
@@ -28,8 +29,9 @@ def fastest_threads(work: Callable[[], object], *, device: torch.device, threads
     """While entered, CPU operators take `threads`; with 0 one or all, whichever does `work` faster just now.
 
     Says which number was taken, and warns when a given number is slower than one thread by far. The former number
-    comes back afterwards.
+    comes back afterwards. Raises `ConfigError` for more threads than any machine has.
     """
+    at_most("the number of threads", threads, MOST_WORKERS)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

@@ -141,6 +141,8 @@ def test_an_image_that_cannot_be_read_is_left_out_and_mentioned(dinov2, here, ru
         (("--temperature", "nan"), "the temperature is nan"),
         (("--n-per-class-list", "0"), "0 images per class were asked for"),
         (("--num-workers", "-1"), "the number of workers is -1; write 0"),
+        (("--num-workers", "99999999999"), "the number of workers is 99999999999; write 1024 or less"),
+        (("--threads", "99999999999"), "the number of threads is 99999999999; write 1024 or less"),
         (("--device", "tpu"), "no device is called 'tpu'"),
         (("--device", "cuda:99"), "the device 'cuda:99'"),
         (("--output-dir", "file"), "the output folder file is a file; choose another path"),

@@ -63,6 +63,11 @@ def test_the_description_tells_the_release_keys_from_the_new_ones() -> None:
         ("optim.layerwise_decay=0", "optim.layerwise_decay", "above 0"),
         ("optim.epochs=5", "optim.warmup_epochs", "at most 5"),
         ("optim.freeze_last_layer_epochs=101", "optim.freeze_last_layer_epochs", "at most 100"),
+        ("train.num_workers=99999999999", "train.num_workers", "1024 or less"),
+        ("train.num_threads=2000", "train.num_threads", "1024 or less"),
+        ("student.depth=999999999", "student.depth", "1000 or less"),
+        ("student.embed_dim=999999999936", "student.embed_dim", "131072 or less"),
+        ("student.mlp_ratio=1e30", "student.mlp_ratio", "1000 or less"),
         ("student.ffn_layer=gated", "student.ffn_layer", "swiglufused"),
         ("student.arch=", "student.arch", "vit_small"),
         ("student.drop_path_rate=1", "student.drop_path_rate", "below 1"),
@@ -116,6 +121,12 @@ def test_only_training_asks_for_local_crops_of_whole_patches() -> None:
 def test_any_one_of_the_three_losses_is_enough(left: str) -> None:
     weights = {"dino.loss_weight": 0.0, "ibot.loss_weight": 0.0, "dino.koleo_loss_weight": 0.0, left: 1.0}
     load_config(None, [f"{key}={weight}" for key, weight in weights.items()]).check_training()
+
+
+def test_more_steps_than_a_schedule_can_hold_are_refused() -> None:
+    cfg = load_config(None, ["train.OFFICIAL_EPOCH_LENGTH=999999999999999999999"])
+    with pytest.raises(ConfigError, match="100000000 or less"):
+        cfg.check_training()
 
 
 def test_a_run_without_any_loss_is_refused() -> None:

@@ -22,6 +22,7 @@ from dinov2.apps.evaluation.datasets import NamedSet
 from dinov2.apps.evaluation.subjects import PARTS, Subject
 from dinov2.apps.places import output_folder
 from dinov2.apps.transformed import WithTransform
+from dinov2.configs.checks import MOST_WORKERS, at_most
 from dinov2.errors import ConfigError, DataError
 from dinov2.features.cache import content_key, load_features, save_features
 from dinov2.features.extract import Features, extract_features
@@ -82,6 +83,7 @@ class FeatureBank:
             raise ConfigError(f"the batch is {self.batch_size}; write 1 or more")
         if self.num_workers < 0:
             raise ConfigError(f"the number of workers is {self.num_workers}; write 0 to load in this process")
+        at_most("the number of workers", self.num_workers, MOST_WORKERS)
 
     def features(self, subject: Subject, images: NamedSet, *, parts: Sequence[str] = ("cls",)) -> Features:
         """Features `[S, D of the parts]` of all readable images, with labels, classes and rules of scoring.

@@ -2,7 +2,9 @@
 
 import os
 import random
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: tensors in tests are tiny, and threads that wait for each other on a busy machine cost more
 # than they bring. Children inherit it.
@@ -30,6 +32,20 @@ LAUNCHER_VARIABLES = (
     "SLURM_NTASKS",
     "SLURM_LOCALID",
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Reports as UTF-8: test processes send them to each other, and names in tests need not be UTF-8."""
+    report = yield
+    report.sections = [(_as_utf8(title), _as_utf8(text)) for title, text in report.sections]
+    if report.longrepr is not None and _as_utf8(text := str(report.longrepr)) != text:
+        report.longrepr = _as_utf8(text)
+    return report
+
+
+def _as_utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @pytest.fixture(scope="session")

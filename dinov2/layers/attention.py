@@ -67,6 +67,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    def init_weights(
+        self, init_attn_std: float | None = None, init_proj_std: float | None = None, factor: float = 1.0
+    ) -> None:
+        """Draw both matrices from normal distributions, by default with the deviation `D ** -0.5`; biases are zero."""
+        attention_std = init_attn_std or self.dim**-0.5
+        deviations = ((self.qkv, attention_std), (self.proj, init_proj_std or attention_std * factor))
+        for layer, deviation in deviations:
+            nn.init.normal_(layer.weight, std=deviation)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
     def forward(
         self, x: Tensor, layout: Layout | None = None, *, attn_bias: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:

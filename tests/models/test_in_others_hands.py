@@ -211,6 +211,8 @@ def test_names_of_the_release_are_the_same_classes():
     assert all(isinstance(block, NestedTensorBlock) for block in model.blocks)
     assert all(isinstance(block.attn, MemEffAttention) for block in model.blocks)
     assert model.blocks[0].attn.dim == 128
+    model.blocks[0].attn.init_weights(init_attn_std=0.5)
+    assert abs(model.blocks[0].attn.proj.weight.std().item() - 0.5) < 0.02
     assert SwiGLU is SwiGLUFFN
     assert make_2tuple(14) == make_2tuple((14, 14)) == (14, 14)
     assert PatchEmbed(28, 14, embed_dim=8).flops() == 4 * 8 * (3 * 14 * 14 + 1)

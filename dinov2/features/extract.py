@@ -116,7 +116,7 @@ def extract_features(
     loader = DataLoader(
         _ReadableOnly(dataset, first, last),
         batch_size=batch_size,
-        num_workers=num_workers,
+        num_workers=min(num_workers, os.cpu_count() or 1),  # more only slow each other down
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
         # A loader draws a seed for its workers; from the global generator that would change the training around it.

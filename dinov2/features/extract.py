@@ -6,6 +6,7 @@ listed: one bad file in a million must not cost the evaluation. `Features.indice
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

@@ -31,12 +31,32 @@ def held(path: str | os.PathLike[str], *, patience: float = math.inf) -> Iterato
     """
     path = Path(path)
     file, locked = _acquired(path, time.monotonic() + patience)
+    _close_in_children(file)
     try:
         yield locked
     finally:
-        with suppress(OSError):  # on Windows an open file stays
-            path.unlink()
-        os.close(file)
+        if file in _held_files:
+            _held_files.remove(file)
+            with suppress(OSError):  # on Windows an open file stays
+                path.unlink()
+            os.close(file)
+
+
+_held_files: set[int] = set()
+
+
+def _close_in_children(file: int) -> None:
+    """Let no forked child, such as a loader's worker, hold a lock beyond the end of the process that took it."""
+    if hasattr(os, "register_at_fork") and not hasattr(_close_in_children, "registered"):
+        os.register_at_fork(after_in_child=_close_held_files)
+        _close_in_children.registered = True  # type: ignore[attr-defined]
+    _held_files.add(file)
+
+
+def _close_held_files() -> None:
+    while _held_files:
+        with suppress(OSError):
+            os.close(_held_files.pop())
 
 
 @contextmanager

@@ -96,3 +96,19 @@ def test_asking_for_a_lock_leaves_it_as_it_is(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(file_lock, "_try_lock", unsupported)
     assert is_held(lock) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_does_not_hold_the_lock_of_its_parent(tmp_path):
+    ready, go = os.pipe()
+    with exclusive(tmp_path, "train"):
+        child = os.fork()
+        if not child:
+            os.read(ready, 1)
+            os._exit(0)
+    try:
+        with exclusive(tmp_path, "train"):
+            pass
+    finally:
+        os.write(go, b"x")
+        os.waitpid(child, 0)

@@ -45,7 +45,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(dinov2, here, run,
     ended = dinov2("eval", "retrieval", "--model", run, *words, "--dry-run", "--cache-dir", "kept")
     assert ended.code == 0 and ended.err == ""
     assert re.search(r"^\w+: \d images.*, features have to be extracted$", ended.out, re.MULTILINE)
-    assert re.search(r"^results would be in runs/\d+-\d+-retrieval; nothing was written$", ended.out, re.MULTILINE)
+    assert re.search(r"^results would be in runs/\d+-\d+-retrieval-\w+; nothing was written$", ended.out, re.MULTILINE)
     assert contents(here) == before
 
 

@@ -67,7 +67,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(dinov2, here, run,
     assert "toy:n=50: 50 images of 10 classes, features have to be extracted" in ended.out
     assert "40 images to train and 10 to score on" in ended.out
     assert re.search(r"[\d.,]+ synthetic images of 32 pixels a second", ended.out)
-    assert re.search(rf"results would be in runs/\d+-\d+-{task}; nothing was written", ended.out)
+    assert re.search(rf"results would be in runs/\d+-\d+-{task}-\w+; nothing was written", ended.out)
     assert contents(here) == {}
 
 

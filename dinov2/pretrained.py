@@ -66,7 +66,7 @@ class Pretrained:
     files: tuple[Path, ...] = ()
     """Every file that was read."""
     head_layers: int = 1
-    """Blocks whose class tokens the head reads, also where another head takes its place."""
+    """Blocks whose class tokens a head reads that does not say so itself, as `LinearHead.layers` does."""
     _engine: Any = field(default=None, init=False, repr=False)
 
     @property
@@ -188,7 +188,7 @@ class Pretrained:
         if self.head is None:
             raise ConfigError(f"{self.name} has no classifier; load one such as dinov2_vits14_lc, or give a head file")
         # Only what is read is asked for: not every model shows its blocks.
-        earlier = list(range(-self.head_layers, -1))
+        earlier = list(range(-getattr(self.head, "layers", self.head_layers), -1))
         tokens = self.encode(images, layers=earlier)
         class_tokens = [*(tokens.layers[index].cls for index in earlier), tokens.cls]
         read = classifier_input(class_tokens, tokens.patches.flatten(1, 2))

@@ -117,7 +117,7 @@ def test_features_that_are_not_finite_are_refused_by_every_command_in_one_senten
     ended = dinov2("embed", "my photos", "-m", "nan.pth", "-o", "out.npz")
     assert (ended.code, only_sentence(ended)) == (2, sentence.format(6, 6)) and not (given / "out.npz").exists()
     ended = dinov2("viz", "my photos/000.png", "--model", "nan.pth", "--size", "32", "-o", "v")
-    assert (ended.code, only_sentence(ended)) == (2, sentence.format(1, 1))
+    assert (ended.code, only_sentence(ended)) == (2, f"my photos/000.png: {sentence.format(1, 1)}")
     ended = dinov2("eval", "knn", "--model", "nan.pth", "--train-dataset", "toy:n=20", "--val-dataset", "toy:n=20")
     assert (ended.code, only_sentence(ended)) == (2, sentence.format(2, 2))  # of its first look at the model
     ended = dinov2("classify", "my photos/000.png", "my photos/001.png", "--model", "nan.pth", "--head", "head.pth")

@@ -163,7 +163,9 @@ class TensorBoardTracker:
 
 
 def tensorboard_tracker(run: str | os.PathLike[str], *, first_iteration: int = 0) -> TensorBoardTracker | None:
-    """A tracker that writes below `<run>/tensorboard`, or None where the package `tensorboard` is not installed.
+    """A tracker that writes below `<run>/tensorboard`, or None where the package `tensorboard` cannot.
+
+    It is not installed, or the run's folder has a name that is not UTF-8.
 
     Events of an earlier part of the run from `first_iteration` on are hidden, as `MetricsWriter.cut_back` drops rows.
     """
@@ -171,8 +173,16 @@ def tensorboard_tracker(run: str | os.PathLike[str], *, first_iteration: int = 0
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
+    folder = str(Path(run) / "tensorboard")
+    try:
+        folder.encode()
+    except UnicodeEncodeError:
+        logging.getLogger("dinov2").warning(
+            "TensorBoard takes names in UTF-8 alone, and the run's folder has another: its events are not written"
+        )
+        return None
     purge = first_iteration if first_iteration > 0 else None
-    return TensorBoardTracker(SummaryWriter(str(Path(run) / "tensorboard"), purge_step=purge))
+    return TensorBoardTracker(SummaryWriter(folder, purge_step=purge))
 
 
 class _OwnHandler(logging.Handler):

@@ -273,9 +273,11 @@ class DinoVisionTransformer(nn.Module):
 
     def _native_grid(self) -> tuple[int, int]:
         """Grid of the learned positions; square when they were replaced by others than the patch embedding knows."""
-        n_positions = self.pos_embed.shape[1] - 1
         rows, columns = getattr(self.patch_embed, "patches_resolution", (0, 0))
-        return (rows, columns) if rows * columns == n_positions else (math.isqrt(n_positions),) * 2
+        # A recorded graph takes the number of positions for a variable, on which nothing may depend.
+        if (is_recording() and rows) or rows * columns == self.pos_embed.shape[1] - 1:
+            return rows, columns
+        return (math.isqrt(self.pos_embed.shape[1] - 1),) * 2
 
     def get_intermediate_layers(
         self,

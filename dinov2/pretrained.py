@@ -104,7 +104,9 @@ class Pretrained:
     def stride(self) -> int:
         """Distance between patches in pixels; less than `patch_size` for overlapping ones."""
         if isinstance(self.backbone, DinoVisionTransformer):
-            return int(self.backbone.patch_embed.proj.stride[0])
+            # A wrapper in the place of the projection need not say its stride.
+            stride = getattr(self.backbone.patch_embed.proj, "stride", self.patch_size)
+            return int(stride[0] if isinstance(stride, tuple) else stride)
         return self.patch_size
 
     def patch_grid(self, height: int, width: int) -> tuple[int, int]:

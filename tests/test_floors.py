@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 GROUND = {"errors", "configs", "distributed", "logging", "file_lock", "whole_files"}
 PARTS = {"layers", "loss", "data"}
 MACHINES = {"models", "engine"}
-FEATURES = {"features"}
+FEATURES = {"checkpoints", "features", "encode", "analysis"}
 METHODS = {"train", "eval", "dense", "hf"}
 CATALOGUE = {"hub", "report", "sources", "pretrained"}
 
@@ -39,7 +39,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "file_lock", "whole_files", "layers"},
     "engine": GROUND,
     # 3 features
-    "features": GROUND | PARTS | MACHINES,
+    "checkpoints": GROUND | MACHINES | {"layers"},
+    "features": GROUND | PARTS | MACHINES | FEATURES,
+    "encode": GROUND | PARTS | MACHINES | {"checkpoints"},
+    "analysis": GROUND | PARTS | MACHINES | {"encode"},
     # 4 methods: never each other
     **dict.fromkeys(METHODS, GROUND | PARTS | MACHINES | FEATURES),
     # 5 catalogue

@@ -40,9 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": GROUND,
     # 3 features
     "checkpoints": GROUND | MACHINES | {"layers"},
-    "features": GROUND | PARTS | MACHINES | FEATURES,
+    "features": GROUND | PARTS | MACHINES | (FEATURES - {"analysis"}),
     "encode": GROUND | PARTS | MACHINES | {"checkpoints"},
-    "analysis": GROUND | PARTS | MACHINES | {"encode"},
+    "analysis": GROUND | PARTS | MACHINES | {"features", "encode"},
     # 4 methods: never each other
     **dict.fromkeys(METHODS, GROUND | PARTS | MACHINES | FEATURES),
     # 5 catalogue

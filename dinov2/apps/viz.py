@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from dinov2.analysis.patch_maps import high_norm_share
+from dinov2.analysis.pca import load_pca, save_pca
 from dinov2.apps.places import output_folder
 from dinov2.apps.viewing.models import check_model, described
 from dinov2.apps.viewing.scenes import Scene, look_at, share_of_point
 from dinov2.errors import ConfigError
 from dinov2.features.frames import find_frames
-from dinov2.features.patch_maps import high_norm_share
-from dinov2.features.pca import load_pca, save_pca
 from dinov2.features.results import write_json
 from dinov2.file_lock import exclusive
 from dinov2.models.vision_transformer import DinoVisionTransformer

@@ -1,4 +1,4 @@
-"""Frozen features and what is measured on them: extraction, cache, metrics, result rows, PCA pictures, health."""
+"""Frozen features and what is measured on them: extraction, cache, metrics, result rows."""
 
 from dinov2.features.extract import Features, extract_features
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from dinov2.analysis.patch_maps import HIGH_NORM_FACTOR
 from dinov2.report.charts import Level, Point, Series, line_chart
 from dinov2.report.sources import RunRecord
 from dinov2.report.tables import absent
@@ -61,7 +62,13 @@ def health(run: RunRecord) -> str:
     ]
     charts.append(
         line_chart(
-            [Series("above three medians", [(x, 100 * y) for x, y in found.get("high_norm_share", [])], 1)],
+            [
+                Series(
+                    f"above {HIGH_NORM_FACTOR:g} medians",
+                    [(x, 100 * y) for x, y in found.get("high_norm_share", [])],
+                    1,
+                )
+            ],
             title="Patches of high norm",
             scale="linear",
             unit=" %",

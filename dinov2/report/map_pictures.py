@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
-from dinov2.features.patch_maps import Matches
-from dinov2.features.pca import PcaBasis
+from dinov2.analysis.patch_maps import Matches
+from dinov2.analysis.pca import PcaBasis
 
 __all__ = [
     "PALETTE",

@@ -16,11 +16,11 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from dinov2.analysis.pca import PcaBasis, fit_pca, match_colours
 from dinov2.distributed import is_main_process
 from dinov2.errors import DataError
 from dinov2.eval.neighbours import nearest_neighbours
 from dinov2.features.extract import Features, evaluating
-from dinov2.features.pca import PcaBasis, fit_pca, match_colours
 from dinov2.features.results import write_json
 
 __all__ = [

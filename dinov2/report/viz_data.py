@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dinov2.analysis.patch_maps import Matches, PatchView, high_norm_share
+from dinov2.analysis.pca import PcaBasis
 from dinov2.errors import DataError
-from dinov2.features.patch_maps import Matches, PatchView, high_norm_share
-from dinov2.features.pca import PcaBasis
 
 __all__ = ["PATCH_BYTES", "PageImage", "PageMatches", "PageModel", "head_maps", "packed_panes", "quantised_features"]
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dinov2.features.patch_maps import high_norm_share, mutual_nearest, patch_at, similarity_map
+from dinov2.analysis.patch_maps import high_norm_share, mutual_nearest, patch_at, similarity_map
 from dinov2.report.map_pictures import (
     Cell,
     colour_map,

@@ -10,11 +10,7 @@ import time
 import torch
 from torch import Tensor
 
-from dinov2.configs import Config
-from dinov2.data.collate import CropBatch
-from dinov2.engine.schedules import Hyper
-from dinov2.errors import DataError
-from dinov2.features.health import (
+from dinov2.analysis.health import (
     assignment_health,
     effective_rank,
     nearest_distances,
@@ -22,6 +18,10 @@ from dinov2.features.health import (
     rank_me,
     spread,
 )
+from dinov2.configs import Config
+from dinov2.data.collate import CropBatch
+from dinov2.engine.schedules import Hyper
+from dinov2.errors import DataError
 from dinov2.train.setup import Training
 
 __all__ = ["health_is_due", "training_health"]

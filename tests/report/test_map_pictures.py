@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from dinov2.features.patch_maps import Matches
-from dinov2.features.pca import fit_foreground_pca
+from dinov2.analysis.patch_maps import Matches
+from dinov2.analysis.pca import fit_foreground_pca
 from dinov2.report.map_pictures import (
     Cell,
     colour_map,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov2.analysis.patch_maps import PatchView, mutual_nearest, patch_norms, similarity_map
+from dinov2.analysis.pca import fit_foreground_pca, fit_image_pca
 from dinov2.errors import DataError
-from dinov2.features.patch_maps import PatchView, mutual_nearest, patch_norms, similarity_map
-from dinov2.features.pca import fit_foreground_pca, fit_image_pca
 from dinov2.report import viz_data, viz_page
 from dinov2.report.viz_data import PageImage, PageMatches, PageModel, quantised_features
 from dinov2.report.viz_page import PAGE_LIMIT, write_viz_page

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dinov2.features.health import assignment_health, rank_me
+from dinov2.analysis.health import assignment_health, rank_me
 from dinov2.logging import read_metrics
 from dinov2.loss.sinkhorn import sinkhorn_knopp
 from dinov2.train.health import health_is_due, training_health

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+from dinov2.analysis.patch_maps import HIGH_NORM_FACTOR
 from dinov2.apps.doctor.findings import Finding, fine, note, problem
 from dinov2.apps.doctor.remedies import HIGH_LR, calmer, feeding, livelier, spread_out
 from dinov2.apps.doctor.run_log import RunLog
@@ -243,7 +244,9 @@ def _remarks(log: RunLog, signs: Signs, *, broken: bool) -> Iterator[Finding]:
         yield fine("features", f"class tokens use {rank:.0f} of at most {bound:.0f} directions", rank=rank, bound=bound)
     high = recent(log.series("health_high_norm_share"))
     if high > 0.02 and log.cfg is not None and not log.cfg.student.num_register_tokens:
-        says = f"{high:.1%} of the patches have norms above three medians, which may disturb dense features"
+        says = (
+            f"{high:.1%} of the patches have norms above {HIGH_NORM_FACTOR:g} medians, which may disturb dense features"
+        )
         yield note("patches", says, "student.num_register_tokens=4 in a new run", share=high)
 
 

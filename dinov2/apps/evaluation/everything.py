@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dinov2.analysis.health import feature_health
 from dinov2.apps.evaluation.cost import Cost, measured_cost
 from dinov2.apps.evaluation.datasets import EvaluationSets
 from dinov2.apps.evaluation.features import Extraction
@@ -22,7 +23,6 @@ from dinov2.eval.comparison import Comparison, compare, holm, records_of
 from dinov2.eval.mistakes import class_recalls
 from dinov2.eval.outcome import Evaluation, Outcome
 from dinov2.eval.retrieval import evaluate_retrieval, truth_by_class
-from dinov2.features.health import feature_health
 from dinov2.features.metrics import Figure, SampleRecords, classification_figures
 from dinov2.features.peers import is_peer
 from dinov2.features.results import SCHEMA, Result, environment, now, write_json

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from dinov2.analysis.pca import fit_foreground_pca, fit_image_pca, fit_pca, load_pca, match_colours, save_pca
 from dinov2.errors import DataError
-from dinov2.features.pca import fit_foreground_pca, fit_image_pca, fit_pca, load_pca, match_colours, save_pca
 
 
 def cloud(n=400):

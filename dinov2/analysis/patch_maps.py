@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 HIGH_NORM_FACTOR = 2.0
-"""A patch is of high norm above this many medians. A rule of ours: fixed thresholds belong to one model each."""
+"""A patch is of high norm above this many medians of all norms: a fixed norm would fit one model only."""
 
 # Rows compared at once: bounds the similarity matrix of two large images.
 _ROWS = 2048

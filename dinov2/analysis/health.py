@@ -1,7 +1,7 @@
-"""Measures of a feature matrix that need no labels: how many directions it uses, how evenly it covers the sphere.
+"""Measures that need no labels: of a feature matrix, of the teacher's assignments, of the patches within an image.
 
-They tell a collapsed model from a living one. They compare checkpoints of one architecture and one kind of feature, not
-different models. Sums are in float64: singular values span many orders of magnitude.
+Measures of features tell a collapsed model from a healthy one. They compare checkpoints of one architecture and one
+kind of feature, not different models. Their sums are in float64: singular values span many orders of magnitude.
 """
 
 import math
@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dinov2.analysis.patch_maps import high_norm_share, high_norm_threshold, patch_norms
 from dinov2.errors import DataError
 from dinov2.features.tokens import require_finite
 
 __all__ = [
+    "assignment_health",
     "effective_rank",
     "feature_health",
     "nearest_distances",
     "participation_ratio",
+    "patch_health",
     "rank_me",
     "spread",
     "uniformity",
@@ -107,8 +110,75 @@ def feature_health(features: Tensor) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def assignment_health(assignments: Tensor) -> dict[str, float]:
+    """Measures of assignments `[S, K]` whose rows sum to 1; entropies in nats.
+
+    `teacher_entropy` (0 to ln K): mean entropy of a row. `marginal_entropy` (0 to ln K): entropy of the mean row.
+    `kl_to_uniform`: ln K less the latter, the divergence of the mean row from the uniform one. `prototype_usage`
+    (above 0, at most 1): different prototypes that are some row's highest, in parts of the most that S rows could have.
+
+    Raises `DataError` when there is no row, or one that is not finite.
+    """
+    if assignments.ndim != 2 or assignments.shape[0] == 0:
+        raise DataError(f"assignments must be [S, K] with at least one row, got shape {list(assignments.shape)}")
+    if not bool(assignments.isfinite().all()):
+        raise DataError("the assignments hold NaN or infinite values; the training has diverged")
+    rows = assignments.double()
+    n_rows, n_prototypes = rows.shape
+    marginal = _entropy(rows.mean(dim=0)).item()
+    used = rows.argmax(dim=1).unique().numel()
+    return {
+        "teacher_entropy": _entropy(rows).mean().item(),
+        "marginal_entropy": marginal,
+        "kl_to_uniform": math.log(n_prototypes) - marginal,
+        "prototype_usage": used / min(n_rows, n_prototypes),
+    }
+
+
+@torch.no_grad()
+def patch_health(patches: Tensor, patches_before_norm: Tensor) -> dict[str, float]:
+    """Measures of the patch tokens `[B, h, w, D]` of B images after and before the backbone's final norm.
+
+    `near_similarity`: mean cosine similarity of neighbours in a row or column. `far_similarity`: of patches that lie
+    half the grid (rounded up) apart along a row or column. `similarity_decay`: the first less the second.
+    `high_norm_share`: share of patches whose norm before the final norm is above `HIGH_NORM_FACTOR` medians (Darcet et
+    al. 2024, "Vision transformers need registers", with a threshold that does not depend on the model). Grids of one
+    patch give an empty dictionary.
+    """
+    if patches.ndim != 4 or patches.shape != patches_before_norm.shape:
+        raise DataError(
+            f"patches must be two tensors [B, h, w, D] of one shape, got {list(patches.shape)} and "
+            f"{list(patches_before_norm.shape)}"
+        )
+    height, width = patches.shape[1:3]
+    if height < 2 or width < 2:
+        return {}
+    unit = normalize(patches.float(), dim=-1)
+    near = _similarity_at(unit, 1, 1)
+    far = _similarity_at(unit, -(-height // 2), -(-width // 2))
+    norms = patch_norms(patches_before_norm)
+    return {
+        "near_similarity": near,
+        "far_similarity": far,
+        "similarity_decay": near - far,
+        "high_norm_share": high_norm_share(norms, high_norm_threshold(norms)),
+    }
+
+
 def _checked(features: Tensor) -> Tensor:
     if features.ndim != 2 or features.shape[0] == 0:
         raise DataError(f"features must be [S, D] with at least one row, got shape {list(features.shape)}")
     require_finite(features)
     return features.detach().double()
+
+
+def _entropy(rows: Tensor) -> Tensor:  # [..., K] -> [...]
+    return torch.special.entr(rows).sum(dim=-1)
+
+
+def _similarity_at(unit: Tensor, rows: int, columns: int) -> float:
+    """Mean cosine similarity of patches `rows` apart in a column and `columns` apart in a row."""
+    down = (unit[:, rows:] * unit[:, :-rows]).sum(dim=-1)
+    across = (unit[:, :, columns:] * unit[:, :, :-columns]).sum(dim=-1)
+    return float(torch.cat([down.flatten(), across.flatten()]).mean())

@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
+from dinov2.analysis.attention_maps import attention_rows, block_number, look_into_block, patch_token
 from dinov2.errors import ConfigError
-from dinov2.features.attention_maps import attention_rows, block_number, look_into_block, patch_token
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from tests.golden.recipe import fill, images
 

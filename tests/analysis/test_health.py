@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinov2.errors import DataError
-from dinov2.features.health import (
+from dinov2.analysis.health import (
     assignment_health,
     effective_rank,
     feature_health,
@@ -16,6 +15,7 @@ from dinov2.features.health import (
     spread,
     uniformity,
 )
+from dinov2.errors import DataError
 from dinov2.loss.koleo import koleo_loss
 
 WHITE = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))

@@ -3,9 +3,8 @@ import torch
 from torch.nn.functional import cosine_similarity
 from torch.testing import assert_close
 
-from dinov2.errors import ConfigError, DataError
-from dinov2.features import patch_maps
-from dinov2.features.patch_maps import (
+from dinov2.analysis import patch_maps
+from dinov2.analysis.patch_maps import (
     high_norm_share,
     high_norm_threshold,
     mutual_nearest,
@@ -13,6 +12,7 @@ from dinov2.features.patch_maps import (
     patch_norms,
     similarity_map,
 )
+from dinov2.errors import ConfigError, DataError
 
 
 def features(height, width, dim=8, seed=0):

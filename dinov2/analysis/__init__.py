@@ -1,0 +1,3 @@
+"""Analysis of features without labels: principal components, maps of patches, attention, health."""
+
+__all__: list[str] = []

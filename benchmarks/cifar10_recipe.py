@@ -20,7 +20,7 @@ from dinov2.apps.evaluation.knn import knn
 from dinov2.apps.evaluation.session import Inputs
 from dinov2.apps.train import run_training
 from dinov2.configs import load_config
-from dinov2.features.results import environment
+from dinov2.eval.result import environment
 
 VARIANTS: dict[str, list[str]] = {
     "preset": [],

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dinov2.apps.embed import embed
 from dinov2.apps.embed_plan import image_source
+from dinov2.encode.embedding import Wanted, decoded_batches, embedded
 from dinov2.engine.progress import peak_memory
-from dinov2.features.embedding import Wanted, decoded_batches, embedded
-from dinov2.features.results import environment
+from dinov2.eval.result import environment
 from dinov2.pretrained import Pretrained, load
 
 

@@ -29,7 +29,7 @@ from torch._inductor import config as inductor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dinov2.engine.parallel import choose_device, choose_precision
-from dinov2.features.results import environment
+from dinov2.eval.result import environment
 from dinov2.models.files import write_tensors
 from dinov2.models.huggingface import config_from_table
 from dinov2.models.inference import converted, prepared

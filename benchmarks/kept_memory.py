@@ -26,7 +26,7 @@ from train_step import COMMON, MODELS, Ours, make_batch
 from dinov2.configs import load_config
 from dinov2.engine.memory import freed_memory_kept
 from dinov2.engine.progress import peak_memory
-from dinov2.features.results import environment
+from dinov2.eval.result import environment
 
 
 def steps_of_child(model: str, n_steps: int, *, kept: bool) -> dict[str, Any]:

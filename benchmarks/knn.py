@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dinov2.eval.neighbours import nearest_neighbours
 from dinov2.eval.neighbours.scans import fastest_scan
-from dinov2.features.results import environment
+from dinov2.eval.result import environment
 
 SCANS = ("float32", "bfloat16", "int8", "auto")
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dinov2.data.loaders import make_dataset
 from dinov2.eval.log_regression import C_GRID, Fitted, fit_path
-from dinov2.features.results import environment
+from dinov2.eval.result import environment
 from dinov2.pretrained import Pretrained, load
 
 Fit = Callable[[Tensor, Tensor, int, Sequence[float]], list[Fitted]]

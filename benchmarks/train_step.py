@@ -31,7 +31,7 @@ from dinov2.engine.optim import apply_hyper, build_optimizer, guarded_step
 from dinov2.engine.parallel import autocast, choose_device, choose_precision
 from dinov2.engine.progress import peak_memory
 from dinov2.engine.schedules import Hyper
-from dinov2.features.results import environment
+from dinov2.eval.result import environment
 from dinov2.loss.sinkhorn import sinkhorn_knopp
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 

@@ -49,7 +49,7 @@ MOVED: Mapping[str, Mapping[str, str | Instead]] = {
     "dinov2.utils.utils": {
         "CosineScheduler": "dinov2.engine.schedules:CosineScheduler",
         "fix_random_seeds": Instead("train.seed seeds a run; elsewhere torch.manual_seed(seed) does"),
-        "get_sha": Instead("dinov2.features.results.environment() returns the versions that a figure came from"),
+        "get_sha": Instead("dinov2.eval.result.environment() returns the versions that a figure came from"),
         "has_batchnorms": Instead("look for torch.nn.BatchNorm1d, 2d and 3d in model.modules(); no model here has any"),
         "load_pretrained_weights": Instead("dinov2.models.weights loads strictly and reports what did not fit"),
     },
@@ -122,8 +122,8 @@ MOVED: Mapping[str, Mapping[str, str | Instead]] = {
         "ModelWithNormalize": Instead("torch.nn.functional.normalize(model(images), dim=1) is the same"),
         "all_gather_and_flatten": Instead("dinov2.distributed.all_gather_rows(rows) joins the rows of all processes"),
         "evaluate": _FIGURES,
-        "extract_features": Instead("dinov2.features.extract.extract_features(model, dataset) returns Features"),
-        "extract_features_with_dataloader": Instead("dinov2.features.extract.extract_features takes the data set"),
+        "extract_features": Instead("dinov2.encode.stream.extract_features(model, dataset) returns Features"),
+        "extract_features_with_dataloader": Instead("dinov2.encode.stream.extract_features takes the data set"),
     },
 }
 """Modules of the release of which this package has the content, or an answer, elsewhere."""

@@ -4,7 +4,7 @@
     features = model.features("photo.jpg")  # .cls [D], .registers [R, D], .patches [h, w, D]
 
 `load` takes the name of a release, a weight file, a run's folder, a Hugging Face folder or id, a URL, and models of
-other libraries (`dinov2.features.peers`). Weights load strictly; `model.report` says what was done.
+other libraries (`dinov2.encode.external_models`). Weights load strictly; `model.report` says what was done.
 """
 
 import hashlib
@@ -20,11 +20,9 @@ from torch import Tensor, nn
 
 from dinov2.configs import Config
 from dinov2.data.eval_transform import EvalTransform, Fit, pad_to_multiple
-from dinov2.engine.parallel import autocast, choose_device, choose_precision
-from dinov2.errors import ConfigError
-from dinov2.features.inputs import as_list, to_model_input
-from dinov2.features.peers import Peer, is_peer, load_peer
-from dinov2.features.tokens import (
+from dinov2.encode.external_models import ExternalModel, is_external_model, load_external_model
+from dinov2.encode.image_inputs import as_list, to_model_input
+from dinov2.encode.tokens import (
     ImageFeatures,
     Tokens,
     as_float32_on_cpu,
@@ -32,6 +30,8 @@ from dinov2.features.tokens import (
     packed_tokens,
     require_finite,
 )
+from dinov2.engine.parallel import autocast, choose_device, choose_precision
+from dinov2.errors import ConfigError
 from dinov2.models import build_model_from_cfg
 from dinov2.models.files import state_digest
 from dinov2.models.inference import prepared
@@ -143,7 +143,7 @@ class Pretrained:
         """
         images = pad_to_multiple(images.to(self.device, torch.float32, non_blocking=True), self.patch_size)
         with torch.inference_mode():
-            if isinstance(self.backbone, Peer):
+            if isinstance(self.backbone, ExternalModel):
                 with autocast(self.device, self.autocast_dtype):
                     tokens = self.backbone.tokens(images, layers).map(Tensor.float)
             else:
@@ -261,8 +261,8 @@ def load(
     """
     where = device if isinstance(device, torch.device) else choose_device(device)
     dtype = choose_precision(precision, where)
-    if is_peer(str(source)) and not Path(source).exists():
-        model = _load_peer(str(source))
+    if is_external_model(str(source)) and not Path(source).exists():
+        model = _load_external(str(source))
     else:
         model = _load_ours(find(source, layers=layers, progress=progress), cfg)
     model.autocast_dtype = dtype
@@ -284,8 +284,8 @@ def _set_stride(model: Pretrained, stride: int) -> None:
     model.files = ()
 
 
-def _load_peer(source: str) -> Pretrained:
-    peer = load_peer(source)
+def _load_external(source: str) -> Pretrained:
+    peer = load_external_model(source)
     with torch.inference_mode():
         # What other libraries call their sizes differs; what comes out does not.
         probe = torch.zeros(1, 3, *[peer.transform.crop_size] * 2)

@@ -10,9 +10,10 @@ shows it. What has no such escapes, YAML and tables of features, gets `escape_na
 
 import errno
 import json
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,7 @@ from typing import TypeVar
 from dinov2.errors import DataError
 from dinov2.file_lock import held
 
-__all__ = ["escape_name", "read_json", "replacing", "unescape_name", "utf8_path", "write_text"]
+__all__ = ["escape_name", "read_json", "replacing", "unescape_name", "utf8_path", "write_json", "write_text"]
 
 _Content = TypeVar("_Content", dict, list)  # type: ignore[type-arg]
 
@@ -112,3 +113,22 @@ def read_json(path: str | os.PathLike[str], kind: type[_Content]) -> _Content:
             "go on without it"
         )
     return content
+
+
+def write_json(path: Path | str, value: object) -> Path:
+    """Write valid JSON (NaN and infinities become null), whole or not at all."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_text(path, text)
+
+
+def _finite(value: object) -> object:
+    """The same value with what JSON cannot say replaced: not-finite numbers by null, paths and types by text."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)

@@ -295,7 +295,7 @@ def test_a_misplaced_package_is_refused(path: str, code: str) -> None:
         ("dinov2/loss/koleo.py", "import torch\nfrom dinov2.distributed import all_reduce_sum"),
         ("dinov2/eval/knn.py", "import numpy as np\nfrom dinov2.features import extract\nfrom dinov2 import data"),
         ("dinov2/models/weights.py", "import torch\ndef f():\n    from safetensors.torch import load_file"),
-        ("dinov2/features/results.py", "from dinov2 import __version__"),
+        ("dinov2/eval/result.py", "from dinov2 import __version__"),
         ("dinov2/report/page.py", "def f():\n    import matplotlib.pyplot as plt"),
         ("dinov2/cli/__init__.py", "import argparse\ndef f():\n    from dinov2.apps import train"),
         ("dinov2/run/train/train.py", "from dinov2.apps.train import train\nfrom dinov2.run.submit import submit"),

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dinov2.analysis.patch_maps import high_norm_share, high_norm_threshold, patch_norms
+from dinov2.encode.tokens import require_finite
 from dinov2.errors import DataError
-from dinov2.features.tokens import require_finite
 
 __all__ = [
     "assignment_health",

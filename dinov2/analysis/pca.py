@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dinov2.encode.tokens import require_finite
 from dinov2.errors import DataError
-from dinov2.features.tokens import require_finite
 from dinov2.whole_files import escape_name, unescape_name, utf8_path
 
 __all__ = [

@@ -20,16 +20,16 @@ from dinov2.apps.embed_plan import (
 )
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.eval_transform import EvalTransform, Fit
+from dinov2.encode.cache import EXTRACTOR_VERSION
+from dinov2.encode.embedding import Wanted
+from dinov2.encode.part_work import EmbedProgress, PartWork, Rate
+from dinov2.encode.store.finishing import Merge, begin, complete_output, finish
+from dinov2.encode.store.parts import PartRecord, PartsFolder, manifest_of, room_on_disk
+from dinov2.encode.store.writing import TableFormat
 from dinov2.engine.progress import peak_memory
 from dinov2.engine.signals import StopRequest
 from dinov2.errors import ConfigError, DataError, DinoError
-from dinov2.features.cache import EXTRACTOR_VERSION
-from dinov2.features.embedding import Wanted
-from dinov2.features.part_work import EmbedProgress, PartWork, Rate
-from dinov2.features.results import environment
-from dinov2.features.store.finishing import Merge, begin, complete_output, finish
-from dinov2.features.store.parts import PartRecord, PartsFolder, manifest_of, room_on_disk
-from dinov2.features.store.writing import TableFormat
+from dinov2.eval.result import environment
 from dinov2.pretrained import Pretrained, load
 from dinov2.sources import ShowProgress
 

@@ -12,10 +12,10 @@ from dinov2.data.datasets.globbed import ImageFiles
 from dinov2.data.decoding import IMAGE_EXTENSIONS
 from dinov2.data.eval_transform import EvalTransform, Fit
 from dinov2.data.loaders import make_dataset
+from dinov2.encode.embedding import Wanted
+from dinov2.encode.store.arrow import pyarrow_module
+from dinov2.encode.store.writing import FORMATS, TableFormat, format_of
 from dinov2.errors import ConfigError, DataError
-from dinov2.features.embedding import Wanted
-from dinov2.features.store.arrow import pyarrow_module
-from dinov2.features.store.writing import FORMATS, TableFormat, format_of
 from dinov2.pretrained import Pretrained
 
 __all__ = [

@@ -22,7 +22,6 @@ from dinov2.apps.exporting.onnx_files import open_onnx, require_onnx, write_onnx
 from dinov2.apps.exporting.programs import open_program, write_program
 from dinov2.apps.places import output_folder
 from dinov2.errors import ConfigError, DinoError, UnknownRelease
-from dinov2.features.results import write_json
 from dinov2.models.files import read_file
 from dinov2.models.linear_head import LinearHead, head_from_state
 from dinov2.models.releases import release
@@ -30,7 +29,7 @@ from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.models.weights import check_fit
 from dinov2.pretrained import Pretrained, load
 from dinov2.sources import ShowProgress
-from dinov2.whole_files import escape_name
+from dinov2.whole_files import escape_name, write_json
 
 __all__ = ["ExportReport", "export", "export_backbone"]
 

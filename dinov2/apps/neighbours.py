@@ -17,12 +17,12 @@ from dinov2.data.datasets.globbed import ImageFiles
 from dinov2.data.decoding import decode_rgb
 from dinov2.data.image_files import read_image
 from dinov2.data.loaders import make_dataset
+from dinov2.encode.embedding import Wanted, decoded_batches, embedded
+from dinov2.encode.store import StoredFeatures, open_features
 from dinov2.engine.parallel import choose_device
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.duplicates import groups_of_pairs, similar_pairs
 from dinov2.eval.neighbours import nearest_neighbours
-from dinov2.features.embedding import Wanted, decoded_batches, embedded
-from dinov2.features.store import StoredFeatures, open_features
 from dinov2.pretrained import load
 from dinov2.report.neighbour_page import THUMBNAIL_SIDE, Shot, ShotRow, neighbour_page, thumbnail
 from dinov2.whole_files import write_text

@@ -15,16 +15,17 @@ from dinov2.apps.train import check_training, run_training, training_config
 from dinov2.apps.transformed import WithTransform
 from dinov2.configs import Config
 from dinov2.data.datasets.base import ImageDataset
+from dinov2.encode.stream import extract_features
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.errors import DinoError
 from dinov2.eval.baselines import RawPixels
+from dinov2.eval.result import environment
 from dinov2.eval.setup import eval_transform_for
-from dinov2.features.extract import extract_features
-from dinov2.features.results import environment, write_json
 from dinov2.models import build_model_from_cfg
 from dinov2.pretrained import load
 from dinov2.report.page import write_report
 from dinov2.report.pictures import neighbour_gallery, write_gallery
+from dinov2.whole_files import write_json
 
 __all__ = ["quickstart"]
 

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.datasets.imagenet_variants import class_ids_of
 from dinov2.data.eval_transform import EvalTransform
-from dinov2.features.metrics import Scoring
+from dinov2.encode.scoring import Scoring
 
 __all__ = ["WithTransform"]
 

@@ -20,7 +20,7 @@ from dinov2.cli.common import (
 
 if TYPE_CHECKING:
     from dinov2.apps.embed import EmbedReport
-    from dinov2.features.part_work import EmbedProgress
+    from dinov2.encode.part_work import EmbedProgress
 
 __all__ = ["add_to"]
 
@@ -97,7 +97,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def _run(arguments: argparse.Namespace) -> int:
     from dinov2.apps.embed import embed
     from dinov2.distributed import is_main_process
-    from dinov2.features.results import write_json
+    from dinov2.whole_files import write_json
 
     check_file_place(arguments.json, task="embed")
     with _Display() as display:

@@ -46,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from dinov2.apps.neighbours import neighbours
-    from dinov2.features.results import write_json
+    from dinov2.whole_files import write_json
 
     check_file_place(arguments.json, task="neighbours")
     with ExtractionProgress() as progress:

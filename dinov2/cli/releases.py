@@ -35,7 +35,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 def _run(arguments: argparse.Namespace) -> int:
     from dinov2.apps.releases import as_documents, check_releases, list_releases
-    from dinov2.features.results import write_json
+    from dinov2.whole_files import write_json
 
     rows, answers = list_releases(arguments.kind), None
     check_file_place(arguments.json, task="releases")

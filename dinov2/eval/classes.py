@@ -10,10 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dinov2.encode.scoring import Scoring
+from dinov2.encode.stream import Features
 from dinov2.errors import DataError
 from dinov2.eval.outcome import Outcome
-from dinov2.features.extract import Features
-from dinov2.features.metrics import Scoring, renumber_labels
+from dinov2.features.metrics import renumber_labels
 
 __all__ = ["Answers", "Classification", "KnowsClasses", "class_numbers", "few_shot_rows", "match_classes"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dinov2.encode.tokens import require_finite
 from dinov2.errors import DataError
-from dinov2.features.tokens import require_finite
 
 __all__ = ["groups_of_pairs", "similar_pairs"]
 

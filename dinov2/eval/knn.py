@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from dinov2 import distributed
+from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError
 from dinov2.eval.classes import Classification, few_shot_rows, match_classes
 from dinov2.eval.neighbours import nearest_neighbours, neighbours_of_shared_rows, own_share, soft_vote
+from dinov2.eval.result import Result, write_results
 from dinov2.eval.scoring import Ranks, class_counts, figures_of_ranks, image_ranks, rows_of_tries
 from dinov2.eval.setup import evaluation_parser
-from dinov2.features.extract import Features
-from dinov2.features.results import Result, write_results
 
 __all__ = [
     "SEARCHES",

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError
 from dinov2.eval.classes import match_classes
 from dinov2.eval.neighbours import neighbours_of_own_queries, soft_vote
 from dinov2.eval.outcome import Evaluation, Outcome
+from dinov2.eval.result import Result
 from dinov2.eval.scoring import scored
-from dinov2.features.extract import Features
-from dinov2.features.results import Result
 
 __all__ = ["evaluate_knn_outcome"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dinov2.features.results import Result
+from dinov2.eval.result import Result
 
 __all__ = ["Evaluation", "Outcome"]
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
+from dinov2.eval.result import Result
 from dinov2.features.metrics import bootstrap_interval
-from dinov2.features.results import Result
-from dinov2.features.tokens import require_finite
 
 __all__ = [
     "Precision",

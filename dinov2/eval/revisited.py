@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from dinov2.errors import DataError
+from dinov2.eval.result import Result
 from dinov2.eval.retrieval import QueryTruth, evaluate_retrieval
-from dinov2.features.results import Result, write_json
+from dinov2.whole_files import write_json
 
 __all__ = ["PROTOCOLS", "RevisitedQuery", "RevisitedTruth", "evaluate_revisited", "read_revisited", "write_revisited"]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from dinov2.eval.classes import Answers, Classification
 from dinov2.eval.comparison import records_of
 from dinov2.eval.outcome import Outcome
+from dinov2.eval.result import Result
 from dinov2.features.metrics import (
     ALEXNET_ERRORS,
     best_ranks,
@@ -31,7 +32,6 @@ from dinov2.features.metrics import (
     voted_ranks,
     wilson_interval,
 )
-from dinov2.features.results import Result
 
 __all__ = ["Percentage", "Ranks", "class_counts", "figures_of_ranks", "image_ranks", "rows_of_tries", "scored"]
 

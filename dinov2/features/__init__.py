@@ -1,5 +1,3 @@
-"""Frozen features and what is measured on them: extraction, cache, metrics, result rows."""
+"""What is measured on frozen features."""
 
-from dinov2.features.extract import Features, extract_features
-
-__all__ = ["Features", "extract_features"]
+__all__: list[str] = []

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from dinov2.errors import DataError
-from dinov2.features.results import Result, read_results
+from dinov2.eval.result import Result, read_results
 from dinov2.logging import read_metrics
 from dinov2.report.charts import Point
 from dinov2.whole_files import read_json

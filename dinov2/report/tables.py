@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from dinov2.features.results import Result, environment
+from dinov2.eval.result import Result, environment
 from dinov2.report.sources import RunRecord
 
 __all__ = ["absent", "configuration", "files", "results", "versions"]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from html import escape
 from string import Template
 
-from dinov2.features.results import now
+from dinov2.eval.result import now
 
 __all__ = ["SCRIPT", "framed", "written"]
 

@@ -13,7 +13,7 @@ from dinov2.apps.evaluation.session import Inputs
 from dinov2.data.datasets.toy import Toy
 from dinov2.errors import ConfigError, WeightsError
 from dinov2.eval.linear import PRESETS, LinearSettings
-from dinov2.features.results import read_results
+from dinov2.eval.result import read_results
 from tests.runs import pictures
 
 SETS = {"train_dataset": "toy:split=TRAIN:n=60", "val_dataset": "toy:split=VAL:n=30"}

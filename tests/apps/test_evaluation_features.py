@@ -9,14 +9,14 @@ import torch
 from torch.testing import assert_close
 
 from dinov2.apps.evaluation.datasets import NamedSet, labelled, open_sets, split_rows
-from dinov2.apps.evaluation.features import FeatureBank, cache_for
+from dinov2.apps.evaluation.features import FeatureCache, cache_for
 from dinov2.apps.evaluation.knn import knn
 from dinov2.apps.evaluation.session import Inputs
 from dinov2.apps.evaluation.subjects import raw_pixels, subject_of, untrained_twin, with_size
 from dinov2.data.datasets.folder import Folder
 from dinov2.data.datasets.toy import Toy
+from dinov2.encode.tokens import backbone_tokens
 from dinov2.errors import ConfigError, DataError
-from dinov2.features.tokens import backbone_tokens
 from dinov2.pretrained import load
 from tests.runs import pictures
 
@@ -62,7 +62,7 @@ def test_two_evaluations_in_two_commands_decode_each_image_once(run, decoded):
 
 
 def test_evaluations_of_other_kinds_in_one_process_share_a_pass_even_without_a_cache(loaded, decoded):
-    bank, subject = FeatureBank(None), subject_of(loaded)
+    bank, subject = FeatureCache(None), subject_of(loaded)
     bank.features(subject, toy())
     bank.features(subject, toy(), parts=("earlier", "cls", "mean"))
     assert len(decoded) == 20
@@ -91,7 +91,7 @@ def test_the_default_place_is_the_cache_of_downloads(monkeypatch, here):
 
 def test_columns_are_class_tokens_of_the_last_blocks_and_the_mean_of_the_patches(loaded):
     images = toy()
-    found = FeatureBank(None).features(subject_of(loaded), images, parts=("mean", "cls", "earlier"))
+    found = FeatureCache(None).features(subject_of(loaded), images, parts=("mean", "cls", "earlier"))
     pixels = torch.stack([loaded.transform(images.images.get_image(i)) for i in range(20)])
     depth = loaded.n_blocks
     with torch.inference_mode():
@@ -104,7 +104,7 @@ def test_columns_are_class_tokens_of_the_last_blocks_and_the_mean_of_the_patches
 
 def test_of_large_sets_only_what_is_asked_for_is_kept(loaded, monkeypatch, here):
     monkeypatch.setattr("dinov2.apps.evaluation.features._ALL_PARTS_BYTES", 0)
-    bank, subject = FeatureBank(here / "kept"), subject_of(loaded)
+    bank, subject = FeatureCache(here / "kept"), subject_of(loaded)
     cls = bank.features(subject, toy())
     assert len(list((here / "kept").iterdir())) == 1
     both = bank.features(subject, toy(), parts=("cls", "mean"))
@@ -125,18 +125,18 @@ def test_another_library_s_model_without_layers_has_fewer_parts(here, monkeypatc
     subject = subject_of(load("mine:build", device="cpu"))
     assert subject.parts == {"cls": 3}
     with pytest.raises(ConfigError, match="shows no patch tokens; evaluate it by k-NN or logistic regression"):
-        FeatureBank(None).features(subject, toy(), parts=("cls", "mean"))
+        FeatureCache(None).features(subject, toy(), parts=("cls", "mean"))
 
 
 # Entries cannot go stale.
 
 
-def entries(bank: FeatureBank) -> int:
+def entries(bank: FeatureCache) -> int:
     return len(list(bank.cache.iterdir()))
 
 
 def test_another_model_transform_or_precision_gets_entries_of_its_own(loaded, here):
-    bank = FeatureBank(here / "kept")
+    bank = FeatureCache(here / "kept")
     subject = subject_of(loaded)
     bank.features(subject, toy())
     a_model = entries(bank)
@@ -156,9 +156,9 @@ def test_another_model_transform_or_precision_gets_entries_of_its_own(loaded, he
 def test_changed_images_are_read_again(loaded, here, decoded, change):
     pictures(here / "set", n=12, classes=3)
     subject = subject_of(loaded)
-    FeatureBank(here / "kept").features(subject, NamedSet("set", labelled("set")))
+    FeatureCache(here / "kept").features(subject, NamedSet("set", labelled("set")))
     decoded.clear()
-    FeatureBank(here / "kept").features(subject, NamedSet("set", labelled("set")))
+    FeatureCache(here / "kept").features(subject, NamedSet("set", labelled("set")))
     assert decoded == []
     file = here / "set" / "class0" / "000.png"
     match change:
@@ -175,7 +175,7 @@ def test_changed_images_are_read_again(loaded, here, decoded, change):
             file.rename(here / "set" / "class1" / "000.png")
         case "one more":
             shutil.copy(file, file.with_name("copy.png"))
-    FeatureBank(here / "kept").features(subject, NamedSet("set", labelled("set")))
+    FeatureCache(here / "kept").features(subject, NamedSet("set", labelled("set")))
     assert len(decoded) == (13 if change == "one more" else 12)
 
 
@@ -203,7 +203,7 @@ def test_a_full_disk_costs_no_features(loaded, here, monkeypatch, caplog):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dinov2.apps.evaluation.features.save_features", full)
-    found = FeatureBank(here / "kept").features(subject_of(loaded), toy())
+    found = FeatureCache(here / "kept").features(subject_of(loaded), toy())
     assert len(found) == 20
     assert "No space left on device" in caplog.text
 
@@ -212,7 +212,7 @@ def test_features_that_are_not_finite_are_refused_and_not_kept(loaded, here):
     subject = replace(
         subject_of(loaded), columns=lambda images: torch.full((len(images), 1), torch.nan), parts={"cls": 1}
     )
-    bank = FeatureBank(here / "kept")
+    bank = FeatureCache(here / "kept")
     with pytest.raises(DataError, match=r"NaN or infinite features for 20 of 20 images of toy.*try --precision fp32"):
         bank.features(subject, toy())
     assert not (here / "kept").exists()

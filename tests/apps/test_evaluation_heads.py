@@ -6,13 +6,13 @@ import torch
 from torch.testing import assert_close
 
 from dinov2.apps.evaluation.datasets import NamedSet, labelled
-from dinov2.apps.evaluation.features import FeatureBank
+from dinov2.apps.evaluation.features import FeatureCache
 from dinov2.apps.evaluation.released_head import attach_head, mapped, read_class_mapping, score_head, score_head_on
 from dinov2.apps.evaluation.subjects import subject_of
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
+from dinov2.encode.scoring import Scoring
+from dinov2.encode.stream import Features
 from dinov2.errors import DataError, WeightsError
-from dinov2.features.extract import Features
-from dinov2.features.metrics import Scoring
 from dinov2.models.linear_head import LinearHead
 from dinov2.pretrained import load
 from tests.runs import pictures
@@ -44,7 +44,7 @@ def folder_of_classes(here, names: list[str]) -> NamedSet:
 
 def test_answers_are_those_of_the_model_with_its_head(loaded, here):
     attach_head(loaded, head_file(here, 2 * loaded.embed_dim))
-    found = score_head_on(loaded, subject_of(loaded), toy(), FeatureBank(None), settings={"classifier": "mine"})[TOY]
+    found = score_head_on(loaded, subject_of(loaded), toy(), FeatureCache(None), settings={"classifier": "mine"})[TOY]
     images = labelled(TOY)
     pixels = torch.stack([loaded.transform(images.get_image(i)) for i in range(len(images))])
     outcome = next(iter(found.outcomes.values()))
@@ -58,12 +58,12 @@ def test_a_head_of_more_blocks_than_the_model_has_is_refused(loaded, here):
     attach_head(loaded, head_file(here, 5 * loaded.embed_dim))
     assert loaded.n_blocks < 4
     with pytest.raises(WeightsError, match=f"reads 4 blocks, but .* shows {loaded.n_blocks}; give a 1-layer one"):
-        score_head_on(loaded, subject_of(loaded), toy(), FeatureBank(None))
+        score_head_on(loaded, subject_of(loaded), toy(), FeatureCache(None))
 
 
 def test_a_backbone_alone_says_what_is_missing(loaded):
     with pytest.raises(WeightsError, match="a backbone without a classifier; give a --train-dataset to train one"):
-        score_head_on(loaded, subject_of(loaded), toy(), FeatureBank(None))
+        score_head_on(loaded, subject_of(loaded), toy(), FeatureCache(None))
 
 
 def test_a_file_that_is_no_head_is_refused(loaded, run):

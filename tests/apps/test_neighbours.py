@@ -14,8 +14,8 @@ from torch.nn.functional import normalize
 
 from dinov2.apps.embed import embed
 from dinov2.apps.neighbours import neighbours
+from dinov2.encode.store import open_features
 from dinov2.errors import ConfigError, DataError
-from dinov2.features.store import open_features
 from dinov2.pretrained import digest_of_files, load
 from tests.apps.test_embed import small
 from tests.runs import TABLE_FORMATS, pictures

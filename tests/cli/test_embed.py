@@ -55,7 +55,7 @@ def test_a_dry_run_says_what_would_be_written(dinov2, given):
 
 
 def test_an_interrupt_ends_with_a_word_on_how_to_go_on(dinov2, given, monkeypatch):
-    import dinov2.features.part_work as part_work
+    import dinov2.encode.part_work as part_work
 
     real = part_work.embedded
     monkeypatch.setattr(part_work, "embedded", lambda *a: (signal.raise_signal(signal.SIGINT), real(*a))[1])

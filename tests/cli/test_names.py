@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinov2.features.store import open_features
+from dinov2.encode.store import open_features
 from tests.apps.test_embed import small
 from tests.runs import SMALL, TABLE_FORMATS, only_sentence, pictures
 

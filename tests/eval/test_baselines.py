@@ -5,9 +5,9 @@ from torch.utils.data import Subset
 
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.data.loaders import make_dataset
+from dinov2.encode.stream import extract_features
 from dinov2.eval.baselines import RawPixels
 from dinov2.eval.knn import evaluate_knn
-from dinov2.features.extract import extract_features
 
 
 def test_small_images_are_their_pixels_with_length_one():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import few_shot_rows, match_classes
 from dinov2.eval.knn import (
@@ -15,8 +16,7 @@ from dinov2.eval.knn import (
     release_keys,
     write_knn_results,
 )
-from dinov2.features.extract import Features
-from dinov2.features.results import read_results
+from dinov2.eval.result import read_results
 from tests.eval.knn_golden import FIGURES, TENSORS, TEST, TEST_LABELS, TRAIN, TRAIN_LABELS
 
 FEW_SHOT = [

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError
 from dinov2.eval.knn import evaluate_knn
 from dinov2.eval.knn_outcome import evaluate_knn_outcome
-from dinov2.features.extract import Features
 from tests.eval.knn_golden import TEST, TEST_LABELS, TRAIN, TRAIN_LABELS
 
 NAMES = tuple(f"class {number}" for number in range(10))

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from dinov2.encode.scoring import Scoring
+from dinov2.encode.stream import Features
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.linear import (
@@ -22,8 +24,6 @@ from dinov2.eval.linear import (
     held_out_rows,
     train_heads,
 )
-from dinov2.features.extract import Features
-from dinov2.features.metrics import Scoring
 from dinov2.models.linear_head import LinearHead
 from tests.eval.test_linear import COLUMNS, GOLDEN, SMALL, classifier, problem, tokens
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from dinov2.encode.stream import Features
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.eval.linear import LinearHeads, LinearSettings, TokenColumns, cached_batches, head_table, train_heads
 from dinov2.eval.log_regression import evaluate_log_regression, fit_path
-from dinov2.features.extract import Features
 from tests.eval.two_processes import on_two_processes
 
 COLUMNS = TokenColumns(embed_dim=3, n_blocks=2)

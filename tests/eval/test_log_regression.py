@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from dinov2.encode.scoring import Scoring
+from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError, DataError, MissingDependency
 from dinov2.eval.log_regression import C_GRID, LogisticRegression, evaluate_log_regression, fit_path, get_args_parser
 from dinov2.eval.log_regression.held_out import random_split, stratified_split
-from dinov2.features.extract import Features
-from dinov2.features.metrics import Scoring
 
 KINDS = ("round", "two classes", "imbalanced", "collinear", "scaled", "separable", "wide")
 

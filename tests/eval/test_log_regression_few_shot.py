@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import few_shot_rows
 from dinov2.eval.log_regression import LogisticRegression, LogRegModule, evaluate_few_shot, train_for_C
 from dinov2.eval.log_regression.few_shot import class_mean_scores, cross_validated_C
-from dinov2.features.extract import Features
 
 
 def sets(n=120, n_val=60, n_classes=3, distance=1.5):

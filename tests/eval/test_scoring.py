@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from dinov2.encode.scoring import Scoring
+from dinov2.encode.stream import Features
 from dinov2.errors import DataError
 from dinov2.eval.classes import match_classes
 from dinov2.eval.knn import evaluate_knn, knn_classify
 from dinov2.eval.knn_outcome import evaluate_knn_outcome
 from dinov2.eval.linear import LinearSettings, evaluate_linear
 from dinov2.eval.log_regression import evaluate_few_shot, evaluate_log_regression, fit_path
-from dinov2.features.extract import Features
-from dinov2.features.metrics import ALEXNET_ERRORS, Scoring, real_accuracy, restrict_scores, top_k_accuracy
+from dinov2.features.metrics import ALEXNET_ERRORS, real_accuracy, restrict_scores, top_k_accuracy
 from tests.eval.knn_golden import TEST, TEST_LABELS, TRAIN, TRAIN_LABELS
 
 IDS = tuple(f"n{number:08}" for number in range(10))

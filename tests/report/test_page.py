@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
+from dinov2.encode.stream import Features
 from dinov2.errors import DataError
-from dinov2.features.extract import Features
-from dinov2.features.results import Result, write_results
+from dinov2.eval.result import Result, write_results
 from dinov2.report import write_report
 from dinov2.report.pictures import neighbour_gallery, write_gallery
 from dinov2.report.sources import read_run

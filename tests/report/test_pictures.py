@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from dinov2.encode.stream import Features
 from dinov2.errors import DataError
-from dinov2.features.extract import Features
 from dinov2.report.pictures import (
     encode_png,
     image_strip,

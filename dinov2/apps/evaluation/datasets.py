@@ -19,10 +19,10 @@ from dinov2.data.datasets.base import FileDataset, ImageDataset, digest
 from dinov2.data.datasets.imagenet_variants import class_ids_of
 from dinov2.data.datasets.subset import Subset
 from dinov2.data.loaders import make_dataset
+from dinov2.encode.scoring import Scoring
+from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import class_numbers
-from dinov2.features.extract import Features
-from dinov2.features.metrics import Scoring
 
 __all__ = ["VAL_SHARE", "EvaluationSets", "NamedSet", "labelled", "open_sets", "split_rows"]
 

@@ -18,15 +18,16 @@ from dinov2.apps.evaluation.released_head import head_parts, knows_classes_of, s
 from dinov2.apps.evaluation.session import Inputs, Session, session
 from dinov2.apps.evaluation.subjects import Subject, called, subject_of
 from dinov2.distributed import is_main_process
+from dinov2.encode.external_models import is_external_model
 from dinov2.errors import ConfigError
 from dinov2.eval.comparison import Comparison, compare, holm, records_of
 from dinov2.eval.mistakes import class_recalls
 from dinov2.eval.outcome import Evaluation, Outcome
+from dinov2.eval.result import SCHEMA, Result, environment, now
 from dinov2.eval.retrieval import evaluate_retrieval, truth_by_class
 from dinov2.features.metrics import Figure, SampleRecords, classification_figures
-from dinov2.features.peers import is_peer
-from dinov2.features.results import SCHEMA, Result, environment, now, write_json
 from dinov2.sources import find
+from dinov2.whole_files import write_json
 
 __all__ = [
     "ACCURACIES",
@@ -326,7 +327,7 @@ def _look_for(models: Sequence[str | os.PathLike[str]], inputs: Inputs) -> None:
     if twice := [text for text in texts if texts.count(text) > 1]:
         raise ConfigError(f"the model {twice[0]} was named twice; name each model once")
     for model in models:
-        if not is_peer(str(model)) or Path(model).exists():
+        if not is_external_model(str(model)) or Path(model).exists():
             find(model, progress=inputs.progress)
 
 

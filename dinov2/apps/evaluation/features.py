@@ -2,7 +2,7 @@
 
 A pass over the images gives every part of the columns (`dinov2.apps.evaluation.subjects`). Of sets whose columns fit
 into memory together all parts are kept, so that a later evaluation of another kind decodes nothing; of larger sets only
-those that were asked for. Entries are found by content (`dinov2.features.cache`): weights, model, transform, precision,
+those that were asked for. Entries are found by content (`dinov2.encode.cache`): weights, model, transform, precision,
 kind of device, and the images with their names, sizes, times and labels.
 """
 
@@ -23,14 +23,14 @@ from dinov2.apps.evaluation.subjects import PARTS, Subject
 from dinov2.apps.places import output_folder
 from dinov2.apps.transformed import WithTransform
 from dinov2.configs.checks import MOST_WORKERS, at_most
+from dinov2.encode.cache import content_key, load_features, save_features
+from dinov2.encode.stream import Features, extract_features
+from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
-from dinov2.features.cache import content_key, load_features, save_features
-from dinov2.features.extract import Features, extract_features
-from dinov2.features.tokens import require_finite
 from dinov2.models.download import cache_folder
 from dinov2.sources import ShowProgress
 
-__all__ = ["CACHE_NAME", "Extraction", "FeatureBank", "cache_for"]
+__all__ = ["CACHE_NAME", "Extraction", "FeatureCache", "cache_for"]
 
 CACHE_NAME = "features"
 """Folder below the cache of downloads (`$DINOV2_CACHE`)."""
@@ -66,7 +66,7 @@ def cache_for(folder: str | os.PathLike[str] | None, *, use: bool = True) -> Pat
 
 
 @dataclass
-class FeatureBank:
+class FeatureCache:
     """Where evaluations get their features from; it remembers what this process has read or extracted."""
 
     cache: Path | None

@@ -22,6 +22,7 @@ from dinov2.apps.evaluation.subjects import PARTS, Subject, subject_of
 from dinov2.data.datasets.base import digest
 from dinov2.data.datasets.subset import Subset
 from dinov2.distributed import barrier, is_main_process
+from dinov2.encode.stream import Features
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError
 from dinov2.eval.linear import (
@@ -33,8 +34,7 @@ from dinov2.eval.linear import (
     held_out_rows,
 )
 from dinov2.eval.outcome import Evaluation
-from dinov2.features.extract import Features
-from dinov2.features.results import Result, write_results
+from dinov2.eval.result import Result, write_results
 from dinov2.file_lock import exclusive
 
 __all__ = ["LINEAR_FILE", "PROTOCOLS", "columns_of", "linear"]

@@ -12,15 +12,15 @@ from dinov2.apps.evaluation.everything import ACCURACIES, CALIBRATION, Measured,
 from dinov2.apps.evaluation.everything import RESULTS_FILE as EVALUATION_FILE
 from dinov2.apps.evaluation.retrieval import RESULTS_FILE, SHOWN_PROTOCOL, Ranked, RetrievalReport
 from dinov2.apps.evaluation.subjects import Subject
+from dinov2.encode.stream import Features
 from dinov2.errors import DataError
 from dinov2.eval.comparison import Estimate
 from dinov2.eval.mistakes import Mistake, class_recalls, confused_pairs, confusion, worst_mistakes
 from dinov2.eval.neighbours import nearest_neighbours
 from dinov2.eval.outcome import Outcome
+from dinov2.eval.result import environment
 from dinov2.eval.retrieval import Ranking, average_precision, rank_gallery
-from dinov2.features.extract import Features
 from dinov2.features.metrics import Figure, confidence_bins
-from dinov2.features.results import environment
 from dinov2.report.evaluation.page import evaluation_page
 from dinov2.report.evaluation.record import (
     EvaluationRecord,

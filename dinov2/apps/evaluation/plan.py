@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dinov2.apps.evaluation.datasets import EvaluationSets, NamedSet, labelled
-from dinov2.apps.evaluation.features import FeatureBank
+from dinov2.apps.evaluation.features import FeatureCache
 from dinov2.apps.evaluation.released_head import attach_head, score_head_on
 from dinov2.apps.evaluation.session import Inputs, session
 from dinov2.apps.evaluation.subjects import Subject, subject_of
@@ -62,7 +62,7 @@ def evaluation_plan(
 
 def plan_lines(
     subject: Subject,
-    bank: FeatureBank,
+    bank: FeatureCache,
     images: Iterable[NamedSet],
     *,
     parts: Sequence[str] | None = ("cls",),

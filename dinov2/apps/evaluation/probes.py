@@ -14,7 +14,7 @@ from dinov2.distributed import is_main_process
 from dinov2.engine.parallel import choose_device
 from dinov2.errors import ConfigError
 from dinov2.eval.log_regression import C_GRID, DEFAULT_MAX_ITER, evaluate_log_regression
-from dinov2.features.results import Result, write_results
+from dinov2.eval.result import Result, write_results
 
 __all__ = ["LOG_REGRESSION_FILE", "ProbeReport", "log_regression"]
 

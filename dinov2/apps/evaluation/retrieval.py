@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinov2.apps.evaluation.datasets import NamedSet, labelled
-from dinov2.apps.evaluation.features import FeatureBank, cache_for
+from dinov2.apps.evaluation.features import FeatureCache, cache_for
 from dinov2.apps.evaluation.plan import plan_lines
 from dinov2.apps.evaluation.processes import joined, shared_folder
 from dinov2.apps.evaluation.session import Inputs, load_model, model_threads
@@ -22,12 +22,12 @@ from dinov2.data.datasets.base import FileDataset, PixelDataset, digest
 from dinov2.data.datasets.globbed import ImageFiles
 from dinov2.data.decoding import IMAGE_EXTENSIONS
 from dinov2.distributed import is_main_process
+from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import class_numbers
+from dinov2.eval.result import Result, write_results
 from dinov2.eval.retrieval import QueryTruth, evaluate_retrieval, truth_by_class
 from dinov2.eval.revisited import RevisitedQuery, RevisitedTruth, evaluate_revisited, read_revisited, write_revisited
-from dinov2.features.extract import Features
-from dinov2.features.results import Result, write_results
 
 __all__ = ["RESULTS_FILE", "SHOWN_PROTOCOL", "TRUTH_FILE", "Ranked", "RetrievalReport", "retrieval", "retrieval_plan"]
 
@@ -137,7 +137,7 @@ def retrieval_plan(
 class _Opened:
     folder: Path
     subject: Subject
-    bank: FeatureBank
+    bank: FeatureCache
     queries: NamedSet
     gallery: NamedSet
     truth: RevisitedTruth | None
@@ -158,7 +158,7 @@ def _opened(
         raise ConfigError("a --ground-truth file and the folder of its --images belong together; give both or neither")
     if gallery_dataset is not None and query_dataset is None:
         raise ConfigError("a ground-truth file names its own gallery; leave --gallery-dataset out")
-    bank = FeatureBank(
+    bank = FeatureCache(
         cache_for(inputs.cache_dir, use=inputs.use_cache), inputs.batch_size, inputs.num_workers, inputs.progress
     )
     with joined():

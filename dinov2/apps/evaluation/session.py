@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 from dinov2.apps.evaluation.datasets import EvaluationSets, NamedSet, open_sets
-from dinov2.apps.evaluation.features import FeatureBank, cache_for
+from dinov2.apps.evaluation.features import FeatureCache, cache_for
 from dinov2.apps.evaluation.processes import Say, joined, shared_folder
 from dinov2.apps.evaluation.subjects import Subject, with_size
 from dinov2.configs import load_config
 from dinov2.distributed import is_main_process
+from dinov2.encode.stream import Features
 from dinov2.engine.parallel import autocast, choose_device
 from dinov2.engine.threads import fastest_threads, sample_of
-from dinov2.features.extract import Features
-from dinov2.features.results import Result
+from dinov2.eval.result import Result
 from dinov2.pretrained import Pretrained, load
 from dinov2.sources import ShowProgress
 
@@ -68,7 +68,7 @@ class Session:
     """Where results go; it is not made before there are some."""
     loaded: Pretrained
     sets: EvaluationSets
-    bank: FeatureBank
+    bank: FeatureCache
 
     def features(self, subject: Subject, *, parts: Sequence[str] = ("cls",)) -> tuple[Features, Features]:
         """Features of the training and of the validation images."""
@@ -103,7 +103,7 @@ def session(inputs: Inputs, *, task: str, sets: EvaluationSets | None = None) ->
 
     Raises `ConfigError`, `DataError` or `WeightsError` for what is wrong.
     """
-    bank = FeatureBank(
+    bank = FeatureCache(
         cache_for(inputs.cache_dir, use=inputs.use_cache), inputs.batch_size, inputs.num_workers, inputs.progress
     )
     with joined():

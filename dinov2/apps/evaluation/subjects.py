@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from dinov2.data.eval_transform import EvalTransform
+from dinov2.encode.external_models import ExternalModel
+from dinov2.encode.tokens import Tokens
 from dinov2.errors import ConfigError
 from dinov2.eval.baselines import RawPixels
-from dinov2.features.peers import Peer
-from dinov2.features.tokens import Tokens
 from dinov2.models.files import state_digest
 from dinov2.pretrained import Pretrained
 
@@ -79,7 +79,7 @@ def subject_of(loaded: Pretrained, *, name: str | None = None) -> Subject:
     known = ("embed_dim", "depth", "patch_size", "num_register_tokens")
     architecture = {key: loaded.table[key] for key in known if key in loaded.table}
     identity: dict[str, Any] = {"weights": loaded.digest, "model": _plain(loaded.table)}
-    if isinstance(loaded.backbone, Peer):
+    if isinstance(loaded.backbone, ExternalModel):
         # The code of another library or of the user may change while the weights stay: what it computes tells.
         identity |= {"name": loaded.source, "probe": _rounded(columns(probe))}
     return Subject(
@@ -147,7 +147,7 @@ def _blocks_of(loaded: Pretrained) -> int:
     """Blocks that a linear classifier may read: 4, or all of a shallower model; 1 where a model shows no others."""
     depth = loaded.table.get("depth")
     wanted = min(_BLOCKS, int(depth)) if depth else _BLOCKS
-    if not isinstance(loaded.backbone, Peer):
+    if not isinstance(loaded.backbone, ExternalModel):
         return wanted
     if not depth:
         return 1

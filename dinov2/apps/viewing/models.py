@@ -10,9 +10,9 @@ from torch.nn.functional import interpolate
 from dinov2.analysis.attention_maps import block_number, look_into_block, patch_token
 from dinov2.analysis.patch_maps import PatchView, high_norm_threshold, patch_at, patch_norms
 from dinov2.analysis.pca import PcaBasis, fit_foreground_pca, fit_image_pca, match_colours
+from dinov2.encode.tokens import require_finite
 from dinov2.engine.parallel import autocast
 from dinov2.errors import ConfigError, DinoError
-from dinov2.features.tokens import require_finite
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import Pretrained
 from dinov2.report.viz_data import PageImage, PageModel

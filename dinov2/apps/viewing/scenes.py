@@ -7,8 +7,8 @@ from PIL import Image
 
 from dinov2.analysis.patch_maps import PatchView, patch_at
 from dinov2.apps.viewing.models import look
+from dinov2.encode.image_inputs import Frame, open_frame
 from dinov2.errors import DataError
-from dinov2.features.frames import Frame, open_frame
 from dinov2.pretrained import Pretrained
 from dinov2.report.map_pictures import display_size
 

@@ -7,7 +7,7 @@ from dinov2.cli.common import add_command, positive
 from dinov2.cli.evaluation import options
 
 if TYPE_CHECKING:
-    from dinov2.features.results import Result
+    from dinov2.eval.result import Result
 
 __all__ = ["add_to"]
 

@@ -12,7 +12,7 @@ from dinov2.cli.common import ExtractionProgress, add_compute_options, add_image
 
 if TYPE_CHECKING:
     from dinov2.apps.evaluation.session import Inputs
-    from dinov2.features.results import Result
+    from dinov2.eval.result import Result
 
 __all__ = [
     "add_encoding",

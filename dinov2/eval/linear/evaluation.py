@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from dinov2.encode.stream import Features
+from dinov2.encode.tokens import require_finite
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError
 from dinov2.eval.classes import Classification, match_classes
@@ -27,10 +29,8 @@ from dinov2.eval.log_regression.held_out import (
     stratified_split,
 )
 from dinov2.eval.outcome import Evaluation, Outcome
+from dinov2.eval.result import Result
 from dinov2.eval.scoring import scored
-from dinov2.features.extract import Features
-from dinov2.features.results import Result
-from dinov2.features.tokens import require_finite
 from dinov2.models.files import state_digest
 
 __all__ = ["LiveBatches", "evaluate_linear", "held_out_rows"]

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
+from dinov2.encode.stream import Features
+from dinov2.encode.tokens import require_finite
 from dinov2.errors import DataError
 from dinov2.eval.classes import class_numbers, match_classes
 from dinov2.eval.outcome import Evaluation
 from dinov2.eval.scoring import scored
-from dinov2.features.extract import Features
-from dinov2.features.tokens import require_finite
 from dinov2.models.linear_head import LinearHead
 
 __all__ = ["evaluate_head"]

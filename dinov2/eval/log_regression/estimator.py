@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.log_regression.libraries import fit_with_library
 from dinov2.eval.log_regression.objective import Axes, SoftmaxObjective
 from dinov2.eval.log_regression.solver import minimise
-from dinov2.features.tokens import require_finite
 
 __all__ = ["Backend", "Fitted", "LogisticRegression", "fit_path"]
 

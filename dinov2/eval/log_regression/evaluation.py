@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from dinov2.encode.stream import Features
+from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import Classification, match_classes
 from dinov2.eval.log_regression.estimator import Backend, Fitted, fit_path
@@ -23,8 +25,6 @@ from dinov2.eval.log_regression.held_out import (
 )
 from dinov2.eval.outcome import Evaluation
 from dinov2.eval.scoring import scored
-from dinov2.features.extract import Features
-from dinov2.features.tokens import require_finite
 
 __all__ = ["C_GRID", "DEFAULT_MAX_ITER", "METRICS", "SelectOn", "evaluate_log_regression"]
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import Classification, few_shot_rows
 from dinov2.eval.log_regression.estimator import fit_path
 from dinov2.eval.log_regression.evaluation import C_GRID
 from dinov2.eval.log_regression.held_out import require_trainable, selection_accuracy
 from dinov2.eval.outcome import Evaluation, Outcome
+from dinov2.eval.result import Result
 from dinov2.eval.scoring import class_counts, figures_of_ranks, image_ranks, rows_of_tries
-from dinov2.features.extract import Features
-from dinov2.features.results import Result
 
 __all__ = ["FewShotMethod", "class_mean_scores", "cross_validated_C", "evaluate_few_shot"]
 

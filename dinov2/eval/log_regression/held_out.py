@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
+from dinov2.encode.stream import Features
+from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import Classification, match_classes
-from dinov2.features.extract import Features
 from dinov2.features.metrics import per_class_means, target_ranks
-from dinov2.features.tokens import require_finite
 
 __all__ = ["random_split", "require_trainable", "selection_accuracy", "stratified_split"]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dinov2.encode.tokens import require_finite
 from dinov2.errors import MissingDependency
 from dinov2.eval.neighbours.shortlist import merge_neighbours
-from dinov2.features.tokens import require_finite
 
 __all__ = ["search_with_faiss"]
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.neighbours.faiss_index import search_with_faiss
 from dinov2.eval.neighbours.scans import GROUP, SCANS, Scan, fastest_scan, float32_slack, groups_of
 from dinov2.eval.neighbours.shortlist import PAIRS_AT_ONCE, Pairs, Shortlist, best_of_block, products, where
-from dinov2.features.tokens import require_finite
 
 __all__ = ["nearest_neighbours"]
 

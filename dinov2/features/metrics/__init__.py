@@ -45,7 +45,6 @@ from dinov2.features.metrics.intervals import (
     wilson_interval,
 )
 from dinov2.features.metrics.records import SampleRecords, gather_records, sample_records
-from dinov2.features.metrics.scoring import Scoring
 
 __all__ = [
     "ALEXNET_CLEAN_ERROR",
@@ -54,7 +53,6 @@ __all__ = [
     "CorruptionErrors",
     "Figure",
     "SampleRecords",
-    "Scoring",
     "area_under_risk_coverage",
     "best_ranks",
     "bin_numbers",

@@ -13,7 +13,7 @@ from dinov2.configs import load_config
 from dinov2.distributed import is_main_process
 from dinov2.engine.parallel import choose_device
 from dinov2.errors import ConfigError
-from dinov2.features.results import Result
+from dinov2.eval.result import Result
 from dinov2.logging import setup_logging
 
 __all__ = ["inputs_of", "report_rows"]

@@ -1,4 +1,4 @@
-"""The tables that `dinov2.features.store.writing` wrote, column by column."""
+"""The tables that `dinov2.encode.store.writing` wrote, column by column."""
 
 import glob
 from collections.abc import Iterator, Mapping
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from dinov2.encode.store.arrow import from_arrow, pyarrow_module
+from dinov2.encode.store.writing import FORMATS, TableFormat, format_of, table_files
 from dinov2.errors import ConfigError, DataError, MissingDependency
-from dinov2.features.store.arrow import from_arrow, pyarrow_module
-from dinov2.features.store.writing import FORMATS, TableFormat, format_of, table_files
 from dinov2.whole_files import utf8_path
 
 __all__ = ["StoredTable"]

@@ -13,13 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from dinov2.data.eval_transform import EvalTransform
+from dinov2.encode.tokens import Tokens, split_tokens
 from dinov2.errors import ConfigError, MissingDependency, WeightsError
-from dinov2.features.tokens import Tokens, split_tokens
 
-__all__ = ["Peer", "is_peer", "load_peer"]
+__all__ = ["ExternalModel", "is_external_model", "load_external_model"]
 
 
-class Peer(nn.Module):
+class ExternalModel(nn.Module):
     """A model of another library: images `[B, 3, H, W]` -> `[B, D]` by call, all tokens by `tokens`."""
 
     def __init__(self, model: nn.Module, *, patch_size: int, transform: EvalTransform) -> None:
@@ -62,7 +62,7 @@ class Peer(nn.Module):
         raise ConfigError(f"the model returned {got}; features need [B, D], tokens [B, T, D] or maps [B, D, h, w]")
 
 
-class _Timm(Peer):
+class _Timm(ExternalModel):
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> Tokens:
         model: Any = self.model
         if not layers:
@@ -91,7 +91,7 @@ class _Timm(Peer):
         return tokens._replace(cls=model.forward_head(output, pre_logits=True))
 
 
-class _HuggingFace(Peer):
+class _HuggingFace(ExternalModel):
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> Tokens:
         output = self.model(pixel_values=images, output_hidden_states=bool(layers))
         tokens = self._sequence(output.last_hidden_state, images)
@@ -121,7 +121,7 @@ def _with_prefix(maps: Tensor, prefix: Tensor) -> Tokens:
     return Tokens(prefix[:, 0] if has_cls else patches.mean(dim=(1, 2)), prefix[:, int(has_cls) :], patches, {})
 
 
-def is_peer(source: str) -> bool:
+def is_external_model(source: str) -> bool:
     """Whether `source` names a model of another library: `timm:`, `hf:` or `module:function`."""
     head, colon, tail = source.partition(":")
     if not colon or tail.startswith(("//", "\\")) or len(head) == 1:  # a URL, or a path on Windows
@@ -129,7 +129,7 @@ def is_peer(source: str) -> bool:
     return head in ("timm", "hf") or (tail.isidentifier() and all(part.isidentifier() for part in head.split(".")))
 
 
-def load_peer(source: str) -> Peer:
+def load_external_model(source: str) -> ExternalModel:
     """The model that `source` names, in eval mode on the CPU.
 
     Raises `MissingDependency`, `WeightsError` when the library has no such model or cannot fetch it, `ConfigError`
@@ -140,7 +140,7 @@ def load_peer(source: str) -> Peer:
     return (loader(tail) if loader else _load_function(head, tail)).eval()
 
 
-def _load_timm(name: str) -> Peer:
+def _load_timm(name: str) -> ExternalModel:
     try:
         import timm
         import timm.data
@@ -178,7 +178,7 @@ def _load_timm(name: str) -> Peer:
     return peer
 
 
-def _load_hf(identifier: str) -> Peer:
+def _load_hf(identifier: str) -> ExternalModel:
     try:
         import transformers
     except ImportError as error:
@@ -217,7 +217,7 @@ def _transform_of(processor: Any, patch: int) -> EvalTransform:
     return EvalTransform(crop_size=crop or resize or 224, resize_size=resize, patch_size=patch, **colours)
 
 
-def _load_function(module: str, name: str) -> Peer:
+def _load_function(module: str, name: str) -> ExternalModel:
     source = f"{module}:{name}"
     try:
         function = getattr(importlib.import_module(module), name)
@@ -231,12 +231,12 @@ def _load_function(module: str, name: str) -> Peer:
     model = function()
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{source} returned a {type(model).__name__}; it must return a torch.nn.Module")
-    if isinstance(model, Peer):
+    if isinstance(model, ExternalModel):
         return model
     sizes: Any = getattr(getattr(model, "patch_embed", None), "patch_size", getattr(model, "patch_size", 1))
     patch = int(sizes[0] if isinstance(sizes, (tuple, list)) else sizes)
     transform = getattr(model, "transform", None) or EvalTransform(patch_size=patch)
-    return Peer(model, patch_size=patch, transform=transform)
+    return ExternalModel(model, patch_size=patch, transform=transform)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from dinov2.errors import DataError
-from dinov2.features.results import Result, environment, read_results, write_json, write_results
+from dinov2.eval.result import Result, environment, read_results, write_results
+from dinov2.whole_files import write_json
 
 
 def test_rows_survive_the_file(tmp_path):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from dinov2.encode.tokens import ImageFeatures, as_float32_on_cpu, backbone_tokens, packed_tokens, split_tokens
 from dinov2.errors import ConfigError
-from dinov2.features.tokens import ImageFeatures, as_float32_on_cpu, backbone_tokens, packed_tokens, split_tokens
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from tests.golden.recipe import fill, images
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from dinov2.data.eval_transform import EvalTransform
+from dinov2.encode.external_models import _Timm, is_external_model, load_external_model
+from dinov2.encode.tokens import backbone_tokens
 from dinov2.errors import ConfigError, MissingDependency, WeightsError
-from dinov2.features.peers import _Timm, is_peer, load_peer
-from dinov2.features.tokens import backbone_tokens
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from tests.golden.recipe import fill, images
 
@@ -35,13 +35,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
     ],
 )
 def test_a_peer_is_known_by_its_prefix(source, answer):
-    assert is_peer(source) is answer
+    assert is_external_model(source) is answer
 
 
 @timm_or_skip
 @torch.no_grad()
 def test_a_transformer_of_timm_gives_its_tokens_and_layers():
-    peer = load_peer("timm:test_vit4?random")
+    peer = load_external_model("timm:test_vit4?random")
     x = images(2, 160, 96)
     tokens = peer.tokens(x, layers=[0, -1])
     model = peer.model
@@ -59,7 +59,7 @@ def test_a_transformer_of_timm_gives_its_tokens_and_layers():
 @timm_or_skip
 @torch.no_grad()
 def test_a_convolutional_network_of_timm_has_maps_and_no_registers():
-    peer = load_peer("timm:test_resnet?random")
+    peer = load_external_model("timm:test_resnet?random")
     x = images(2, 96, 128)
     tokens = peer.tokens(x)
     assert torch.equal(tokens.patches, peer.model.forward_features(x).permute(0, 2, 3, 1))
@@ -87,7 +87,7 @@ def test_maps_with_channels_last_are_turned():
 def test_the_transform_of_a_timm_model_is_its_own():
     import timm
 
-    transform = load_peer("timm:vit_small_patch14_reg4_dinov2?random").transform
+    transform = load_external_model("timm:vit_small_patch14_reg4_dinov2?random").transform
     published = timm.get_pretrained_cfg("vit_small_patch14_reg4_dinov2")
     assert (transform.crop_size, transform.resize_size) == (518, 518)
     assert transform.mean == tuple(published.mean) and transform.patch_size == 14
@@ -96,9 +96,9 @@ def test_the_transform_of_a_timm_model_is_its_own():
 @timm_or_skip
 def test_a_name_that_timm_does_not_know_and_an_unknown_option_are_refused():
     with pytest.raises(WeightsError, match="timm has no model 'vit_enormous'"):
-        load_peer("timm:vit_enormous?random")
+        load_external_model("timm:vit_enormous?random")
     with pytest.raises(ConfigError, match="timm:test_vit4[?]pretrained is not understood"):
-        load_peer("timm:test_vit4?pretrained")
+        load_external_model("timm:test_vit4?pretrained")
 
 
 @hf_or_skip
@@ -112,7 +112,7 @@ def test_a_folder_of_transformers_gives_the_tokens_of_its_model(tmp_path: Path):
     model = Dinov2WithRegistersModel(config).eval()
     model.save_pretrained(tmp_path)
     BitImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    peer = load_peer(f"hf:{tmp_path}")
+    peer = load_external_model(f"hf:{tmp_path}")
     x = images(2, 32, 48)
     tokens = peer.tokens(x, layers=[0, 1])
     output = model(pixel_values=x, output_hidden_states=True)
@@ -130,7 +130,7 @@ def test_a_folder_of_transformers_gives_the_tokens_of_its_model(tmp_path: Path):
 @hf_or_skip
 def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path):
     with pytest.raises(WeightsError, match="transformers cannot load"):
-        load_peer(f"hf:{tmp_path}")
+        load_external_model(f"hf:{tmp_path}")
 
 
 @pytest.fixture
@@ -154,11 +154,11 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @torch.no_grad()
 def test_a_function_of_yours_gives_a_model(module):
-    peer = load_peer("my_models:ours")
+    peer = load_external_model("my_models:ours")
     fill(peer.model)
     x = images(2, 32, 16)
     assert torch.equal(peer.model(x), peer(x))
-    mean = load_peer("my_models:mean")
+    mean = load_external_model("my_models:mean")
     assert torch.equal(mean(x), x.mean(dim=(2, 3)))
     assert mean.tokens(x).patches.shape == (2, 0, 0, 3)
 
@@ -166,7 +166,7 @@ def test_a_function_of_yours_gives_a_model(module):
 @torch.no_grad()
 def test_the_dictionary_of_forward_features_is_understood():
     from dinov2.data.eval_transform import EvalTransform
-    from dinov2.features.peers import Peer
+    from dinov2.encode.external_models import ExternalModel
 
     model = fill(DinoVisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2)).eval()
 
@@ -175,7 +175,7 @@ def test_the_dictionary_of_forward_features_is_understood():
             return model.forward_features(x)
 
     x = images(2, 32, 16)
-    tokens = Peer(Wrapper(), patch_size=8, transform=EvalTransform()).tokens(x)
+    tokens = ExternalModel(Wrapper(), patch_size=8, transform=EvalTransform()).tokens(x)
     assert torch.equal(tokens.patches, backbone_tokens(model, x).patches)
 
 
@@ -189,16 +189,16 @@ def test_the_dictionary_of_forward_features_is_understood():
 )
 def test_a_function_that_gives_no_model_is_refused(module, source, reason):
     with pytest.raises(ConfigError, match=reason):
-        load_peer(source)
+        load_external_model(source)
 
 
 @torch.no_grad()
 def test_a_model_with_another_kind_of_output_is_refused(module):
     with pytest.raises(ConfigError, match=r"returned shape \[1536\]"):
-        load_peer("my_models:broken")(images(1, 32, 16))
+        load_external_model("my_models:broken")(images(1, 32, 16))
 
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingDependency, match="timm"):
-        load_peer("timm:vit_tiny_patch16_224")
+        load_external_model("timm:vit_tiny_patch16_224")

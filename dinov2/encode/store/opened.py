@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from dinov2.encode.store.parts import MANIFEST, manifest_of
+from dinov2.encode.store.reading import StoredTable
+from dinov2.encode.store.writing import format_of
 from dinov2.errors import DataError
-from dinov2.features.store.parts import MANIFEST, manifest_of
-from dinov2.features.store.reading import StoredTable
-from dinov2.features.store.writing import format_of
 from dinov2.whole_files import unescape_name
 
 __all__ = ["StoredFeatures", "StoredPatches", "open_features"]

@@ -1,10 +1,9 @@
-"""One row a figure, with everything needed to find out later where the figure came from, and atomic JSON files.
+"""One row a figure, with everything needed to find out later where the figure came from.
 
 Rows carry names, digests and versions, and of paths only what the user typed: a result can be published that was asked
 for with names that can be.
 """
 
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dinov2.errors import DataError
-from dinov2.whole_files import read_json, write_text
+from dinov2.whole_files import read_json, write_json
 
-__all__ = ["SCHEMA", "Result", "environment", "now", "read_results", "write_json", "write_results"]
+__all__ = ["SCHEMA", "Result", "environment", "now", "read_results", "write_results"]
 
 SCHEMA = 1
 """Version of the row layout; it rises when a field changes its meaning."""
@@ -110,22 +109,3 @@ def read_results(path: Path | str) -> list[Result]:
         )
         for row in kept
     ]
-
-
-def write_json(path: Path | str, value: Any) -> Path:
-    """Write valid JSON (NaN and infinities become null); whoever reads the path sees the old or the new one."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_text(path, text)
-
-
-def _finite(value: Any) -> Any:
-    """The same value with what JSON cannot say replaced: not-finite numbers by null, paths and types by text."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value)

@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from dinov2.encode.store.sinks import FileFacts, npy_header
+from dinov2.encode.store.writing import TableFormat, write_table
 from dinov2.errors import ConfigError, DataError, DinoError
-from dinov2.features.results import write_json
-from dinov2.features.store.sinks import FileFacts, npy_header
-from dinov2.features.store.writing import TableFormat, write_table
 from dinov2.file_lock import held
-from dinov2.whole_files import read_json
+from dinov2.whole_files import read_json, write_json
 
 __all__ = ["MANIFEST", "PartRecord", "PartsFolder", "PatchFile", "differences", "manifest_of", "room_on_disk"]
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from dinov2.encode.store import finishing, open_features
+from dinov2.encode.store.finishing import begin, complete_output, finish
+from dinov2.encode.store.parts import PartRecord, PartsFolder, PatchFile, differences, room_on_disk
+from dinov2.encode.store.reading import StoredTable
+from dinov2.encode.store.writing import FORMATS, format_of, write_table
 from dinov2.errors import ConfigError, DataError, DinoError
-from dinov2.features.store import finishing, open_features
-from dinov2.features.store.finishing import begin, complete_output, finish
-from dinov2.features.store.parts import PartRecord, PartsFolder, PatchFile, differences, room_on_disk
-from dinov2.features.store.reading import StoredTable
-from dinov2.features.store.writing import FORMATS, format_of, write_table
 from tests.runs import NEEDS_PYARROW, TABLE_FORMATS
 
 REQUEST = {"source": {"images": 9, "fingerprint": "f"}, "model": {"sha256": "a" * 64}, "layers": (3,), "mean": False}
@@ -207,7 +207,7 @@ def test_joining_can_be_killed_anywhere_and_repeated(tmp_path, monkeypatch, merg
     joined(parts_of(expected, with_patches=True), merge)
     output = tmp_path / "killed" / "out.npz"
     folder = parts_of(output, with_patches=True)
-    module = {"rmtree": "shutil", "replace": "os"}.get(where, "dinov2.features.store.finishing")
+    module = {"rmtree": "shutil", "replace": "os"}.get(where, "dinov2.encode.store.finishing")
     interrupted = True
     for call in range(1, 30):
         if not interrupted:

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dinov2.features.store.arrow import pyarrow_module, to_arrow
-from dinov2.features.store.sinks import FileFacts, Sink, npy_header, written_file
+from dinov2.encode.store.arrow import pyarrow_module, to_arrow
+from dinov2.encode.store.sinks import FileFacts, Sink, npy_header, written_file
 
 __all__ = ["FORMATS", "TableFormat", "format_of", "table_files", "write_table"]
 

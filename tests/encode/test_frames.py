@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
+from dinov2.encode.image_inputs import Frame, find_frames, open_frame
 from dinov2.errors import DataError
-from dinov2.features.frames import Frame, find_frames, open_frame
 
 
 def picture(path, colour=(200, 10, 10), size=(6, 4), **options):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dinov2.data.datasets.base import ImageDataset
+from dinov2.encode.tokens import Tokens
 from dinov2.errors import DataError
-from dinov2.features.tokens import Tokens
 
 __all__ = ["DecodedBatch", "Wanted", "decoded_batches", "embedded"]
 

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from dinov2 import distributed
 from dinov2.data.datasets.imagenet_variants import class_ids_of
+from dinov2.encode.scoring import Scoring
 from dinov2.errors import ConfigError, DataError
-from dinov2.features.metrics.scoring import Scoring
 
 __all__ = ["Features", "LabelledImages", "evaluating", "extract_features"]
 

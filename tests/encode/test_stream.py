@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from dinov2.encode.stream import Features, extract_features
 from dinov2.errors import ConfigError, DataError
-from dinov2.features.extract import Features, extract_features
 
 PIXELS = torch.arange(10 * 3 * 4 * 4, dtype=torch.float32).view(10, 3, 4, 4) / 100
 

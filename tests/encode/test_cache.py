@@ -4,16 +4,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dinov2.errors import DataError
-from dinov2.features.cache import (
+from dinov2.encode.cache import (
     cached_features,
     content_key,
     dataset_fingerprint,
     load_features,
     save_features,
 )
-from dinov2.features.extract import Features
-from dinov2.features.metrics import Scoring
+from dinov2.encode.scoring import Scoring
+from dinov2.encode.stream import Features
+from dinov2.errors import DataError
 from dinov2.models.files import state_digest
 
 PARTS = {"weights": "ab12", "transform": {"crop": 224, "resize": 256}, "data": "cd34"}

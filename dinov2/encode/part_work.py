@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dinov2 import distributed
 from dinov2.data.datasets.base import ImageDataset
+from dinov2.encode.embedding import DecodedBatch, Wanted, decoded_batches, embedded
+from dinov2.encode.store.parts import PartsFolder, PatchFile
+from dinov2.encode.tokens import Tokens
 from dinov2.engine.signals import StopRequest
-from dinov2.features.embedding import DecodedBatch, Wanted, decoded_batches, embedded
-from dinov2.features.store.parts import PartsFolder, PatchFile
-from dinov2.features.tokens import Tokens
 from dinov2.whole_files import escape_name
 
 __all__ = ["EmbedProgress", "PartWork", "Rate"]

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from dinov2.data.eval_transform import EvalTransform
+from dinov2.encode.image_inputs import as_list, to_model_input
 from dinov2.errors import DataError
-from dinov2.features.inputs import as_list, to_model_input
 
 TRANSFORM = EvalTransform(crop_size=32, patch_size=8)
 

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dinov2.encode.store.parts import MANIFEST, PartRecord, PartsFolder, differences, manifest_of
+from dinov2.encode.store.reading import StoredTable
+from dinov2.encode.store.sinks import npy_header, written_file
+from dinov2.encode.store.writing import table_files, write_table
 from dinov2.errors import ConfigError, DataError
-from dinov2.features.results import write_json
-from dinov2.features.store.parts import MANIFEST, PartRecord, PartsFolder, differences, manifest_of
-from dinov2.features.store.reading import StoredTable
-from dinov2.features.store.sinks import npy_header, written_file
-from dinov2.features.store.writing import table_files, write_table
+from dinov2.whole_files import write_json
 
 __all__ = ["SMALL", "Merge", "begin", "complete_output", "finish"]
 

@@ -3,6 +3,6 @@
 `parts` writes and resumes, `opened` reads whatever was written, `writing` and `reading` know the four formats.
 """
 
-from dinov2.features.store.opened import StoredFeatures, open_features
+from dinov2.encode.store.opened import StoredFeatures, open_features
 
 __all__ = ["StoredFeatures", "open_features"]

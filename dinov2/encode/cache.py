@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dinov2.distributed import all_reduce_max, barrier, is_main_process
+from dinov2.encode.scoring import Scoring
+from dinov2.encode.stream import Features
 from dinov2.errors import DataError
-from dinov2.features.extract import Features
-from dinov2.features.metrics import Scoring
-from dinov2.features.results import write_json
-from dinov2.whole_files import read_json, replacing, utf8_path
+from dinov2.whole_files import read_json, replacing, utf8_path, write_json
 
 __all__ = [
     "EXTRACTOR_VERSION",

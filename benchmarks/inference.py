@@ -28,13 +28,12 @@ from torch._inductor import config as inductor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dinov2.checkpoints.adapters import from_original
+from dinov2.checkpoints.adapters.huggingface_config import config_from_table
+from dinov2.checkpoints.files import write_tensors
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.eval.result import environment
-from dinov2.models.files import write_tensors
-from dinov2.models.huggingface import config_from_table
 from dinov2.models.inference import converted, prepared
-from dinov2.models.layouts import from_original
-from dinov2.models.tables import model_table
 from dinov2.models.vision_transformer import DinoVisionTransformer, vit_base, vit_large, vit_nano, vit_small
 
 Images = Tensor | list[Tensor]

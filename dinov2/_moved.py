@@ -51,7 +51,7 @@ MOVED: Mapping[str, Mapping[str, str | Instead]] = {
         "fix_random_seeds": Instead("train.seed seeds a run; elsewhere torch.manual_seed(seed) does"),
         "get_sha": Instead("dinov2.eval.result.environment() returns the versions that a figure came from"),
         "has_batchnorms": Instead("look for torch.nn.BatchNorm1d, 2d and 3d in model.modules(); no model here has any"),
-        "load_pretrained_weights": Instead("dinov2.models.weights loads strictly and reports what did not fit"),
+        "load_pretrained_weights": Instead("dinov2.checkpoints.open loads strictly and reports what did not fit"),
     },
     "dinov2.utils.param_groups": {
         "fuse_params_groups": "dinov2.engine.optim:fuse_groups",

@@ -22,6 +22,7 @@ __all__ = [
     "TrainingDiverged",
     "UnknownRelease",
     "WeightsError",
+    "short_repr",
 ]
 
 
@@ -69,3 +70,12 @@ class MissingDependency(DinoError, ImportError):
 
     def __reduce__(self) -> tuple[type["MissingDependency"], tuple[str, str]]:
         return type(self), (self.package, self.purpose)
+
+
+def short_repr(value: object, limit: int = 60) -> str:
+    """Text of a value for a message, shortened: a file may hold a number of a million digits."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError, RuntimeError):  # Python refuses to print integers of many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -18,6 +18,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dinov2.checkpoints.files import read_file, state_digest
+from dinov2.checkpoints.heads import head_from_state
+from dinov2.checkpoints.locate import Found, ShowProgress, find
+from dinov2.checkpoints.open import LoadReport, load_into, open_weights
 from dinov2.configs import Config
 from dinov2.data.eval_transform import EvalTransform, Fit, pad_to_multiple
 from dinov2.encode.external_models import ExternalModel, is_external_model, load_external_model
@@ -33,13 +37,11 @@ from dinov2.encode.tokens import (
 from dinov2.engine.parallel import autocast, choose_device, choose_precision
 from dinov2.errors import ConfigError
 from dinov2.models import build_model_from_cfg
-from dinov2.models.files import state_digest
+from dinov2.models.config import build_from_table, model_table
+from dinov2.models.heads import LinearHead, classifier_input
 from dinov2.models.inference import prepared
-from dinov2.models.linear_head import LinearHead, classifier_input, head_from_state
 from dinov2.models.recognise import recognise
 from dinov2.models.vision_transformer import DinoVisionTransformer
-from dinov2.models.weights import LoadReport, build_from_table, load_into, model_table, open_weights, read_file
-from dinov2.sources import Found, ShowProgress, find
 
 __all__ = ["Pretrained", "digest_of_files", "load"]
 
@@ -253,7 +255,7 @@ def load(
         layers: which head a classifier's name (`dinov2_vits14_lc`) means: on 1 or 4 blocks, as `torch.hub` has it.
         stride: pixels between patches, a divisor of the patch size; None is the patch size. Less gives overlapping
             patches, hence denser features at the cost of more tokens.
-        progress: where a download shows how far it is (`dinov2.sources.ShowProgress`).
+        progress: where a download shows how far it is (`dinov2.checkpoints.locate.ShowProgress`).
 
     Raises:
         WeightsError: there is no such model, or the files do not hold exactly that backbone.

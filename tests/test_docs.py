@@ -62,9 +62,9 @@ def released_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of the right names and shapes where documentation asks for a release; nothing is downloaded."""
     import torch
 
-    import dinov2.sources
+    import dinov2.checkpoints.locate
+    from dinov2.models.config import build_from_table
     from dinov2.models.releases import RELEASES, backbone_table
-    from dinov2.models.weights import build_from_table
 
     def download(url: str, **options: object) -> Path:
         (row,) = (row for row in RELEASES if row.url == url)
@@ -75,7 +75,7 @@ def released_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             torch.save({"weight": torch.zeros(1000, 384 * (1 + (row.layers or 1))), "bias": torch.zeros(1000)}, path)
         return path
 
-    monkeypatch.setattr(dinov2.sources, "download", download)
+    monkeypatch.setattr(dinov2.checkpoints.locate, "download", download)
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)

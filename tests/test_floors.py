@@ -19,7 +19,7 @@ PARTS = {"layers", "loss", "data"}
 MACHINES = {"models", "engine"}
 FEATURES = {"checkpoints", "features", "encode", "analysis"}
 METHODS = {"train", "eval", "dense", "hf"}
-CATALOGUE = {"hub", "report", "sources", "pretrained"}
+CATALOGUE = {"hub", "report", "pretrained"}
 
 # Room (a folder or module at the package's root) -> rooms that it may import, besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -46,10 +46,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     # 4 methods: never each other
     **dict.fromkeys(METHODS, GROUND | PARTS | MACHINES | FEATURES),
     # 5 catalogue
-    "hub": {"errors", "models", "dense"},
+    "hub": {"errors", "models", "checkpoints", "dense"},
     "report": GROUND | PARTS | MACHINES | FEATURES | METHODS,
-    "sources": {"errors"} | MACHINES | METHODS,
-    "pretrained": GROUND | PARTS | MACHINES | FEATURES | METHODS | {"sources"},
+    "pretrained": GROUND | PARTS | MACHINES | FEATURES | METHODS,
     # 6 tools
     "apps": GROUND | PARTS | MACHINES | FEATURES | METHODS | CATALOGUE,
     "run": GROUND | PARTS | MACHINES | FEATURES | METHODS | CATALOGUE | {"apps"},
@@ -103,7 +102,8 @@ TORCH_ALONE: dict[str, set[str]] = {
     "file_lock": set(),
     "whole_files": set(),
     "layers": set(),
-    "models": {"safetensors"},
+    "models": set(),
+    "checkpoints": {"safetensors", "huggingface_hub"},
     "hub": set(),
     "hubconf": set(),
 }
@@ -246,7 +246,7 @@ def test_no_two_rooms_import_each_other() -> None:
         ("dinov2/layers/mlp.py", "import dinov2.models"),
         ("dinov2/loss/koleo.py", "from dinov2.data import loaders"),
         ("dinov2/data/loaders.py", "from dinov2.layers import Mlp"),
-        ("dinov2/models/weights.py", "from dinov2 import configs"),
+        ("dinov2/models/config.py", "from dinov2 import configs"),
         ("dinov2/eval/knn.py", "def f():\n    from dinov2.train import train"),
         ("dinov2/train/train.py", "import typing\nif typing.TYPE_CHECKING:\n    from dinov2.eval import knn"),
         ("dinov2/apps/train.py", "from dinov2.cli import main"),
@@ -280,7 +280,7 @@ def test_talking_to_processes_elsewhere_is_refused(code: str) -> None:
         ("dinov2/logging.py", "from torch.utils.tensorboard import SummaryWriter"),
         ("dinov2/data/loaders.py", "def f():\n    import cv2"),
         ("dinov2/layers/mlp.py", "import numpy as np"),
-        ("dinov2/models/weights.py", "from safetensors.torch import load_file"),
+        ("dinov2/checkpoints/open.py", "from safetensors.torch import load_file"),
         ("dinov2/layers/mlp.py", "def f():\n    import numpy"),
         ("dinov2/cli/__init__.py", "import torch"),
     ],
@@ -294,7 +294,7 @@ def test_a_misplaced_package_is_refused(path: str, code: str) -> None:
     [
         ("dinov2/loss/koleo.py", "import torch\nfrom dinov2.distributed import all_reduce_sum"),
         ("dinov2/eval/knn.py", "import numpy as np\nfrom dinov2.features import extract\nfrom dinov2 import data"),
-        ("dinov2/models/weights.py", "import torch\ndef f():\n    from safetensors.torch import load_file"),
+        ("dinov2/checkpoints/open.py", "import torch\ndef f():\n    from safetensors.torch import load_file"),
         ("dinov2/eval/result.py", "from dinov2 import __version__"),
         ("dinov2/report/page.py", "def f():\n    import matplotlib.pyplot as plt"),
         ("dinov2/cli/__init__.py", "import argparse\ndef f():\n    from dinov2.apps import train"),

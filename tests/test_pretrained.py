@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 import dinov2
+from dinov2.checkpoints.files import write_tensors
+from dinov2.checkpoints.open import save_teacher
 from dinov2.configs import load_config, to_yaml
 from dinov2.errors import ConfigError, DataError, WeightsError
-from dinov2.models.files import write_tensors
+from dinov2.models.config import model_table
 from dinov2.models.vision_transformer import DinoVisionTransformer
-from dinov2.models.weights import model_table, save_teacher
 from dinov2.pretrained import digest_of_files, load
 from tests.golden.loading import golden_json
 from tests.golden.recipe import fill, images

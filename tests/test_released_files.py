@@ -14,12 +14,12 @@ from torch.testing import assert_close
 
 import dinov2
 from dinov2.apps.releases import check_releases
+from dinov2.checkpoints.download import download
+from dinov2.checkpoints.files import read_file
 from dinov2.errors import DinoError
 from dinov2.hub import backbones, classifiers
-from dinov2.models.download import download
 from dinov2.models.recognise import recognise
 from dinov2.models.releases import RELEASES, backbone_table, release
-from dinov2.models.weights import read_file
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 

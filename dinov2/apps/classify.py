@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from dinov2.apps.predictions import Classification, Guess, Prediction
+from dinov2.checkpoints.files import read_file
+from dinov2.checkpoints.heads import head_from_state
+from dinov2.checkpoints.locate import ShowProgress
 from dinov2.data.datasets.globbed import images_named
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES, ImageNetClass
 from dinov2.encode.image_inputs import to_model_input
 from dinov2.errors import ConfigError, DataError, WeightsError
-from dinov2.models.linear_head import LinearHead, head_from_state
+from dinov2.models.heads import LinearHead, head_from_state
 from dinov2.models.releases import RELEASES
-from dinov2.models.weights import read_file
 from dinov2.pretrained import Pretrained, digest_of_files, load
-from dinov2.sources import ShowProgress
 
 __all__ = ["classify", "find_images"]
 

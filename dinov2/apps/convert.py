@@ -20,14 +20,15 @@ from dinov2.apps.converting.checks import verify
 from dinov2.apps.converting.model_card import Provenance, model_card
 from dinov2.apps.converting.targets import Target, Whole, is_file_name, write_target
 from dinov2.apps.places import output_folder
+from dinov2.checkpoints.files import read_file, write_text
+from dinov2.checkpoints.heads import head_from_state
+from dinov2.checkpoints.locate import ShowProgress, find
+from dinov2.checkpoints.open import OpenedWeights, check_fit, open_weights
+from dinov2.checkpoints.resize import adapt
 from dinov2.errors import ConfigError, DinoError
-from dinov2.models.adapting import adapt
-from dinov2.models.files import read_file, write_text
-from dinov2.models.linear_head import LinearHead, head_from_state
+from dinov2.models.heads import LinearHead
 from dinov2.models.recognise import recognise
-from dinov2.models.weights import OpenedWeights, check_fit, open_weights
 from dinov2.pretrained import digest_of_files
-from dinov2.sources import ShowProgress, find
 
 __all__ = ["Conversion", "convert"]
 
@@ -67,10 +68,10 @@ def convert(
     force: bool = False,
     progress: ShowProgress | None = None,
 ) -> Conversion:
-    """Writes the model `source` (anything `dinov2.sources.find` finds) at `out` in another layout.
+    """Writes the model `source` (anything `dinov2.checkpoints.locate.find` finds) at `out` in another layout.
 
     `head` adds a linear classifier; `labels` is a file with a class name a line. `img_size`, `patch_size` and
-    `in_chans` adapt the backbone first (`dinov2.models.adapting`); of a file whose positions are no square and that
+    `in_chans` adapt the backbone first (`dinov2.checkpoints.resize`); of a file whose positions are no square and that
     does not say their height and width, `img_size` says them. `progress` shows how far a download is.
 
     Raises `WeightsError` when the source is no such model or a tensor could not be carried over, `ConfigError` when

@@ -18,6 +18,7 @@ from dinov2.apps.embed_plan import (
     transform_of,
     wanted_of,
 )
+from dinov2.checkpoints.locate import ShowProgress
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.eval_transform import EvalTransform, Fit
 from dinov2.encode.cache import EXTRACTOR_VERSION
@@ -31,7 +32,6 @@ from dinov2.engine.signals import StopRequest
 from dinov2.errors import ConfigError, DataError, DinoError
 from dinov2.eval.result import environment
 from dinov2.pretrained import Pretrained, load
-from dinov2.sources import ShowProgress
 
 __all__ = ["EmbedReport", "embed"]
 

@@ -21,14 +21,15 @@ from dinov2.apps.exporting.comparison import Comparison, ExportedModel, Int8Repo
 from dinov2.apps.exporting.onnx_files import open_onnx, require_onnx, write_onnx
 from dinov2.apps.exporting.programs import open_program, write_program
 from dinov2.apps.places import output_folder
+from dinov2.checkpoints.files import read_file
+from dinov2.checkpoints.heads import head_from_state
+from dinov2.checkpoints.locate import ShowProgress
+from dinov2.checkpoints.open import check_fit
 from dinov2.errors import ConfigError, DinoError, UnknownRelease
-from dinov2.models.files import read_file
-from dinov2.models.linear_head import LinearHead, head_from_state
+from dinov2.models.heads import LinearHead, head_from_state
 from dinov2.models.releases import release
 from dinov2.models.vision_transformer import DinoVisionTransformer
-from dinov2.models.weights import check_fit
 from dinov2.pretrained import Pretrained, load
-from dinov2.sources import ShowProgress
 from dinov2.whole_files import escape_name, write_json
 
 __all__ = ["ExportReport", "export", "export_backbone"]

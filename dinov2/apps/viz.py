@@ -13,6 +13,7 @@ from dinov2.analysis.pca import load_pca, save_pca
 from dinov2.apps.places import output_folder
 from dinov2.apps.viewing.models import check_model, described
 from dinov2.apps.viewing.scenes import Scene, look_at, share_of_point
+from dinov2.checkpoints.locate import ShowProgress
 from dinov2.encode.image_inputs import find_frames
 from dinov2.errors import ConfigError
 from dinov2.file_lock import exclusive
@@ -21,7 +22,6 @@ from dinov2.pretrained import Pretrained, load
 from dinov2.report.viz_data import PageImage, PageMatches, PageModel
 from dinov2.report.viz_files import found_matches, write_pictures
 from dinov2.report.viz_page import MOST_IMAGES, WrittenPage, write_viz_page
-from dinov2.sources import ShowProgress
 from dinov2.whole_files import write_json
 
 __all__ = ["MAPS", "MOST_FRAMES", "VizReport", "viz"]

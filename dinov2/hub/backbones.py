@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from dinov2.checkpoints.files import read_file
+from dinov2.checkpoints.open import backbone_state, load_into
 from dinov2.hub.files import WrongArgument, file_behind
 from dinov2.models.releases import Release, release
 from dinov2.models.vision_transformer import ARCHITECTURES, DinoVisionTransformer
-from dinov2.models.weights import backbone_state, load_into, read_file
 
 __all__ = [
     "Weights",

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dinov2.checkpoints.files import read_file
+from dinov2.checkpoints.heads import head_from_state
 from dinov2.hub.backbones import released_backbone
 from dinov2.hub.files import WrongArgument, file_behind
-from dinov2.models.linear_head import LinearHead, head_from_state, linear_logits
+from dinov2.models.heads import LinearHead, linear_logits
 from dinov2.models.releases import release
 from dinov2.models.vision_transformer import DinoVisionTransformer
-from dinov2.models.weights import read_file
 
 __all__ = [
     "LinearClassifier",
@@ -50,7 +51,7 @@ class LinearClassifier(nn.Module):
         self.layers = int(getattr(linear_head, "layers", 4)) if layers is None else layers
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits; what the head reads is in `dinov2.models.linear_head`."""
+        """Logits; what the head reads is in `dinov2.models.heads`."""
         return linear_logits(self.backbone, self.linear_head, x, layers=self.layers)
 
 

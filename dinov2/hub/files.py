@@ -7,8 +7,8 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+from dinov2.checkpoints.download import cached_path, download
 from dinov2.errors import ConfigError
-from dinov2.models.download import cached_path, download
 from dinov2.models.releases import Release
 
 __all__ = ["WeightFile", "WrongArgument", "file_behind"]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dinov2.errors import WeightsError
-from dinov2.models.tables import TABLE_VERSION, ratio_for
+from dinov2.models.config import TABLE_VERSION, ratio_for
 
 __all__ = ["recognise"]
 
@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"(blocks\.(?:[0-9]{1,9}\.)?([0-9]{1,9})\.)norm1\.weight")
 
 
 def recognise(state: Mapping[str, Tensor], *, source: str = "the file", **known: Any) -> dict[str, Any]:
-    """A `model` table (`dinov2.models.weights.model_table`) for backbone tensors under bare keys.
+    """A `model` table (`dinov2.checkpoints.open.model_table`) for backbone tensors under bare keys.
 
     Two facts are in no tensor and follow the releases: heads are 64 wide, and models with registers resize positions by
     the size rule with antialias, those without by the offset rule. `known` overrides any entry.

@@ -144,7 +144,7 @@ def release(name: str) -> Release:
 
 
 def backbone_table(row: Release) -> dict[str, Any]:
-    """The `model` table (`dinov2.models.weights.model_table`) of a release's backbone, whose file holds none."""
+    """The `model` table (`dinov2.checkpoints.open.model_table`) of a release's backbone, whose file holds none."""
     from dinov2.models.vision_transformer import ARCHITECTURES
 
     return {

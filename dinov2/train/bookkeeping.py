@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinov2.checkpoints.open import save_teacher
 from dinov2.data.collate import CropBatch
 from dinov2.data.stream import SampleStream
 from dinov2.distributed import all_reduce_sum, get_global_size, is_main_process
@@ -16,7 +17,7 @@ from dinov2.engine.progress import ProgressFigures
 from dinov2.engine.schedules import Hyper
 from dinov2.errors import TrainingDiverged
 from dinov2.logging import MetricsWriter
-from dinov2.models.weights import model_table, save_teacher
+from dinov2.models.config import model_table
 from dinov2.train.objective import LossTerms
 from dinov2.train.setup import Training
 

@@ -14,28 +14,19 @@ skipped_steps.json           steps whose loss or gradient was not finite, one JS
 import json
 import logging
 import os
-import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dinov2.configs import Config, differing_keys, load_config, to_yaml
 from dinov2.engine.checkpoint import CheckpointStore
-from dinov2.engine.state_tree import must_fit
-from dinov2.errors import ConfigError, DataError, WeightsError
+from dinov2.errors import ConfigError, DataError
 from dinov2.file_lock import exclusive
-from dinov2.models import build_model_from_cfg
-from dinov2.models.weights import model_table, save_teacher
 from dinov2.whole_files import read_json, write_text
 
 __all__ = ["RunFolder"]
 
 _LOG = logging.getLogger("dinov2")
-
-# Exports on the way, named by their 0-based iteration, and those of --eval-only, named by the steps done.
-_EXPORT = re.compile(r"training_(\d+)|manual_(\d+)", re.ASCII)
 
 # What a resumed run may change: nothing here alters a number that training computes.
 _FREE_KEYS = {
@@ -76,41 +67,6 @@ class RunFolder:
     def teacher_file(self, iteration: int) -> Path:
         """Where the teacher after the given 0-based iteration is exported to."""
         return self.path / "eval" / f"training_{iteration}" / "teacher_checkpoint.pth"
-
-    def latest_teacher(self) -> Path:
-        """The newest exported teacher; where there is none, that of the newest checkpoint is exported.
-
-        Raises `WeightsError` when there is neither.
-        """
-        files: dict[int, Path] = {}  # by the number of steps done
-        for file in self.path.glob("eval/*/teacher_checkpoint.pth"):
-            if name := _EXPORT.fullmatch(file.parent.name):
-                files[int(name[1]) + 1 if name[1] else int(name[2])] = file
-        if files:
-            return files[max(files)]
-        step = self.checkpoints.latest()
-        if step is None or not self.config.exists():
-            raise WeightsError(
-                f"{self.path} holds no exported teacher (eval/training_<it>/teacher_checkpoint.pth, written at the end "
-                "of a run and every evaluation.eval_period_iterations steps) and no checkpoint; give a run's folder or "
-                "a weight file"
-            )
-        return self.export_checkpoint(step, load_config(str(self.config)))
-
-    def export_checkpoint(self, step: int, cfg: Config) -> Path:
-        """Write the teacher of the checkpoint of `step` to `eval/manual_<step>/` and return the file.
-
-        Raises `WeightsError` when the checkpoint is damaged or is not of the architecture in `cfg`.
-        """
-        with torch.device("meta"):
-            backbone, _ = build_model_from_cfg(cfg, only_teacher=True)
-        saved = self.checkpoints.load(step).get("model", {})
-        teacher = {key.removeprefix("teacher."): value for key, value in saved.items() if key.startswith("teacher.")}
-        parts = {"backbone": {key: value for key, value in teacher.items() if key.startswith("backbone.")}}
-        must_fit(parts, {"backbone": {f"backbone.{key}": value for key, value in backbone.state_dict().items()}})
-        file = self.path / "eval" / f"manual_{step}" / "teacher_checkpoint.pth"
-        save_teacher(file, teacher, model_table(backbone, mean=cfg.crops.mean, std=cfg.crops.std))
-        return file
 
     def first_step(self, cfg: Config, *, resume: bool, fingerprint: str, global_batch: int) -> int:
         """The step to begin with: that of the newest checkpoint, or 0 in a folder without one.

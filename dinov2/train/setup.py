@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dinov2.checkpoints.files import read_file
+from dinov2.checkpoints.open import load_into
 from dinov2.configs import Config
 from dinov2.data.collate import CropBatch
 from dinov2.data.crop_loader import crop_batches, prefetch_to
@@ -22,7 +24,6 @@ from dinov2.engine.optim import LossScaler, build_optimizer
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.engine.schedules import Schedules, total_steps
 from dinov2.errors import ConfigError, DataError
-from dinov2.models.weights import load_into, read_file
 from dinov2.train.limits import estimated_memory, excesses
 from dinov2.train.objective import Objective
 from dinov2.train.run_folder import RunFolder

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dinov2.checkpoints.runs import export_from_checkpoint
 from dinov2.configs import Config, to_yaml
 from dinov2.data.collate import CropBatch
 from dinov2.data.stream import mix
@@ -137,7 +138,7 @@ def export_latest(cfg: Config, output_dir: str | Path) -> Path:
     step = run.checkpoints.latest()
     if step is None:
         raise ConfigError(f"{run.path} holds no checkpoint to export a teacher from; train first")
-    return run.export_checkpoint(step, cfg)
+    return export_from_checkpoint(run.path, step, cfg)
 
 
 def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> tuple[int, int, int]:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dinov2.apps.classify import classify, find_images
 from dinov2.apps.predictions import CsvPredictions, write_json
+from dinov2.checkpoints.download import cached_path
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
 from dinov2.errors import ConfigError, DataError, DinoError, UnknownRelease, WeightsError
-from dinov2.models.download import cached_path
-from dinov2.models.linear_head import LinearHead
+from dinov2.models.heads import LinearHead
 from dinov2.models.releases import RELEASES
 from dinov2.models.vision_transformer import DinoVisionTransformer, vit_small
 from dinov2.pretrained import load

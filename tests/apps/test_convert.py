@@ -13,12 +13,13 @@ from safetensors import safe_open
 
 from dinov2.apps.convert import convert
 from dinov2.apps.converting import checks, targets
+from dinov2.checkpoints import files
+from dinov2.checkpoints.files import read_file, write_tensors
+from dinov2.checkpoints.heads import head_from_state
+from dinov2.checkpoints.open import load_into, open_weights
 from dinov2.errors import ConfigError, DinoError, WeightsError
-from dinov2.models import files
-from dinov2.models.files import read_file, write_tensors
-from dinov2.models.linear_head import head_from_state, linear_logits
-from dinov2.models.tables import build_from_table, model_table
-from dinov2.models.weights import load_into, open_weights
+from dinov2.models.config import build_from_table, model_table
+from dinov2.models.heads import linear_logits
 from tests.golden.recipe import images, pictures
 from tests.models.tiny_backbones import all_tokens, tiny
 from tests.runs import contents

@@ -10,11 +10,12 @@ from dinov2.apps.evaluation import features
 from dinov2.apps.evaluation.datasets import labelled
 from dinov2.apps.evaluation.knn import knn, knn_of_backbone
 from dinov2.apps.evaluation.session import Inputs
+from dinov2.checkpoints.open import save_teacher
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.errors import ConfigError, DataError, WeightsError
 from dinov2.eval.baselines import RawPixels
+from dinov2.models.config import model_table
 from dinov2.models.vision_transformer import DinoVisionTransformer
-from dinov2.models.weights import model_table, save_teacher
 from dinov2.pretrained import load
 from tests.golden.recipe import fill
 from tests.runs import contents, pictures

@@ -131,7 +131,7 @@ def test_of_many_classes_the_page_shows_the_hardest_and_the_results_all(run, her
 
 def test_a_classifier_that_a_model_brings_is_measured_where_it_knows_the_classes(run, here, monkeypatch):
     from dinov2.apps.evaluation import session as sessions
-    from dinov2.models.linear_head import LinearHead
+    from dinov2.models.heads import LinearHead
 
     original = sessions.load
 

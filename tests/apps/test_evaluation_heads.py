@@ -13,7 +13,7 @@ from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
 from dinov2.encode.scoring import Scoring
 from dinov2.encode.stream import Features
 from dinov2.errors import DataError, WeightsError
-from dinov2.models.linear_head import LinearHead
+from dinov2.models.heads import LinearHead
 from dinov2.pretrained import load
 from tests.runs import pictures
 

@@ -9,8 +9,8 @@ from dinov2.apps.evaluation.everything import everything
 from dinov2.apps.evaluation.linear import linear
 from dinov2.apps.evaluation.session import Inputs
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
+from dinov2.models.config import build_from_table
 from dinov2.models.releases import RELEASES, backbone_table
-from dinov2.models.weights import build_from_table
 from tests.runs import pictures
 
 
@@ -33,7 +33,7 @@ def released(tmp_path_factory, monkeypatch):
             torch.save({"weight": torch.zeros(1000, 384 * (1 + row.layers)), "bias": bias}, path)
         return path
 
-    monkeypatch.setattr("dinov2.sources.download", download)
+    monkeypatch.setattr("dinov2.checkpoints.locate.download", download)
     return asked
 
 

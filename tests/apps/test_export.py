@@ -17,10 +17,11 @@ from dinov2.apps.exporting import onnx_files
 from dinov2.apps.exporting.comparison import Comparison
 from dinov2.apps.exporting.onnx_files import open_onnx
 from dinov2.apps.exporting.programs import open_program
+from dinov2.checkpoints.open import save_teacher
 from dinov2.errors import ConfigError, DinoError, MissingDependency, WeightsError
-from dinov2.models.linear_head import LinearHead, linear_logits
+from dinov2.models.config import model_table
+from dinov2.models.heads import LinearHead, linear_logits
 from dinov2.models.vision_transformer import DinoVisionTransformer, vit_small
-from dinov2.models.weights import model_table, save_teacher
 from tests.golden.recipe import fill, images
 
 REGISTERS = {"num_register_tokens": 4, "interpolate_offset": 0.0, "interpolate_antialias": True}

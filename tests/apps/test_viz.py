@@ -12,9 +12,10 @@ from torch.testing import assert_close
 from dinov2.analysis.pca import fit_image_pca, load_pca
 from dinov2.apps.viewing.models import look
 from dinov2.apps.viz import viz
+from dinov2.checkpoints.open import save_teacher
 from dinov2.errors import ConfigError, DataError
+from dinov2.models.config import model_table
 from dinov2.models.vision_transformer import DinoVisionTransformer
-from dinov2.models.weights import model_table, save_teacher
 from dinov2.pretrained import load
 from tests.golden.recipe import fill
 

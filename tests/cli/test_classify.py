@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinov2.models.linear_head import LinearHead
+from dinov2.models.heads import LinearHead
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from tests.golden.recipe import fill
 from tests.runs import contents, only_sentence, pictures

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dinov2.checkpoints.files import state_digest
 from dinov2.encode.cache import (
     cached_features,
     content_key,
@@ -14,7 +15,6 @@ from dinov2.encode.cache import (
 from dinov2.encode.scoring import Scoring
 from dinov2.encode.stream import Features
 from dinov2.errors import DataError
-from dinov2.models.files import state_digest
 
 PARTS = {"weights": "ab12", "transform": {"crop": 224, "resize": 256}, "data": "cd34"}
 FEATURES = Features(

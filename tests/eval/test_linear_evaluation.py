@@ -24,7 +24,7 @@ from dinov2.eval.linear import (
     held_out_rows,
     train_heads,
 )
-from dinov2.models.linear_head import LinearHead
+from dinov2.models.heads import LinearHead
 from tests.eval.test_linear import COLUMNS, GOLDEN, SMALL, classifier, problem, tokens
 
 __all__ = ["tokens"]  # a fixture

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dinov2.models.files import write_tensors
-from dinov2.models.tables import model_table
+from dinov2.checkpoints.files import write_tensors
+from dinov2.models.config import model_table
 from tests.models.tiny_backbones import huggingface_folder, tiny
 from tests.runs import pictures
 

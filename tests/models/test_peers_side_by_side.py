@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dinov2.models.huggingface import config_from_table
-from dinov2.models.layouts import from_original, to_original
-from dinov2.models.linear_head import head_from_state, linear_logits
+from dinov2.checkpoints.adapters import from_original, to_original
+from dinov2.checkpoints.adapters.huggingface_config import config_from_table
+from dinov2.checkpoints.heads import head_from_state
+from dinov2.checkpoints.open import load_into, open_weights
+from dinov2.models.config import build_from_table, model_table
+from dinov2.models.heads import linear_logits
 from dinov2.models.recognise import recognise
-from dinov2.models.tables import build_from_table, model_table
 from dinov2.models.vision_transformer import DinoVisionTransformer, vit_small
-from dinov2.models.weights import load_into, open_weights
 from tests.golden.recipe import fill, images
 from tests.models.test_layouts import NAMES, released
 from tests.models.tiny_backbones import RULES, all_tokens, huggingface_folder, tiny

@@ -10,8 +10,8 @@ import torch
 
 from dinov2.data.transforms import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from dinov2.errors import UnknownRelease
+from dinov2.models.config import build_from_table, model_table
 from dinov2.models.releases import BASE_URL, KINDS, METRICS, RELEASES, Release, backbone_table, release
-from dinov2.models.weights import build_from_table, model_table
 from tests.golden.loading import golden_json
 
 BACKBONES = [row for row in RELEASES if row.kind == "backbone"]

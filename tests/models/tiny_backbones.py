@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinov2.models.files import write_tensors
-from dinov2.models.huggingface import config_from_table, preprocessor_from_table
-from dinov2.models.layouts import from_original
-from dinov2.models.layouts.huggingface_keys import with_classifier
-from dinov2.models.tables import model_table
+from dinov2.checkpoints.adapters import from_original
+from dinov2.checkpoints.adapters.huggingface import with_classifier
+from dinov2.checkpoints.adapters.huggingface_config import config_from_table, preprocessor_from_table
+from dinov2.checkpoints.files import write_tensors
+from dinov2.models.config import model_table
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from tests.golden.recipe import fill
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from dinov2.apps.doctor import examine_run
 from dinov2.apps.train import check_training
+from dinov2.checkpoints.runs import newest_teacher
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, DataError, TrainingDiverged
 from dinov2.logging import read_metrics
 from dinov2.pretrained import load
 from dinov2.train import train as train_module
-from dinov2.train.run_folder import RunFolder
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.train.train import export_latest, train
 from tests.train.tiny_run import tiny_config
@@ -222,13 +222,13 @@ def test_the_newest_export_is_used_whoever_asked_for_it(tmp_path):
     for name in ("training_4", "manual_6", "training_x", "other_9"):
         (tmp_path / "eval" / name).mkdir(parents=True)
         (tmp_path / "eval" / name / "teacher_checkpoint.pth").touch()
-    assert RunFolder(tmp_path).latest_teacher().parent.name == "manual_6"
+    assert newest_teacher(tmp_path).parent.name == "manual_6"
     (tmp_path / "eval" / "training_5").mkdir()
     (tmp_path / "eval" / "training_5" / "teacher_checkpoint.pth").touch()
-    assert RunFolder(tmp_path).latest_teacher().parent.name in ("manual_6", "training_5")  # both after six steps
+    assert newest_teacher(tmp_path).parent.name in ("manual_6", "training_5")  # both after six steps
     (tmp_path / "eval" / "training_6").mkdir()
     (tmp_path / "eval" / "training_6" / "teacher_checkpoint.pth").touch()
-    assert RunFolder(tmp_path).latest_teacher().parent.name == "training_6"
+    assert newest_teacher(tmp_path).parent.name == "training_6"
 
 
 def test_a_resumed_run_keeps_the_number_of_threads_that_it_began_with(tmp_path, monkeypatch):

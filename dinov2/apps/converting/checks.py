@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from dinov2.apps.converting.targets import STOCK, Target, Whole, head_file
+from dinov2.checkpoints.files import read_file
+from dinov2.checkpoints.heads import head_from_state
+from dinov2.checkpoints.open import load_into, open_weights
 from dinov2.errors import DinoError, WeightsError
-from dinov2.models.files import read_file
-from dinov2.models.linear_head import LinearHead, head_from_state, linear_logits
+from dinov2.models.config import build_from_table
+from dinov2.models.heads import LinearHead, linear_logits
 from dinov2.models.recognise import recognise
 from dinov2.models.vision_transformer import DinoVisionTransformer
-from dinov2.models.weights import build_from_table, load_into, open_weights
 
 __all__ = ["verify"]
 

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dinov2.checkpoints.adapters import from_original, to_original
+from dinov2.checkpoints.adapters.huggingface import with_classifier
+from dinov2.checkpoints.adapters.huggingface_config import config_from_table, preprocessor_from_table
+from dinov2.checkpoints.adapters.timm import timm_config_from_table
+from dinov2.checkpoints.files import write_state_dict, write_tensors, write_text
 from dinov2.errors import ConfigError, WeightsError
-from dinov2.models.files import write_state_dict, write_tensors, write_text
-from dinov2.models.huggingface import config_from_table, preprocessor_from_table
-from dinov2.models.layouts import from_original, to_original
-from dinov2.models.layouts.huggingface_keys import with_classifier
-from dinov2.models.layouts.timm_keys import timm_config_from_table
-from dinov2.models.linear_head import LinearHead
+from dinov2.models.heads import LinearHead
 from dinov2.models.recognise import recognise
 
 __all__ = ["FILE_SUFFIXES", "STOCK", "Target", "Whole", "head_file", "is_file_name", "write_target"]

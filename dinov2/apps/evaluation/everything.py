@@ -17,6 +17,7 @@ from dinov2.apps.evaluation.methods import METHODS, OWN_CLASSIFIER, Method
 from dinov2.apps.evaluation.released_head import head_parts, knows_classes_of, score_head
 from dinov2.apps.evaluation.session import Inputs, Session, session
 from dinov2.apps.evaluation.subjects import Subject, called, subject_of
+from dinov2.checkpoints.locate import find
 from dinov2.distributed import is_main_process
 from dinov2.encode.external_models import is_external_model
 from dinov2.errors import ConfigError
@@ -26,7 +27,6 @@ from dinov2.eval.outcome import Evaluation, Outcome
 from dinov2.eval.result import SCHEMA, Result, environment, now
 from dinov2.eval.retrieval import evaluate_retrieval, truth_by_class
 from dinov2.features.metrics import Figure, SampleRecords, classification_figures
-from dinov2.sources import find
 from dinov2.whole_files import write_json
 
 __all__ = [

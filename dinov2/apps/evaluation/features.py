@@ -22,13 +22,13 @@ from dinov2.apps.evaluation.datasets import NamedSet
 from dinov2.apps.evaluation.subjects import PARTS, Subject
 from dinov2.apps.places import output_folder
 from dinov2.apps.transformed import WithTransform
+from dinov2.checkpoints.download import cache_folder
+from dinov2.checkpoints.locate import ShowProgress
 from dinov2.configs.checks import MOST_WORKERS, at_most
 from dinov2.encode.cache import content_key, load_features, save_features
 from dinov2.encode.stream import Features, extract_features
 from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
-from dinov2.models.download import cache_folder
-from dinov2.sources import ShowProgress
 
 __all__ = ["CACHE_NAME", "Extraction", "FeatureCache", "cache_for"]
 

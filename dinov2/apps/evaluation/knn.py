@@ -11,6 +11,7 @@ import torch
 from dinov2.apps.evaluation.session import Inputs, session, with_split
 from dinov2.apps.evaluation.subjects import raw_pixels, subject_of, untrained_twin
 from dinov2.apps.transformed import WithTransform
+from dinov2.checkpoints.locate import ShowProgress
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.encode.stream import Features, extract_features
@@ -19,7 +20,6 @@ from dinov2.errors import ConfigError
 from dinov2.eval.knn import SEARCHES, evaluate_knn, write_knn_results
 from dinov2.eval.neighbours import nearest_neighbours
 from dinov2.eval.result import Result
-from dinov2.sources import ShowProgress
 
 __all__ = ["KnnReport", "check_vote", "knn", "knn_of_backbone"]
 

@@ -17,16 +17,17 @@ from torch import Tensor
 from dinov2.apps.evaluation.datasets import NamedSet
 from dinov2.apps.evaluation.features import FeatureCache
 from dinov2.apps.evaluation.subjects import Subject
+from dinov2.checkpoints.files import read_file
+from dinov2.checkpoints.heads import head_from_state
+from dinov2.checkpoints.locate import ShowProgress, find
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
 from dinov2.encode.scoring import Scoring
 from dinov2.encode.stream import Features
 from dinov2.errors import DataError, WeightsError
 from dinov2.eval.linear import evaluate_head
 from dinov2.eval.outcome import Evaluation
-from dinov2.models.linear_head import LinearHead, head_from_state
-from dinov2.models.weights import read_file
+from dinov2.models.heads import LinearHead, head_from_state
 from dinov2.pretrained import Pretrained, digest_of_files
-from dinov2.sources import ShowProgress, find
 
 __all__ = [
     "HeadFile",

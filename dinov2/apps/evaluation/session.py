@@ -16,6 +16,7 @@ from dinov2.apps.evaluation.datasets import EvaluationSets, NamedSet, open_sets
 from dinov2.apps.evaluation.features import FeatureCache, cache_for
 from dinov2.apps.evaluation.processes import Say, joined, shared_folder
 from dinov2.apps.evaluation.subjects import Subject, with_size
+from dinov2.checkpoints.locate import ShowProgress
 from dinov2.configs import load_config
 from dinov2.distributed import is_main_process
 from dinov2.encode.stream import Features
@@ -23,7 +24,6 @@ from dinov2.engine.parallel import autocast, choose_device
 from dinov2.engine.threads import fastest_threads, sample_of
 from dinov2.eval.result import Result
 from dinov2.pretrained import Pretrained, load
-from dinov2.sources import ShowProgress
 
 __all__ = ["Inputs", "Session", "load_model", "model_threads", "session", "with_split"]
 

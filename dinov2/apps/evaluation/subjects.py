@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinov2.checkpoints.files import state_digest
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.encode.external_models import ExternalModel
 from dinov2.encode.tokens import Tokens
 from dinov2.errors import ConfigError
 from dinov2.eval.baselines import RawPixels
-from dinov2.models.files import state_digest
 from dinov2.pretrained import Pretrained
 
 __all__ = ["PARTS", "Subject", "called", "raw_pixels", "subject_of", "untrained_twin", "with_size"]

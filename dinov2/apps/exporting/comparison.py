@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dinov2.apps.exporting.onnx_files import interleaved_milliseconds, open_onnx, write_int8
 from dinov2.layers.patch_embed import PatchEmbed
-from dinov2.models.linear_head import LinearHead, linear_logits
+from dinov2.models.heads import LinearHead, linear_logits
 from dinov2.models.vision_transformer import DinoVisionTransformer
 
 __all__ = ["Comparison", "ExportedModel", "Int8Report", "compare", "measure_int8"]

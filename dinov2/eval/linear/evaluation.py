@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from dinov2.checkpoints.files import state_digest
 from dinov2.encode.stream import Features
 from dinov2.encode.tokens import require_finite
 from dinov2.engine.checkpoint import CheckpointStore
@@ -31,7 +32,6 @@ from dinov2.eval.log_regression.held_out import (
 from dinov2.eval.outcome import Evaluation, Outcome
 from dinov2.eval.result import Result
 from dinov2.eval.scoring import scored
-from dinov2.models.files import state_digest
 
 __all__ = ["LiveBatches", "evaluate_linear", "held_out_rows"]
 

@@ -10,7 +10,7 @@ from dinov2.errors import DataError
 from dinov2.eval.classes import class_numbers, match_classes
 from dinov2.eval.outcome import Evaluation
 from dinov2.eval.scoring import scored
-from dinov2.models.linear_head import LinearHead
+from dinov2.models.heads import LinearHead
 
 __all__ = ["evaluate_head"]
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from dinov2.checkpoints.adapters.huggingface_config import preprocessor_from_table
 from dinov2.data.eval_transform import middle_of_strip
 from dinov2.errors import ConfigError, WeightsError
 from dinov2.hf.processing.pixels import (
@@ -40,7 +41,6 @@ from dinov2.hf.processing.pixels import (
     resize,
 )
 from dinov2.hf.processing.settings import SWITCHES, Backend, BitSettings, Size, by_name, refuse_unknown, standard
-from dinov2.models.huggingface import preprocessor_from_table
 
 __all__ = ["BitImageProcessor", "BitImageProcessorFast", "BitImageProcessorPil", "default_image_processor"]
 

@@ -1,0 +1,3 @@
+"""Weight files: located, opened in any known layout, loaded strictly, resized and written."""
+
+__all__: list[str] = []

@@ -33,6 +33,7 @@ from dinov2.checkpoints.adapters.huggingface_config import config_from_table
 from dinov2.checkpoints.files import write_tensors
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.eval.result import environment
+from dinov2.models.config import model_table
 from dinov2.models.inference import converted, prepared
 from dinov2.models.vision_transformer import DinoVisionTransformer, vit_base, vit_large, vit_nano, vit_small
 

@@ -22,7 +22,7 @@ from dinov2.data.datasets.globbed import images_named
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES, ImageNetClass
 from dinov2.encode.image_inputs import to_model_input
 from dinov2.errors import ConfigError, DataError, WeightsError
-from dinov2.models.heads import LinearHead, head_from_state
+from dinov2.models.heads import LinearHead
 from dinov2.models.releases import RELEASES
 from dinov2.pretrained import Pretrained, digest_of_files, load
 

@@ -26,7 +26,7 @@ from dinov2.checkpoints.heads import head_from_state
 from dinov2.checkpoints.locate import ShowProgress
 from dinov2.checkpoints.open import check_fit
 from dinov2.errors import ConfigError, DinoError, UnknownRelease
-from dinov2.models.heads import LinearHead, head_from_state
+from dinov2.models.heads import LinearHead
 from dinov2.models.releases import release
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import Pretrained, load

@@ -20,8 +20,8 @@ from dinov2.models.config import build_from_table, model_table
 from dinov2.models.heads import linear_logits
 from dinov2.models.recognise import recognise
 from dinov2.models.vision_transformer import DinoVisionTransformer, vit_small
-from tests.golden.recipe import fill, images
 from tests.checkpoints.test_adapters import NAMES, released
+from tests.golden.recipe import fill, images
 from tests.models.tiny_backbones import RULES, all_tokens, huggingface_folder, tiny
 
 transformers = pytest.importorskip("transformers")

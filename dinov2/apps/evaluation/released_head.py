@@ -26,7 +26,7 @@ from dinov2.encode.stream import Features
 from dinov2.errors import DataError, WeightsError
 from dinov2.eval.linear import evaluate_head
 from dinov2.eval.outcome import Evaluation
-from dinov2.models.heads import LinearHead, head_from_state
+from dinov2.models.heads import LinearHead
 from dinov2.pretrained import Pretrained, digest_of_files
 
 __all__ = [

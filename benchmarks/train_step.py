@@ -25,8 +25,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dinov2.configs import Config, load_config
-from dinov2.data.collate import CropBatch
-from dinov2.data.masking import max_masked_patches, sample_masks
+from dinov2.data.crops.collate import CropBatch
+from dinov2.data.crops.config import AugmentationConfig
+from dinov2.data.crops.masking import sample_masks
 from dinov2.engine.optim import apply_hyper, build_optimizer, guarded_step
 from dinov2.engine.parallel import autocast, choose_device, choose_precision
 from dinov2.engine.progress import peak_memory
@@ -51,16 +52,13 @@ HYPER = Hyper(lr=1e-4, weight_decay=0.04, momentum=0.99, teacher_temp=0.05, last
 
 
 def make_batch(cfg: Config, device: torch.device) -> CropBatch:
-    """Random crops with masks by the release's law."""
-    images, size, patch = cfg.train.batch_size_per_gpu, cfg.crops.global_crops_size, cfg.student.patch_size
-    masks = sample_masks(
-        0, 0, torch.arange(images).numpy(), global_batch=images, grid=(size // patch, size // patch),
-        ratio_min_max=cfg.ibot.mask_ratio_min_max, probability=0.5,
-        max_num_patches=max_masked_patches(size, patch),
-    )  # fmt: skip
+    """Random crops with masks of the release's distribution."""
+    images, size = cfg.train.batch_size_per_gpu, cfg.crops.global_crops_size
+    config = AugmentationConfig.from_config(cfg)
+    masks = sample_masks(config, seed=0, step=0, sample_numbers=torch.arange(images).numpy(), global_batch=images)
     generator = torch.Generator().manual_seed(0)
     side = cfg.crops.local_crops_size
-    batch = CropBatch.of(
+    batch = CropBatch.from_crops(
         torch.randn(2 * images, 3, size, size, generator=generator),
         torch.randn(cfg.crops.local_crops_number * images, 3, side, side, generator=generator),
         masks,

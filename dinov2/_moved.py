@@ -34,6 +34,15 @@ _FIGURES = Instead("top_k_accuracy, mean_per_class_accuracy and real_accuracy of
 _METERS = Instead("dinov2.logging.MetricsWriter writes figures and dinov2.engine.progress.Progress shows them")
 _DECODERS = Instead("dinov2.data.decoding.decode_rgb(data) turns the bytes of a file into an RGB image")
 
+_TRANSFORMS = (
+    "IMAGENET_DEFAULT_MEAN",
+    "IMAGENET_DEFAULT_STD",
+    "MaybeToTensor",
+    "make_classification_eval_transform",
+    "make_classification_train_transform",
+    "make_normalize_transform",
+)
+
 # Old module -> old name -> "module:name" of the successor, or Instead. An empty row is a package of old modules.
 MOVED: Mapping[str, Mapping[str, str | Instead]] = {
     "dinov2.utils": {},
@@ -94,6 +103,17 @@ MOVED: Mapping[str, Mapping[str, str | Instead]] = {
     },
     "dinov2.loss.koleo_loss": {"KoLeoLoss": "dinov2.loss.release:KoLeoLoss"},
     "dinov2.logging.helpers": {"MetricLogger": _METERS, "SmoothedValue": _METERS},
+    "dinov2.data.adapters": {"DatasetWithEnumeratedTargets": "dinov2.data.release:DatasetWithEnumeratedTargets"},
+    "dinov2.data.augmentations": {"DataAugmentationDINO": "dinov2.data.release:DataAugmentationDINO"},
+    "dinov2.data.collate": {"collate_data_and_cast": "dinov2.data.release:collate_data_and_cast"},
+    "dinov2.data.masking": {"MaskingGenerator": "dinov2.data.crops.masking:MaskingGenerator"},
+    "dinov2.data.samplers": {
+        name: f"dinov2.data.release:{name}" for name in ("EpochSampler", "InfiniteSampler", "ShardedInfiniteSampler")
+    },
+    "dinov2.data.transforms": {
+        "GaussianBlur": "dinov2.data.release:GaussianBlur",
+        **{name: f"dinov2.data.eval_transform:{name}" for name in _TRANSFORMS},
+    },
     "dinov2.data.datasets.decoders": {
         "Decoder": _DECODERS,
         "ImageDataDecoder": _DECODERS,
@@ -169,6 +189,10 @@ _PACKED = Instead(
 )
 
 LACKING: Mapping[str, Mapping[str, str | Instead]] = {
+    "dinov2.data.loaders": {
+        "SamplerType": "dinov2.data.release:SamplerType",
+        "make_data_loader": "dinov2.data.release:make_data_loader",
+    },
     "dinov2.eval.knn": {
         "DictKeysModule": _KNN,
         "ModuleDictWithForward": _KNN,

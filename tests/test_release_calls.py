@@ -105,7 +105,7 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:dinov2.utils:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:dinov2.(utils|data):DeprecationWarning")
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in ARGUMENTS.items() for name in names])
 def test_the_release_s_arguments_are_taken_in_their_order(module: str, name: str) -> None:
     signature = inspect.signature(reduce(getattr, name.split("."), import_module(module)))

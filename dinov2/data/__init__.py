@@ -5,14 +5,18 @@ that `import dinov2.data` costs nothing and one part can be used without importi
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dinov2.data.adapters import DatasetWithEnumeratedTargets
-    from dinov2.data.augmentations import DataAugmentationDINO
-    from dinov2.data.collate import collate_data_and_cast
-    from dinov2.data.loaders import SamplerType, make_data_loader, make_dataset
-    from dinov2.data.masking import MaskingGenerator
+    from dinov2.data.crops.masking import MaskingGenerator
+    from dinov2.data.loaders import make_dataset
+    from dinov2.data.release import (
+        DataAugmentationDINO,
+        DatasetWithEnumeratedTargets,
+        SamplerType,
+        collate_data_and_cast,
+        make_data_loader,
+    )
 
 __all__ = [
     "DataAugmentationDINO",
@@ -24,21 +28,12 @@ __all__ = [
     "make_dataset",
 ]
 
-_MODULE_OF = {
-    "DataAugmentationDINO": "augmentations",
-    "DatasetWithEnumeratedTargets": "adapters",
-    "MaskingGenerator": "masking",
-    "SamplerType": "loaders",
-    "collate_data_and_cast": "collate",
-    "make_data_loader": "loaders",
-    "make_dataset": "loaders",
-}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+def __getattr__(name: str) -> object:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    module = {"make_dataset": "loaders", "MaskingGenerator": "crops.masking"}.get(name, "release")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value  # the next access is a plain attribute
     return value
 

@@ -15,27 +15,40 @@ PIL images with an EXIF orientation are turned upright first.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision import transforms
 from torchvision.transforms import InterpolationMode, functional
 
 from dinov2.data.decoding import upright
 from dinov2.data.image_files import get_image_options
-from dinov2.data.transforms import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    MaybeToTensor,
-    make_classification_eval_transform,
-    make_normalize_transform,
-)
 from dinov2.errors import ConfigError, DataError
 from dinov2.logging import warn_once
 
-__all__ = ["MAX_TOKENS", "EvalTransform", "Fit", "middle_of_strip", "pad_to_multiple"]
+__all__ = [
+    "IMAGENET_DEFAULT_MEAN",
+    "IMAGENET_DEFAULT_STD",
+    "MAX_TOKENS",
+    "EvalTransform",
+    "Fit",
+    "MaybeToTensor",
+    "make_classification_eval_transform",
+    "make_classification_train_transform",
+    "make_normalize_transform",
+    "middle_of_strip",
+    "pad_to_multiple",
+]
+
+IMAGENET_DEFAULT_MEAN = (0.485, 0.456, 0.406)
+"""Mean of each RGB channel over ImageNet, for values in [0, 1]."""
+
+IMAGENET_DEFAULT_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of each RGB channel over ImageNet, for values in [0, 1]."""
 
 MAX_TOKENS = 16384
 """Patches of one image unless another number is given: attention costs their square, and one image must not set it."""
@@ -197,3 +210,59 @@ def middle_of_strip(image: Any, height: int, width: int) -> Any:
     # The same parity, so that the centre stays where it is.
     rows, columns = (side if side <= longest else longest + (side - longest) % 2 for side in (height, width))
     return functional.crop(image, (height - rows) // 2, (width - columns) // 2, rows, columns)
+
+
+class MaybeToTensor:
+    """PIL image or uint8 tensor to float32 [C, H, W] in [0, 1]; a float tensor stays what it is."""
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        if isinstance(image, Tensor):
+            return image if image.is_floating_point() else functional.convert_image_dtype(image, torch.float32)
+        tensor: Tensor = functional.to_tensor(image)
+        return tensor
+
+    def __repr__(self) -> str:
+        return "MaybeToTensor()"
+
+
+def make_normalize_transform(
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> transforms.Normalize:
+    """(x - mean) / std per channel; one value each serves any number of channels."""
+    return transforms.Normalize(mean=list(mean), std=list(std))
+
+
+def make_classification_train_transform(
+    *,
+    crop_size: int = 224,
+    interpolation: InterpolationMode = InterpolationMode.BICUBIC,
+    hflip_prob: float = 0.5,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> transforms.Compose:
+    """For linear probes: random resized crop (8 to 100 % of the area) and flip; image -> [C, crop, crop] float32."""
+    steps: list[Callable[[Any], Any]] = [transforms.RandomResizedCrop(crop_size, interpolation=interpolation)]
+    if hflip_prob > 0.0:
+        steps.append(transforms.RandomHorizontalFlip(hflip_prob))
+    steps += [MaybeToTensor(), make_normalize_transform(mean=mean, std=std)]
+    return transforms.Compose(steps)
+
+
+def make_classification_eval_transform(
+    *,
+    resize_size: int = 256,
+    interpolation: InterpolationMode = InterpolationMode.BICUBIC,
+    crop_size: int = 224,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> transforms.Compose:
+    """Shorter side to `resize_size`, centre crop (black where too small); image -> [C, crop, crop] float32."""
+    return transforms.Compose(
+        [
+            transforms.Resize(resize_size, interpolation=interpolation),
+            transforms.CenterCrop(crop_size),
+            MaybeToTensor(),
+            make_normalize_transform(mean=mean, std=std),
+        ]
+    )

@@ -11,14 +11,9 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
-
-from dinov2 import distributed
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.datasets.cifar import Cifar10
 from dinov2.data.datasets.folder import Folder
@@ -37,14 +32,12 @@ from dinov2.data.datasets.imagenet_variants.corrupted import CORRUPTIONS, EXTRA_
 from dinov2.data.datasets.listing import ListFile
 from dinov2.data.datasets.subset import Subset, rows_by_name
 from dinov2.data.datasets.toy import Toy
-from dinov2.errors import ConfigError, DataError
+from dinov2.errors import DataError
 
 __all__ = [
     "DATASETS",
     "DatasetKind",
     "DatasetSpec",
-    "SamplerType",
-    "make_data_loader",
     "make_dataset",
     "parse_dataset_str",
 ]
@@ -175,103 +168,6 @@ def make_dataset(
         dataset = Subset(dataset, rows, transform=transform, target_transform=target_transform)
     logger.debug("data set %s: %s images", dataset_str, f"{len(dataset):,}")
     return dataset
-
-
-class SamplerType(Enum):
-    """The release's orders of samples; `dinov2.data.samplers` describes them."""
-
-    DISTRIBUTED = 0
-    EPOCH = 1
-    INFINITE = 2
-    SHARDED_INFINITE = 3
-    SHARDED_INFINITE_NEW = 4
-
-
-def make_data_loader(
-    *,
-    dataset: Dataset[Any],
-    batch_size: int,
-    num_workers: int,
-    shuffle: bool = True,
-    seed: int = 0,
-    sampler_type: SamplerType | None = SamplerType.INFINITE,
-    sampler_size: int = -1,
-    sampler_advance: int = 0,
-    drop_last: bool = True,
-    persistent_workers: bool = False,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-) -> DataLoader[Any]:
-    """A PyTorch loader over `dataset` in one of the release's orders.
-
-    `sampler_size` is for EPOCH alone (-1: the data set's length), `sampler_advance` skips that many samples of the
-    INFINITE and SHARDED_INFINITE orders. Without a sampler the order is that of the data set, so `shuffle` must be
-    False. Memory is pinned where there is a CUDA device.
-
-    Raises ConfigError, a ValueError, for options that the order does not have; NotImplementedError for an advance of
-    EPOCH, as the release does.
-    """
-    sampler = _make_sampler(
-        dataset, sampler_type=sampler_type, shuffle=shuffle, seed=seed, size=sampler_size, advance=sampler_advance
-    )
-    return DataLoader(
-        dataset,
-        sampler=sampler,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        drop_last=drop_last,
-        persistent_workers=persistent_workers and num_workers > 0,
-        collate_fn=collate_fn,
-    )
-
-
-def _make_sampler(
-    dataset: Any, *, sampler_type: SamplerType | None, shuffle: bool, seed: int, size: int, advance: int
-) -> Sampler[int] | None:
-    from dinov2.data.samplers import EpochSampler, InfiniteSampler, ShardedInfiniteSampler
-
-    if sampler_type is not SamplerType.EPOCH and size > 0:
-        raise ConfigError(f"sampler_size is {size}, which only SamplerType.EPOCH knows; leave it at -1")
-    count = len(dataset)
-    match sampler_type:
-        case None:
-            if shuffle:
-                raise ConfigError(
-                    "shuffle=True needs a sampler: without one the order is the data set's; "
-                    "pass shuffle=False, or a sampler_type such as SamplerType.EPOCH"
-                )
-            return None
-        case SamplerType.EPOCH:
-            if advance > 0:
-                raise NotImplementedError(
-                    f"SamplerType.EPOCH cannot begin at sample {advance}; use SamplerType.INFINITE or SHARDED_INFINITE"
-                )
-            return EpochSampler(size=size if size > 0 else count, sample_count=count, shuffle=shuffle, seed=seed)
-        case SamplerType.INFINITE:
-            return InfiniteSampler(sample_count=count, shuffle=shuffle, seed=seed, advance=advance)
-        case SamplerType.SHARDED_INFINITE | SamplerType.SHARDED_INFINITE_NEW:
-            return ShardedInfiniteSampler(
-                sample_count=count,
-                shuffle=shuffle,
-                seed=seed,
-                advance=advance,
-                use_new_shuffle_tensor_slice=sampler_type is SamplerType.SHARDED_INFINITE_NEW,
-            )
-        case SamplerType.DISTRIBUTED:
-            if advance > 0:
-                raise ConfigError(
-                    f"SamplerType.DISTRIBUTED cannot begin at sample {advance}; "
-                    f"use SamplerType.INFINITE or SHARDED_INFINITE"
-                )
-            # Told who it is, so that one process needs no process group.
-            return DistributedSampler(
-                dataset,
-                num_replicas=distributed.get_global_size(),
-                rank=distributed.get_global_rank(),
-                shuffle=shuffle,
-                seed=seed,
-                drop_last=False,
-            )
 
 
 def _parse_path(path: str) -> DatasetSpec:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dinov2.errors import DataError
 
-__all__ = ["FeistelPermutation", "SampleStream", "mix", "uniforms", "unit_interval"]
+__all__ = ["FeistelPermutation", "SampleStream", "hash_keys", "unit_interval"]
 
 _Key = int | str | NDArray[Any]
 
@@ -25,7 +25,7 @@ _WEYL = np.uint64(0x9E3779B97F4A7C15)  # odd, 2^64 over the golden ratio
 _ROUNDS = 8  # with six the order of five images is not yet uniform over keys
 
 
-def mix(*keys: _Key) -> NDArray[np.uint64]:
+def hash_keys(*keys: _Key) -> NDArray[np.uint64]:
     """Hash the keys, in order, to 64 well-mixed bits; arrays broadcast against each other.
 
     Integers count modulo 2^64, strings stand for themselves (in every process alike). The bit mixer is the finaliser of
@@ -40,11 +40,6 @@ def mix(*keys: _Key) -> NDArray[np.uint64]:
 def unit_interval(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Turn hashed words into floats in [0, 1), of which the 53 leading bits decide."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def uniforms(seed: int, numbers: NDArray[np.integer[Any]], tag: int | str, count: int) -> NDArray[np.float64]:
-    """Draw `count` independent uniforms in [0, 1) for each of `numbers` [...]; returns [..., count]."""
-    return unit_interval(mix(seed, tag, np.asarray(numbers)[..., None], np.arange(count)))
 
 
 class FeistelPermutation:
@@ -98,7 +93,7 @@ class SampleStream:
         """The index in the data set of each global sample number, in one int64 array of the same shape."""
         numbers = np.asarray(sample_numbers, dtype=np.int64)
         epochs, positions = np.divmod(numbers.reshape(-1), self.n_images)
-        found = _permute(positions, self.n_images, mix(self.seed, "epoch", epochs)).reshape(numbers.shape)
+        found = _permute(positions, self.n_images, hash_keys(self.seed, "epoch", epochs)).reshape(numbers.shape)
         return int(found) if isinstance(sample_numbers, int) else found
 
     def substitute(self, sample_number: int, attempt: int) -> int:
@@ -106,7 +101,7 @@ class SampleStream:
 
         Each sample number has an order of its own over all images, so `n_images` attempts have tried every one.
         """
-        order = FeistelPermutation(self.n_images, int(mix(self.seed, "substitute", sample_number)))
+        order = FeistelPermutation(self.n_images, int(hash_keys(self.seed, "substitute", sample_number)))
         return order[(attempt - 1) % self.n_images]
 
 

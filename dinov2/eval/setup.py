@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from dinov2.data.eval_transform import EvalTransform
-from dinov2.data.transforms import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from dinov2.data.eval_transform import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, EvalTransform
 
 __all__ = ["eval_transform_for", "evaluation_parser", "get_args_parser"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dinov2.checkpoints.open import save_teacher
-from dinov2.data.collate import CropBatch
+from dinov2.data.crops.collate import CropBatch
 from dinov2.data.stream import SampleStream
 from dinov2.distributed import all_reduce_sum, get_global_size, is_main_process
 from dinov2.engine.optim import StepOutcome

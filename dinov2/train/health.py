@@ -19,7 +19,7 @@ from dinov2.analysis.health import (
     spread,
 )
 from dinov2.configs import Config
-from dinov2.data.collate import CropBatch
+from dinov2.data.crops.collate import CropBatch
 from dinov2.engine.schedules import Hyper
 from dinov2.errors import DataError
 from dinov2.train.setup import Training

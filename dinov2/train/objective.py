@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from dinov2.data.collate import CropBatch
+from dinov2.data.crops.collate import CropBatch
 from dinov2.engine.schedules import Hyper
 
 __all__ = ["HealthProbe", "LossTerms", "Objective"]

@@ -12,9 +12,9 @@ from torch import nn
 from dinov2.checkpoints.files import read_file
 from dinov2.checkpoints.open import load_into
 from dinov2.configs import Config
-from dinov2.data.collate import CropBatch
-from dinov2.data.crop_loader import crop_batches, prefetch_to
-from dinov2.data.crop_settings import CropSettings
+from dinov2.data.crops.collate import CropBatch
+from dinov2.data.crops.config import AugmentationConfig
+from dinov2.data.crops.loader import crop_batches, prefetch_to
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.datasets.decoded import DecodedCache
 from dinov2.data.loaders import make_dataset
@@ -145,12 +145,11 @@ def load_checkpoint(training: Training) -> None:
 def batches(training: Training) -> Generator[CropBatch, None, None]:
     """The batches of steps `first` to `last`, on the training device."""
     cfg = training.cfg
-    settings = CropSettings.from_config(cfg)
     cache = _image_cache(training.dataset, cfg)
-    augment_on = training.device if settings.backend == "tensor" and training.device.type == "cuda" else "cpu"
+    on_device = cfg.train.augmentation_backend == "tensor" and training.device.type == "cuda"
     stream = crop_batches(
         training.dataset,
-        settings,
+        AugmentationConfig.from_config(cfg),
         seed=cfg.train.seed,
         batch_size=cfg.train.batch_size_per_gpu,
         first_step=training.first,
@@ -160,7 +159,7 @@ def batches(training: Training) -> Generator[CropBatch, None, None]:
         # Images in memory are there at once; workers would each fill a copy of their own.
         num_workers=0 if cache is not None else min(cfg.train.num_workers, os.cpu_count() or 1),
         cache=cache,
-        augment_on=augment_on,
+        augment_on=training.device if on_device else "cpu",
     )
     return prefetch_to(training.device, stream)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dinov2.configs import Config
 from dinov2.configs.method_sections import DinoConfig, IbotConfig
-from dinov2.data.collate import CropBatch
+from dinov2.data.crops.collate import CropBatch
 from dinov2.engine.optim import ema_update
 from dinov2.engine.parallel import autocast
 from dinov2.engine.schedules import Hyper

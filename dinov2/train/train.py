@@ -18,8 +18,8 @@ import torch
 
 from dinov2.checkpoints.runs import export_from_checkpoint
 from dinov2.configs import Config, to_yaml
-from dinov2.data.collate import CropBatch
-from dinov2.data.stream import mix
+from dinov2.data.crops.collate import CropBatch
+from dinov2.data.stream import hash_keys
 from dinov2.distributed import get_global_rank, is_main_process
 from dinov2.engine.memory import freed_memory_kept
 from dinov2.engine.optim import apply_hyper, guarded_step
@@ -209,7 +209,7 @@ def _due(done: int, period: int) -> bool:
 
 def _seed_step(seed: int, step: int) -> None:
     """Stochastic depth draws from PyTorch's global generator; its seed belongs to step and process, not to history."""
-    torch.manual_seed(int(mix(seed, step, get_global_rank(), "step") >> 1))
+    torch.manual_seed(int(hash_keys(seed, step, get_global_rank(), "step") >> 1))
 
 
 def _save(training: Training, done: int, skipped: SkippedSteps) -> None:

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from dinov2.data.augmentations import DataAugmentationDINO
-from dinov2.data.transforms import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from dinov2.data.eval_transform import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from dinov2.data.release import DataAugmentationDINO
 from tests.data.distributions import assert_same_distribution, measures
 from tests.golden.recipe import pictures
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dinov2.data.collate import CropBatch, collate_data_and_cast, stack_crops
-from dinov2.data.masking import MaskingGenerator
+from dinov2.data.crops.collate import CropBatch, stack_crops
+from dinov2.data.crops.masking import MaskingGenerator
+from dinov2.data.release import collate_data_and_cast
 from dinov2.errors import DataError
 from tests.golden.recipe import images
 
@@ -115,7 +116,7 @@ def test_weights_of_a_crop_add_up_to_one():
     masks = torch.zeros(4, 9, dtype=torch.bool)
     masks[1, [0, 3, 4]] = True
     masks[3, 8] = True
-    batch = CropBatch.of(torch.zeros(4, 3, 6, 6), None, masks, sample_numbers=torch.arange(2))
+    batch = CropBatch.from_crops(torch.zeros(4, 3, 6, 6), None, masks, sample_numbers=torch.arange(2))
     assert batch.masked_indices.tolist() == [9, 12, 13, 35]
     assert batch.mask_weights.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
 
@@ -130,13 +131,11 @@ def test_the_dictionary_of_the_release_becomes_a_batch():
     assert batch.failures == []
 
 
-def test_only_crops_are_cast_on_the_way_to_a_device():
+def test_all_tensors_but_the_sample_numbers_move_to_a_device():
     random.seed(0)
-    batch = CropBatch.from_dict(collated(4)).to("cpu", torch.bfloat16)
-    assert batch.global_crops.dtype == batch.local_crops.dtype == torch.bfloat16
-    assert batch.masks.dtype == torch.bool
-    assert batch.mask_weights.dtype == torch.float32
-    assert all(tensor.device.type == "meta" for tensor in batch.to("meta").device_tensors())
+    batch = CropBatch.from_dict(collated(4)).to("meta")
+    assert all(tensor.device.type == "meta" for tensor in batch.device_tensors())
+    assert batch.sample_numbers.device.type == "cpu"
 
 
 def test_stacking_nothing_gives_nothing():

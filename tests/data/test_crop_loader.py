@@ -3,19 +3,19 @@ import random
 import signal
 from dataclasses import replace
 from itertools import islice
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dinov2.data.crop_loader import crop_batches, prefetch_to
-from dinov2.data.crop_settings import CropSettings
+from dinov2.configs import Config, apply_overrides
+from dinov2.data.crops.config import AugmentationConfig
+from dinov2.data.crops.loader import crop_batches, prefetch_to
 from dinov2.data.stream import SampleStream
 from dinov2.errors import ConfigError, DataError
 
-SETTINGS = CropSettings(global_crops_size=32, local_crops_size=16, local_crops_number=2, patch_size=8, in_chans=3)
+SETTINGS = AugmentationConfig(global_crops_size=32, local_crops_size=16, local_crops_number=2, patch_size=8, in_chans=3)
 BACKENDS = ["pil", "tensor"]
 
 
@@ -67,7 +67,7 @@ def assert_equal_batches(left, right):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_batch_has_the_promised_shapes(backend):
-    batch = batches(1, settings=replace(SETTINGS, backend=backend))[0]
+    batch = batches(1, settings=replace(SETTINGS, augmentation_backend=backend))[0]
     assert batch.global_crops.shape == (8, 3, 32, 32)
     assert batch.local_crops.shape == (8, 3, 16, 16)
     assert batch.global_crops.dtype == torch.float32
@@ -80,7 +80,7 @@ def test_a_batch_has_the_promised_shapes(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_the_number_of_workers_changes_no_bit(backend, num_workers):
-    settings = replace(SETTINGS, backend=backend)
+    settings = replace(SETTINGS, augmentation_backend=backend)
     images = Squares(broken=[3, 7])
     assert_equal_batches(
         batches(5, images=images, settings=settings),
@@ -91,14 +91,14 @@ def test_the_number_of_workers_changes_no_bit(backend, num_workers):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.slow
 def test_workers_that_are_spawned_make_the_same_batches(backend):
-    settings = replace(SETTINGS, backend=backend)
+    settings = replace(SETTINGS, augmentation_backend=backend)
     spawned = batches(2, settings=settings, num_workers=1, start_method="spawn")
     assert_equal_batches(batches(2, settings=settings), spawned)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ranks_share_the_batch_of_one_process(backend):
-    settings = replace(SETTINGS, backend=backend)
+    settings = replace(SETTINGS, augmentation_backend=backend)
     whole = batches(3, settings=settings, batch_size=4)
     ranks = [batches(3, settings=settings, batch_size=2, rank=rank, world_size=2) for rank in range(2)]
     for step, batch in enumerate(whole):
@@ -113,7 +113,7 @@ def test_ranks_share_the_batch_of_one_process(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_later_start_goes_on_where_a_run_stopped(backend):
-    settings = replace(SETTINGS, backend=backend)
+    settings = replace(SETTINGS, augmentation_backend=backend)
     assert_equal_batches(batches(5, settings=settings)[3:], batches(2, settings=settings, first_step=3))
 
 
@@ -124,7 +124,7 @@ def test_global_random_numbers_are_left_alone(backend, num_workers):
     random.seed(5)
     np.random.seed(5)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    batches(2, settings=replace(SETTINGS, backend=backend), num_workers=num_workers)
+    batches(2, settings=replace(SETTINGS, augmentation_backend=backend), num_workers=num_workers)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert (np.random.get_state()[1] == before[2]).all()
@@ -146,7 +146,7 @@ def test_an_unreadable_image_is_replaced_by_its_substitute_and_reported(backend)
     stream = SampleStream(20, seed=0)
     broken = stream.index_of(2)
     images = Squares(broken=[broken])
-    settings = replace(SETTINGS, backend=backend)
+    settings = replace(SETTINGS, augmentation_backend=backend)
     batch = batches(1, images=images, settings=settings)[0]
     assert batch.failures == [(f"squares/{broken}.png", f"squares/{broken}.png is no readable image")]
     intact = batches(1, settings=settings)[0]
@@ -188,7 +188,7 @@ def test_an_empty_data_set_is_refused_at_once():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_images_of_other_sizes_and_tiny_ones_work(backend):
     images = Squares(n=12, sizes=[(40, 30), (1, 1), (5, 100)])
-    for batch in batches(3, images=images, settings=replace(SETTINGS, backend=backend)):
+    for batch in batches(3, images=images, settings=replace(SETTINGS, augmentation_backend=backend)):
         assert torch.isfinite(batch.global_crops).all()
         assert batch.global_crops.shape == (8, 3, 32, 32)
 
@@ -196,20 +196,20 @@ def test_images_of_other_sizes_and_tiny_ones_work(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("channels", [1, 4])
 def test_any_number_of_channels_reaches_the_crops(backend, channels):
-    settings = replace(SETTINGS, backend=backend, in_chans=channels, mean=(0.5,), std=(0.5,))
+    settings = replace(SETTINGS, augmentation_backend=backend, in_chans=channels, mean=(0.5,), std=(0.5,))
     assert batches(1, settings=settings)[0].global_crops.shape == (8, channels, 32, 32)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_local_crops_and_no_masks_make_a_batch(backend):
-    settings = replace(SETTINGS, backend=backend, local_crops_number=0, mask_probability=0.0)
+    settings = replace(SETTINGS, augmentation_backend=backend, local_crops_number=0, mask_sample_probability=0.0)
     batch = batches(1, settings=settings)[0]
     assert batch.local_crops is None
     assert batch.masked_indices.shape == (0,)
 
 
 def test_images_kept_in_memory_give_the_same_batches():
-    settings = replace(SETTINGS, backend="tensor")
+    settings = replace(SETTINGS, augmentation_backend="tensor")
     assert_equal_batches(batches(settings=settings), batches(settings=settings, cache=Kept(Squares())))
 
 
@@ -218,7 +218,7 @@ def test_backends_draw_from_the_same_laws():
     images = Squares(n=50)
     means = []
     for backend in BACKENDS:
-        drawn = batches(10, images=images, settings=replace(SETTINGS, backend=backend), batch_size=32)
+        drawn = batches(10, images=images, settings=replace(SETTINGS, augmentation_backend=backend), batch_size=32)
         crops = torch.cat([batch.global_crops for batch in drawn])
         means.append(torch.stack([crops.mean(dim=(0, 2, 3)), crops.flatten(2).std(dim=2).mean(dim=0)]))
     torch.testing.assert_close(means[0], means[1], atol=0.1, rtol=0.1)
@@ -249,9 +249,8 @@ def test_workers_outlive_an_interrupt_and_one_termination_signal():
 
 
 def test_batches_arrive_on_a_device_in_order():
-    arrived = list(prefetch_to("cpu", batches(3), torch.bfloat16))
+    arrived = list(prefetch_to("cpu", batches(3)))
     assert [batch.sample_numbers[0].item() for batch in arrived] == [0, 4, 8]
-    assert arrived[0].global_crops.dtype == torch.bfloat16
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -265,7 +264,7 @@ def test_batches_arrive_on_a_cuda_device_in_order():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_crops_can_be_made_on_the_device():
-    settings = replace(SETTINGS, backend="tensor")
+    settings = replace(SETTINGS, augmentation_backend="tensor")
     for num_workers in (0, 1):
         on_device = batches(3, settings=settings, augment_on="cuda", num_workers=num_workers)
         for one, other in zip(batches(3, settings=settings), on_device, strict=True):
@@ -274,27 +273,25 @@ def test_crops_can_be_made_on_the_device():
 
 
 def test_settings_are_read_from_a_config():
-    crops = {
-        name: getattr(SETTINGS, name)
-        for name in SETTINGS.__dataclass_fields__
-        if name not in ("in_chans", "patch_size", "mask_ratio_min_max", "mask_probability", "backend")
-    }
-    cfg = SimpleNamespace(
-        crops=SimpleNamespace(**crops | {"color_jitter_strength": 0.25}),
-        student=SimpleNamespace(in_chans=3, patch_size=8),
-        ibot=SimpleNamespace(mask_ratio_min_max=[0.2, 0.4], mask_sample_probability=0.25),
-        train=SimpleNamespace(augmentation_backend="tensor"),
-    )
-    settings = CropSettings.from_config(cfg)
+    changes = [
+        "crops.global_crops_size=32",
+        "crops.local_crops_size=16",
+        "crops.color_jitter_strength=0.25",
+        "student.patch_size=8",
+        "ibot.mask_ratio_min_max=[0.2,0.4]",
+        "ibot.mask_sample_probability=0.25",
+        "train.augmentation_backend=tensor",
+    ]
+    settings = AugmentationConfig.from_config(apply_overrides(Config(), changes))
     assert settings.color_jitter_strength == 0.25
     assert settings.mask_ratio_min_max == (0.2, 0.4)
-    assert settings.mask_probability == 0.25
-    assert settings.backend == "tensor"
+    assert settings.mask_sample_probability == 0.25
+    assert settings.augmentation_backend == "tensor"
     assert settings.grid == (4, 4)
 
 
 def test_settings_that_do_not_fit_together_are_refused():
     with pytest.raises(ConfigError, match=r"crops.mean has 3 values for 5 channels"):
-        CropSettings(in_chans=5)
+        AugmentationConfig(in_chans=5)
     with pytest.raises(ConfigError, match="choose pil or tensor"):
-        CropSettings(backend="gpu")
+        AugmentationConfig(augmentation_backend="gpu")

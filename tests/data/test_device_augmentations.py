@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
-from dinov2.data.crop_parameters import CropLaws, draw_crop_parameters
-from dinov2.data.device_augmentations import BatchedAugmentation
-from dinov2.data.photometry import change_appearance
-from dinov2.data.resampling import bicubic_matrices, crop_and_resize
+from dinov2.data.crops.augment_batch import augment_batch, bicubic_matrices, crop_and_resize
+from dinov2.data.crops.color_augment import apply_color_and_blur
+from dinov2.data.crops.config import AugmentationConfig
+from dinov2.data.crops.parameters import draw_crop_parameters
 from dinov2.errors import DataError
 from tests.data.distributions import (
     assert_same_distribution,
@@ -24,22 +25,24 @@ from tests.golden.recipe import pictures
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "augment.json").read_text())
 PARTS = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation, functional.adjust_hue)
-LAWS = CropLaws(
-    scales=[(0.32, 1.0), (0.32, 1.0), (0.05, 0.32)],
-    blur_p=[0.0, 0.9, 0.5],
-    solarize_p=[0.0, 0.2, 0.0],
+CONFIG = AugmentationConfig(
+    global_crops_scale=(0.32, 1.0),
+    local_crops_scale=(0.05, 0.32),
+    local_crops_number=1,
+    blur_p=(0.0, 0.9, 0.5),
+    solarize_p=0.2,
     horizontal_flip_p=0.5,
     color_jitter_p=0.8,
     color_jitter_strength=1.0,
     grayscale_p=0.2,
 )
-N_LAWS = 10 * 3  # tests of laws times crops, for the bound on chance
-SURE = 0.01 / N_LAWS
+N_TESTS = 10 * 3  # tests of laws times crops, for the bound on chance
+SURE = 0.01 / N_TESTS
 
 
-def draw(n=20_000, *, seed=0, height=96, width=128, laws=LAWS):
+def draw(n=20_000, *, seed=0, height=96, width=128, config=CONFIG):
     sizes = {"heights": np.full(n, height), "widths": np.full(n, width)}
-    return draw_crop_parameters(laws, seed=seed, sample_numbers=np.arange(n), **sizes)
+    return draw_crop_parameters(config, seed=seed, sample_numbers=np.arange(n), **sizes)
 
 
 def uniform(low, high):
@@ -165,7 +168,7 @@ def test_boxes_stay_inside_images_of_any_shape():
 
 def test_parameters_belong_to_the_sample_and_the_crop():
     sizes = {"heights": np.full(3, 40), "widths": np.full(3, 50)}
-    some = draw_crop_parameters(LAWS, seed=0, sample_numbers=np.array([5, 900, 7]), **sizes)
+    some = draw_crop_parameters(CONFIG, seed=0, sample_numbers=np.array([5, 900, 7]), **sizes)
     all_of_them = draw(1000, height=40, width=50)
     for name in ("top", "width", "order", "factors", "sigma"):
         assert np.array_equal(getattr(some, name), getattr(all_of_them, name)[:, [5, 900, 7]])
@@ -179,11 +182,11 @@ def test_parameters_belong_to_the_sample_and_the_crop():
 @pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (32, 32, 16), (75, 60, 28), (200, 150, 56)])
 def test_pixels_are_those_of_pillow_for_the_same_parameters(height, width, size):
     array = natural(24, height, width)
-    parameters = draw(24, height=height, width=width, laws=replace(LAWS, blur_p=[0.5] * 3, solarize_p=[0.3] * 3))
+    parameters = draw(24, height=height, width=width, config=replace(CONFIG, blur_p=(0.5, 0.5, 0.5), solarize_p=0.3))
     flat = parameters.crops(0, 3)
     boxes = np.stack([flat.top, flat.left, flat.height, flat.width], axis=-1)
     crops = crop_and_resize(as_batch(array), torch.from_numpy(boxes), torch.from_numpy(flat.flip), size)
-    crops = change_appearance(crops, flat).permute(0, 2, 3, 1).double().numpy()
+    crops = apply_color_and_blur(crops, flat).permute(0, 2, 3, 1).double().numpy()
     expected = np.stack([by_pillow(array[row % 24], size, flat, row) for row in range(72)])
     errors = np.abs(crops - expected).mean(axis=(1, 2, 3))
     assert errors[~flat.jitter].max() <= 0.3
@@ -200,7 +203,7 @@ def test_each_colour_operation_is_that_of_pillow(part):
     neutral[:, part] = parameters.factors[:, part]
     off = np.zeros(12, dtype=bool)
     only = replace(parameters, factors=neutral, jitter=~off, grayscale=off, blur=off, solarize=off)
-    crops = change_appearance(as_batch(array).float(), only).permute(0, 2, 3, 1).numpy()
+    crops = apply_color_and_blur(as_batch(array).float(), only).permute(0, 2, 3, 1).numpy()
     expected = []
     for row, picture in enumerate(array):
         crop = Image.fromarray(picture)
@@ -216,7 +219,7 @@ def test_gray_pixels_keep_their_value_when_the_hue_turns():
     factors = np.tile([1.0, 1.0, 1.0, 0.08], (4, 1))
     off = np.zeros(4, dtype=bool)
     only = replace(parameters, factors=factors, jitter=~off, grayscale=off, blur=off, solarize=off)
-    assert torch.equal(change_appearance(ramp.clone(), only), ramp)
+    assert torch.equal(apply_color_and_blur(ramp.clone(), only), ramp)
 
 
 def test_resizing_is_that_of_pillow_up_to_one_unit():
@@ -255,17 +258,18 @@ def test_resampling_to_the_same_size_changes_nothing():
 
 
 def augmentation(local=2, **changes):
-    return BatchedAugmentation((0.32, 1.0), (0.05, 0.32), local, 32, 16, **changes)
+    sizes = {"local_crops_number": local, "global_crops_size": 32, "local_crops_size": 16}
+    return partial(augment_batch, config=AugmentationConfig(**(sizes | changes)), seed=0)
 
 
 def test_crops_are_crop_major_and_normalised():
     images = as_batch(natural(5, 40, 36))
-    global_crops, local_crops = augmentation(3)(images, torch.arange(5))
+    global_crops, local_crops = augmentation(3)(images, np.arange(5))
     assert global_crops.shape == (10, 3, 32, 32)
     assert local_crops.shape == (15, 3, 16, 16)
     assert global_crops.is_contiguous()
     assert -2.2 < global_crops.min() < global_crops.max() < 2.7
-    of_one = augmentation(3)(images[2:3], torch.tensor([2]))
+    of_one = augmentation(3)(images[2:3], np.array([2]))
     torch.testing.assert_close(of_one[0], global_crops[[2, 7]])
     torch.testing.assert_close(of_one[1], local_crops[[2, 7, 12]])
 
@@ -273,7 +277,7 @@ def test_crops_are_crop_major_and_normalised():
 def test_without_changes_a_crop_is_the_image():
     off = {"horizontal_flip_p": 0.0, "color_jitter_p": 0.0, "grayscale_p": 0.0, "solarize_p": 0.0, "blur_p": (0, 0, 0)}
     images = as_batch(natural(40, 32, 32))
-    plain = BatchedAugmentation((1.0, 1.0), (1.0, 1.0), 0, 32, 16, mean=[0.0], std=[1.0], **off)
+    plain = augmentation(0, global_crops_scale=(1.0, 1.0), mean=(0.0,), std=(1.0,), **off)
     crops, local = plain(images, np.arange(40))
     assert local is None
     torch.testing.assert_close(crops, images.float().repeat(2, 1, 1, 1) / 255)
@@ -292,7 +296,7 @@ def test_images_of_different_sizes_are_cropped_one_by_one():
 def test_any_number_of_channels(channels):
     images = torch.randint(0, 256, (6, channels, 24, 24), dtype=torch.uint8)
     everything = {"color_jitter_p": 1.0, "grayscale_p": 1.0, "solarize_p": 1.0, "blur_p": (1.0, 1.0, 1.0)}
-    global_crops, local_crops = augmentation(mean=[0.5], std=[0.5], **everything)(images, np.arange(6))
+    global_crops, local_crops = augmentation(mean=(0.5,), std=(0.5,), **everything)(images, np.arange(6))
     assert global_crops.shape == (12, channels, 32, 32)
     assert -1 <= global_crops.min() < global_crops.max() <= 1
     assert torch.isfinite(local_crops).all()
@@ -321,7 +325,7 @@ def test_images_without_sample_numbers_are_refused():
 @pytest.mark.slow
 def test_whole_crops_have_the_statistics_of_the_release(picture):
     array = [pictures(1, 96, 128)[0], pictures(2, 120, 80)[1]][picture]
-    batched = BatchedAugmentation(**GOLDEN["arguments"])
+    batched = partial(augment_batch, config=AugmentationConfig(**GOLDEN["arguments"]), seed=0)
     images = as_batch(array[None]).expand(500, -1, -1, -1)
     crops = {"global1": [], "global2": [], "local": []}
     for start in range(0, 2000, 500):
@@ -339,7 +343,7 @@ def test_changes_of_appearance_have_the_statistics_of_the_release(crop):
     parameters = draw(1500).crops(place, place + 1)
     images = as_batch(pictures(1, 32, 32)).float().repeat(1500, 1, 1, 1)
     std, mean = torch.tensor([0.229, 0.224, 0.225]), torch.tensor([0.485, 0.456, 0.406])
-    crops = (change_appearance(images, parameters) / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    crops = (apply_color_and_blur(images, parameters) / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     golden = GOLDEN["operations"][f"{crop}.appearance"]
     figures = measures(crops)
     for name in ("mean", "std"):

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import Dataset
 
 import dinov2.data
-from dinov2.data.adapters import DatasetWithEnumeratedTargets
 from dinov2.data.datasets import Cifar10, Folder, ImageNet, ImageNet22k, ListFile, Toy
-from dinov2.data.loaders import DATASETS, SamplerType, make_data_loader, make_dataset, parse_dataset_str
+from dinov2.data.loaders import DATASETS, make_dataset, parse_dataset_str
+from dinov2.data.release import DatasetWithEnumeratedTargets, SamplerType, make_data_loader
 from dinov2.errors import DataError
 from tests.data.datasets.trees import class_tree, imagenet_tree, write_image
 from tests.golden.loading import golden_json

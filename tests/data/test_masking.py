@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinov2.data.masking import MaskingGenerator, max_masked_patches, sample_masks
+from dinov2.data.crops.config import AugmentationConfig
+from dinov2.data.crops.masking import MaskingGenerator, sample_masks
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "masks.json").read_text())
 
@@ -42,7 +43,7 @@ def test_another_source_of_randomness_leaves_the_global_one_alone():
 def test_the_cap_on_rectangles_is_floored_along_the_way():
     for sizes, cap in GOLDEN["max_num_patches"].items():
         crop, patch = map(int, sizes.split("/"))
-        assert max_masked_patches(crop, patch) == cap
+        assert AugmentationConfig(global_crops_size=crop, patch_size=patch).max_masked_patches == cap
 
 
 def test_a_generator_describes_itself():
@@ -57,14 +58,15 @@ def test_a_generator_without_a_cap_can_mask_most_of_the_grid():
     assert 150 < mask.sum() <= 200
 
 
-STREAM = {"global_batch": 64, "grid": (16, 16), "max_num_patches": 128.0}
+BATCH = 64
 
 
-def masks_of(step, *, seed=0, numbers=None, **changes):
-    arguments = STREAM | changes
+def masks_of(step, *, seed=0, numbers=None, global_batch=BATCH, side=16, **changes):
+    """Masks on a grid of `side` x `side` patches."""
     if numbers is None:
-        numbers = np.arange(step * arguments["global_batch"], (step + 1) * arguments["global_batch"])
-    return sample_masks(seed, step, numbers, **arguments)
+        numbers = np.arange(step * global_batch, (step + 1) * global_batch)
+    config = AugmentationConfig(global_crops_size=14 * side, patch_size=14, **changes)
+    return sample_masks(config, seed=seed, step=step, sample_numbers=numbers, global_batch=global_batch)
 
 
 def test_stream_masks_do_not_depend_on_the_split_into_ranks():
@@ -83,21 +85,21 @@ def test_stream_masks_leave_the_global_random_numbers_alone():
 def test_the_wanted_share_of_crops_is_masked_in_every_batch():
     for step in range(20):
         assert (masks_of(step).any(dim=1)).sum() == 64
-    assert masks_of(0, probability=0.3).any(dim=1).sum() == int(128 * 0.3)
-    assert masks_of(0, probability=1.0).any(dim=1).all()
-    assert not masks_of(0, probability=0.0).any()
+    assert masks_of(0, mask_sample_probability=0.3).any(dim=1).sum() == int(128 * 0.3)
+    assert masks_of(0, mask_sample_probability=1.0).any(dim=1).all()
+    assert not masks_of(0, mask_sample_probability=0.0).any()
 
 
 def test_ratios_are_spread_evenly_over_the_global_batch():
     counts = masks_of(3).sum(dim=1).numpy()
-    counts = np.sort(counts[counts > 0])  # 64 rungs from 0.1 to 0.5 of 256 patches
+    counts = np.sort(counts[counts > 0])  # 64 bins from 0.1 to 0.5 of 256 patches
     upper_ends = np.floor(256 * np.linspace(0.1, 0.5, 65)[1:])
     assert (counts <= upper_ends).all()
     assert (counts >= upper_ends - 8).mean() > 0.9  # a mask may fall a little short
 
 
 def test_which_crops_are_masked_changes_from_step_to_step_and_favours_none():
-    small = {"grid": (4, 4), "max_num_patches": 8.0}
+    small = {"side": 4}
     chosen = np.stack([masks_of(step, **small).any(dim=1).numpy() for step in range(400)])  # [step, G*B]
     assert abs(chosen.mean(axis=0) - 0.5).max() < 5 * np.sqrt(0.25 / 400)
     pairs = (chosen[:, :64] & chosen[:, 64:]).mean()  # crops of one image are not masked together more often
@@ -108,14 +110,8 @@ def test_seeds_give_other_masks():
     assert (masks_of(0, seed=1) != masks_of(0, seed=2)).any()
 
 
-def test_masks_on_a_wide_grid():
-    masks = masks_of(0, grid=(4, 9), max_num_patches=None)
-    assert masks.shape == (128, 36)
-    assert 0.1 < masks.float().mean() < 0.2
-
-
 def test_a_tiny_grid_and_a_batch_of_one_work():
-    masks = sample_masks(0, 7, np.array([7]), global_batch=1, grid=(2, 2), max_num_patches=2.0)
+    masks = masks_of(7, global_batch=1, side=2)
     assert masks.shape == (2, 4)
 
 

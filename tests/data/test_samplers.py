@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dinov2.data.samplers import EpochSampler, InfiniteSampler, ShardedInfiniteSampler
+from dinov2.data.release import EpochSampler, InfiniteSampler, ShardedInfiniteSampler
 from dinov2.errors import DataError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "samplers.json").read_text())

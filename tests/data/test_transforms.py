@@ -9,15 +9,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import InterpolationMode
 
-from dinov2.data.transforms import (
+from dinov2.data.eval_transform import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
-    GaussianBlur,
     MaybeToTensor,
     make_classification_eval_transform,
     make_classification_train_transform,
     make_normalize_transform,
 )
+from dinov2.data.release import GaussianBlur
 from tests.golden.recipe import pictures
 
 GOLDEN = Path(__file__).parents[1] / "golden"

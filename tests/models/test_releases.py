@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 
-from dinov2.data.transforms import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from dinov2.data.eval_transform import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from dinov2.errors import UnknownRelease
 from dinov2.models.config import build_from_table, model_table
 from dinov2.models.releases import BASE_URL, KINDS, METRICS, RELEASES, Release, backbone_table, release

@@ -3,7 +3,7 @@
 import torch
 
 from dinov2.configs import from_dict
-from dinov2.data.collate import CropBatch
+from dinov2.data.crops.collate import CropBatch
 from dinov2.engine.schedules import Hyper
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from tests.golden.loading import golden_json, golden_tensors

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dinov2.data.collate import CropBatch
+from dinov2.data.crops.collate import CropBatch
 from dinov2.engine.optim import apply_hyper, build_optimizer, guarded_step
 from dinov2.engine.schedules import Hyper
 from dinov2.train.ssl_meta_arch import SSLMetaArch
@@ -21,7 +21,7 @@ def batch_of(batch: int = 3, n_local: int = 2, masked: bool = True, size: int = 
     masks = torch.zeros(2 * batch, 16, dtype=torch.bool)
     if masked:
         masks[0, :5] = masks[-1, 3:6] = True
-    return CropBatch.of(
+    return CropBatch.from_crops(
         torch.randn(2 * batch, 3, size, size),
         torch.randn(n_local * batch, 3, 16, 16) if n_local else None,
         masks,

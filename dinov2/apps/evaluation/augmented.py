@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from dinov2 import distributed
 from dinov2.apps.evaluation.subjects import Subject
 from dinov2.data.datasets.base import ImageDataset
-from dinov2.data.stream import SampleStream, mix
-from dinov2.data.transforms import make_classification_train_transform
+from dinov2.data.eval_transform import make_classification_train_transform
+from dinov2.data.stream import SampleStream, hash_keys
 from dinov2.errors import DataError
 from dinov2.eval.linear.training import Batches
 
@@ -51,7 +51,7 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
                 position = self.stream.substitute(sample, attempt + 1)
                 continue
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(mix(self.seed, "augmentation", sample) >> np.uint64(1)))
+                torch.manual_seed(int(hash_keys(self.seed, "augmentation", sample) >> np.uint64(1)))
                 return self.transform(image), self.classes[position]
         raise DataError(f"{_ATTEMPTS} images in a row could not be read, the last: {failure}") from failure
 

@@ -1,44 +1,27 @@
 """What happens to each crop, drawn for a whole batch at once: boxes, flips, colour factors, blur widths.
 
-The laws are those of torchvision's transforms in the arrangement of the release (see `dinov2.data.augmentations`); the
-draws are hashes of (seed, sample number, crop), so that a sample's crops do not depend on the batch it is in.
+The distributions are those of torchvision's transforms in the arrangement of the release (see `augment_image`); the
+draws are hashes of (seed, sample number, crop), so that the crops of a sample do not depend on its batch.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2.data.stream import mix, unit_interval
+from dinov2.data.crops.config import AugmentationConfig
+from dinov2.data.stream import hash_keys, unit_interval
 
-__all__ = ["BRIGHTNESS", "CONTRAST", "HUE", "SATURATION", "CropLaws", "CropParameters", "draw_crop_parameters"]
+__all__ = ["CONTRAST", "HUE", "SATURATION", "CropParameters", "draw_crop_parameters"]
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+_BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 _BOX_TRIES = 10
 _LOG_ASPECTS = (np.log(3 / 4), np.log(4 / 3))
 _SIGMAS = (0.1, 2.0)
 _JITTER_ORDERS = np.array(list(permutations(range(4))))  # [24, 4]
 _N_DRAWS = 13 + 2 * _BOX_TRIES
-
-
-@dataclass(frozen=True, kw_only=True)
-class CropLaws:
-    """The distributions of the crops of an image; the per-crop ones have one entry for each of K crops."""
-
-    scales: Sequence[tuple[float, float]]
-    """Range of the share of the image's area, per crop."""
-    blur_p: Sequence[float]
-    """Probability of blur, per crop."""
-    solarize_p: Sequence[float]
-    """Probability of solarisation, per crop."""
-    horizontal_flip_p: float
-    color_jitter_p: float
-    color_jitter_strength: float
-    grayscale_p: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +35,7 @@ class CropParameters:
     flip: NDArray[np.bool_]
     jitter: NDArray[np.bool_]
     order: NDArray[np.int64]
-    """[..., 4]: the colour operations (`BRIGHTNESS`, ...) in the order in which they are applied."""
+    """[..., 4]: the colour operations (0 is brightness, then `CONTRAST`, ...) in the order of application."""
     factors: NDArray[np.float64]
     """[..., 4]: factor of brightness, contrast, saturation, and shift of hue in turns."""
     grayscale: NDArray[np.bool_]
@@ -61,41 +44,41 @@ class CropParameters:
     solarize: NDArray[np.bool_]
 
     def crops(self, first: int, last: int) -> "CropParameters":
-        """Those of crops `first` to `last - 1`, crop-major: [(last - first) * B, ...]."""
+        """The parameters of crops `first` to `last - 1`, crop-major: [(last - first) * B, ...]."""
         chosen = {field.name: getattr(self, field.name)[first:last] for field in fields(self)}
         return CropParameters(**{name: array.reshape(-1, *array.shape[2:]) for name, array in chosen.items()})
 
 
 def draw_crop_parameters(
-    laws: CropLaws,
+    config: AugmentationConfig,
     *,
     seed: int,
-    sample_numbers: NDArray[np.integer[Any]],
-    heights: NDArray[np.integer[Any]],
-    widths: NDArray[np.integer[Any]],
+    sample_numbers: NDArray[np.int64],
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
 ) -> CropParameters:
     """Draw the parameters of all K crops of B images of the given sizes [B]; the arrays are [K, B]."""
-    n_crops = len(laws.scales)
+    n_crops = len(config.scale_by_crop)
     crops = np.arange(n_crops)[:, None]
-    keys = mix(seed, "crop", np.asarray(sample_numbers), crops)  # [K, B]
-    draws = np.moveaxis(unit_interval(mix(keys[..., None], np.arange(_N_DRAWS))), -1, 0)  # [draw, K, B]
-    scale_low, scale_high = (np.array(bounds)[:, None] for bounds in zip(*laws.scales, strict=True))
+    keys = hash_keys(seed, "crop", np.asarray(sample_numbers), crops)  # [K, B]
+    draws = np.moveaxis(unit_interval(hash_keys(keys[..., None], np.arange(_N_DRAWS))), -1, 0)  # [draw, K, B]
+    scale_low, scale_high = (np.array(bounds)[:, None] for bounds in zip(*config.scale_by_crop, strict=True))
     top, left, height, width = _draw_boxes(draws[13:], draws[0], draws[1], scale_low, scale_high, heights, widths)
 
-    low, high = _factor_ranges(laws.color_jitter_strength)
+    low, high = _factor_ranges(config.color_jitter_strength)
     return CropParameters(
         top=top,
         left=left,
         height=height,
         width=width,
-        flip=draws[2] < laws.horizontal_flip_p,
-        jitter=draws[3] < (laws.color_jitter_p if laws.color_jitter_strength > 0 else 0),
+        flip=draws[2] < config.horizontal_flip_p,
+        jitter=draws[3] < (config.color_jitter_p if config.color_jitter_strength > 0 else 0),
         order=_JITTER_ORDERS[(draws[4] * len(_JITTER_ORDERS)).astype(np.int64)],
         factors=low + np.moveaxis(draws[5:9], 0, -1) * (high - low),
-        grayscale=draws[9] < laws.grayscale_p,
-        blur=draws[10] < np.array(laws.blur_p)[:, None],
+        grayscale=draws[9] < config.grayscale_p,
+        blur=draws[10] < np.array(config.blur_p_by_crop)[:, None],
         sigma=_SIGMAS[0] + draws[11] * (_SIGMAS[1] - _SIGMAS[0]),
-        solarize=draws[12] < np.array(laws.solarize_p)[:, None],
+        solarize=draws[12] < np.array(config.solarize_p_by_crop)[:, None],
     )
 
 
@@ -105,8 +88,8 @@ def _draw_boxes(
     u_left: NDArray[np.float64],
     scale_low: NDArray[np.float64],
     scale_high: NDArray[np.float64],
-    heights: NDArray[np.integer[Any]],
-    widths: NDArray[np.integer[Any]],
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], ...]:
     """Top, left, height, width [K, B]: the first of ten tries that fits the image, else the largest central box."""
     u_area, u_aspect = tries[:_BOX_TRIES], tries[_BOX_TRIES:]  # [try, K, B]

@@ -7,7 +7,6 @@ so that choosing those crops never waits for a device.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dinov2.data.crop_parameters import CONTRAST, HUE, SATURATION, CropParameters
+from dinov2.data.crops.parameters import CONTRAST, HUE, SATURATION, CropParameters
 
-__all__ = ["change_appearance"]
+__all__ = ["apply_color_and_blur"]
 
 _LUMA = (19595.0, 38470.0, 7471.0)  # ITU-R 601-2 in units of 2^-16, as Pillow has them
 _BLUR_RADIUS = 4
@@ -26,17 +25,17 @@ _SOLARIZE_THRESHOLD = 128
 _Rows = NDArray[np.int64]
 
 
-def change_appearance(crops: Tensor, parameters: CropParameters) -> Tensor:
+def apply_color_and_blur(crops: Tensor, parameters: CropParameters) -> Tensor:
     """Jitter, grayscale, blur and solarise `crops` [n, C, size, size] in place, each with its own parameters [n].
 
     Saturation, hue, grayscale and solarise apply to crops of three channels only.
     """
-    in_colour = crops.shape[1] == 3
+    has_color = crops.shape[1] == 3
     _change(crops, _rows_to_jitter(parameters), parameters, _jitter)
-    if in_colour:
+    if has_color:
         _change(crops, np.flatnonzero(parameters.grayscale), parameters, _grayscale)
     _change(crops, np.flatnonzero(parameters.blur), parameters, _blur)
-    if in_colour:
+    if has_color:
         _change(crops, np.flatnonzero(parameters.solarize), parameters, _solarize)
     return crops
 
@@ -71,14 +70,14 @@ def _jitter(crops: Tensor, parameters: CropParameters, rows: _Rows) -> Tensor:
     shifts = _on_device((factors * 255).astype(np.int64), crops)  # truncated, in 1/256 turns
     blends = np.stack([factors, order == CONTRAST, order == SATURATION], axis=-1)  # [n, place, 3]
     bounds = np.searchsorted(_place_of_hue(parameters, rows), np.arange(5)).tolist()
-    in_colour = crops.shape[1] == 3
+    has_color = crops.shape[1] == 3
     blends[order == HUE, 0] = 1.0
-    if not in_colour:
+    if not has_color:
         blends[order == SATURATION, 0] = 1.0
     blend_table = _on_device(blends, crops)
     for place in range(4):
         begin, end = bounds[place], bounds[place + 1]
-        if in_colour and begin < end:
+        if has_color and begin < end:
             crops[begin:end] = _shift_hue(crops[begin:end], shifts[begin:end, place])
         for first, last in ((0, begin), (end, len(crops))):
             if first < last:
@@ -162,5 +161,5 @@ def _solarize(crops: Tensor, parameters: CropParameters, rows: _Rows) -> Tensor:
     return torch.where(crops >= _SOLARIZE_THRESHOLD, 255 - crops, crops)
 
 
-def _on_device(array: NDArray[Any], like: Tensor) -> Tensor:
+def _on_device(array: NDArray[np.generic], like: Tensor) -> Tensor:
     return torch.from_numpy(array.astype(np.float32)).to(like.device, non_blocking=True)

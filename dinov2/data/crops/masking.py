@@ -1,38 +1,33 @@
 """Block masks on the patch grid for iBOT (arXiv:2111.07832): the release's generator, and masks of the sample stream.
 
-`MaskingGenerator` reproduces the release draw by draw. `sample_masks` follows the same law over the *global* batch, but
-takes its draws from (seed, step) and (seed, sample number, crop), so that any number of workers and ranks sees the same
-masks.
+`MaskingGenerator` reproduces the release draw by draw. `sample_masks` has the same distribution over the *global*
+batch, but takes its draws from (seed, step) and (seed, sample number, crop), so that any number of workers and ranks
+sees the same masks.
 """
 
 import math
 import random
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dinov2.data.stream import FeistelPermutation, mix, unit_interval
+from dinov2.data.crops.config import AugmentationConfig
+from dinov2.data.stream import FeistelPermutation, hash_keys, unit_interval
 
-__all__ = ["MaskingGenerator", "RandomSource", "max_masked_patches", "sample_masks"]
+__all__ = ["MaskingGenerator", "sample_masks"]
 
 _PLACEMENT_ATTEMPTS = 10
 
 
-class RandomSource(Protocol):
-    """What a mask draws from: the `random` module, or a `random.Random`."""
+class _RandomSource(Protocol):
+    """The functions of the `random` module, or a `random.Random`."""
 
-    def random(self) -> float:
-        """A float in [0, 1)."""
-
-    def uniform(self, a: float, b: float) -> float:
-        """A float between a and b."""
-
-    def randint(self, a: int, b: int) -> int:
-        """An integer from a to b, both included."""
+    def random(self) -> float: ...
+    def uniform(self, a: float, b: float) -> float: ...
+    def randint(self, a: int, b: int) -> int: ...
 
 
 class MaskingGenerator:
@@ -52,7 +47,7 @@ class MaskingGenerator:
         min_aspect: float = 0.3,
         max_aspect: float | None = None,
         *,
-        rng: RandomSource = random,
+        rng: _RandomSource = random,
     ) -> None:
         self.height, self.width = (input_size, input_size) if isinstance(input_size, int) else input_size
         self.num_patches = self.height * self.width
@@ -105,47 +100,31 @@ class MaskingGenerator:
         return 0
 
 
-def max_masked_patches(crop_size: int, patch_size: int) -> float:
-    """The cap on a rectangle with which the release trains: half of the patches, but floored along the way.
-
-    For 224/14 it is 128, for 518/14 it is 666 instead of 684.5.
-    """
-    return 0.5 * crop_size // patch_size * crop_size // patch_size
-
-
 def sample_masks(
-    seed: int,
-    step: int,
-    sample_numbers: NDArray[np.integer[Any]],
-    *,
-    global_batch: int,
-    grid: tuple[int, int],
-    ratio_min_max: Sequence[float] = (0.1, 0.5),
-    probability: float = 0.5,
-    n_global_crops: int = 2,
-    max_num_patches: float | None = None,
+    config: AugmentationConfig, *, seed: int, step: int, sample_numbers: NDArray[np.int64], global_batch: int
 ) -> Tensor:
-    """Masks for this rank's samples of one step, crop-major: bool [G*B, N].
+    """Masks for this rank's samples of one step, crop-major: bool [2*B, N].
 
-    Of the G crops of all `global_batch` images, the fraction `probability` (rounded down) is masked. Each of these has
-    its own rung of the ladder of ratios from `ratio_min_max[0]` to `[1]`; which crop stands on which rung is a
-    permutation keyed by (seed, step). `sample_numbers` [B] are global ones, within the step's batch.
+    Of the global crops of all `global_batch` images, the share `mask_sample_probability` (rounded down) is masked. The
+    ratios in `mask_ratio_min_max` are cut into one bin for each of these; which crop gets which bin is a permutation
+    keyed by (seed, step). `sample_numbers` [B] are global ones, within the step's batch.
     """
-    slots = np.asarray(sample_numbers, dtype=np.int64) - step * global_batch  # [B], place in the global batch
-    n_crops = n_global_crops * global_batch
-    n_masked = int(n_crops * probability)
-    low, high = ratio_min_max
-    crops = np.arange(n_global_crops)[:, None]  # [G, 1]
-    rungs = FeistelPermutation(n_crops, int(mix(seed, "mask rung", step)))[crops * global_batch + slots]  # [G, B]
-    within = unit_interval(mix(seed, "mask ratio", sample_numbers, crops))
-    ratios = low + (high - low) * (rungs + within) / max(n_masked, 1)
-    height, width = grid
-    wanted = np.where(rungs < n_masked, (height * width * ratios).astype(np.int64), 0).reshape(-1)
-    shape_seeds = mix(seed, "mask shape", sample_numbers, crops).reshape(-1)
+    slots = sample_numbers - step * global_batch  # [B], place in the global batch
+    n_crops = 2 * global_batch
+    n_masked = int(n_crops * config.mask_sample_probability)
+    low, high = config.mask_ratio_min_max
+    crops = np.arange(2)[:, None]  # [2, 1]
+    order = FeistelPermutation(n_crops, int(hash_keys(seed, "mask rung", step)))  # the key dates from old runs
+    mask_ratio_bins = order[crops * global_batch + slots]  # [2, B]
+    within = unit_interval(hash_keys(seed, "mask ratio", sample_numbers, crops))
+    ratios = low + (high - low) * (mask_ratio_bins + within) / max(n_masked, 1)
+    height, width = config.grid
+    counts = np.where(mask_ratio_bins < n_masked, (height * width * ratios).astype(np.int64), 0).reshape(-1)
+    shape_seeds = hash_keys(seed, "mask shape", sample_numbers, crops).reshape(-1)
     rng = random.Random()
-    generator = MaskingGenerator(grid, max_num_patches=max_num_patches or 0.5 * height * width, rng=rng)
-    masks = np.zeros((wanted.size, height, width), dtype=bool)
-    for row in np.flatnonzero(wanted).tolist():
+    generator = MaskingGenerator(config.grid, max_num_patches=config.max_masked_patches, rng=rng)
+    masks = np.zeros((counts.size, height, width), dtype=bool)
+    for row in np.flatnonzero(counts).tolist():
         rng.seed(int(shape_seeds[row]))
-        masks[row] = generator(int(wanted[row]))
-    return torch.from_numpy(masks.reshape(wanted.size, height * width))
+        masks[row] = generator(int(counts[row]))
+    return torch.from_numpy(masks.reshape(counts.size, height * width))

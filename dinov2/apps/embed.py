@@ -130,7 +130,7 @@ def embed(
         return report
 
     request = _request(images, loaded, transform, wanted, kind.format, batch_size, rows_each)
-    about = _about(source, images, model)
+    about = {**_about(source, images, model), "depth": loaded.table.get("depth")}
     folder = PartsFolder(target, kind.format)
     if not overwrite:
         _keep_digest(request, manifest_of(target) or manifest_of(folder.path), loaded)

@@ -127,3 +127,11 @@ def test_features_that_are_not_finite_are_refused_by_every_command_in_one_senten
         np.savez(given / "nan.npz", **{**kept, "cls": kept["cls"] * np.inf})
     ended = dinov2("neighbours", "nan.npz")
     assert (ended.code, only_sentence(ended)) == (2, sentence.format(6, 6).replace("nan.pth", "the model"))
+
+
+def test_its_features_can_be_evaluated(dinov2, given):
+    pictures(given / "classes", n=20, classes=2)
+    assert dinov2("embed", "classes", "-m", "m.pth", "-o", "out.npz").code == 0
+    ended = dinov2("eval", "knn", "--features", "out.npz", "--nb-knn", "3", "--output-dir", "out")
+    assert ended.code == 0, ended.err
+    assert "top-1" in ended.out and (given / "out" / "results_eval_knn.json").exists()

@@ -24,7 +24,16 @@ from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import class_numbers
 
-__all__ = ["VAL_SHARE", "EvaluationSets", "NamedSet", "labelled", "open_sets", "split_rows"]
+__all__ = [
+    "VAL_SHARE",
+    "EvaluationSets",
+    "NamedSet",
+    "check_sets",
+    "labelled",
+    "open_sets",
+    "split_rows",
+    "split_set",
+]
 
 VAL_SHARE = 0.2
 """Share of each class that is scored when there is only one set."""
@@ -120,15 +129,23 @@ def open_sets(train_dataset: str | None, val_dataset: str | None, dataset: str |
     if not only:
         raise ConfigError("no labelled images were named; give --train-dataset and --val-dataset, or one --dataset")
     train = NamedSet(only, labelled(only))
+    return check_sets(train, NamedSet(val_dataset, labelled(val_dataset))) if val_dataset else split_set(train)
+
+
+def check_sets(train: NamedSet, val: NamedSet) -> EvaluationSets:
+    """A set to learn from and a set to score on. Raises `DataError` for one class only or none in common."""
     _require_two_classes(train)
-    if val_dataset:
-        val = NamedSet(val_dataset, labelled(val_dataset))
-        _require_common_class(train, val)
-        return EvaluationSets(train, val)
+    _require_common_class(train, val)
+    return EvaluationSets(train, val)
+
+
+def split_set(train: NamedSet) -> EvaluationSets:
+    """One set, of which a share of each class is scored. Raises `DataError` for one class, or one image a class."""
+    _require_two_classes(train)
     train_images, val_images = split_rows(train.images)
     if not len(val_images):
         raise DataError(
-            f"{only} has one image a class, which leaves none to score on; give --val-dataset, or more images"
+            f"{train.name} has one image a class, which leaves none to score on; give --val-dataset, or more images"
         )
     split = {
         "rule": "by SHA-256 of class and name, within each class",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dinov2.apps.evaluation.session import Inputs, session, with_split
-from dinov2.apps.evaluation.subjects import raw_pixels, subject_of, untrained_twin
+from dinov2.apps.evaluation.subjects import raw_pixels, untrained_twin
 from dinov2.apps.transformed import WithTransform
 from dinov2.checkpoints.locate import ShowProgress
 from dinov2.data.datasets.base import ImageDataset
@@ -66,7 +66,7 @@ def knn(
     }
     check_vote(**vote)
     with session(inputs, task="knn") as opened:
-        subjects = {"trained": subject_of(opened.loaded)}
+        subjects = {"trained": opened.subject()}
         if baselines:
             subjects |= {"untrained": untrained_twin(opened.loaded), "raw_pixels": raw_pixels(opened.loaded)}
         report = KnnReport(rows=[], output_dir=opened.folder)

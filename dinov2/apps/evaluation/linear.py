@@ -18,7 +18,7 @@ from dinov2.apps.evaluation.datasets import EvaluationSets, NamedSet, labelled, 
 from dinov2.apps.evaluation.probes import ProbeReport
 from dinov2.apps.evaluation.released_head import attach_head, mapped, read_class_mapping, score_head_on
 from dinov2.apps.evaluation.session import Inputs, Session, session, with_split
-from dinov2.apps.evaluation.subjects import PARTS, Subject, subject_of
+from dinov2.apps.evaluation.subjects import PARTS, Subject
 from dinov2.data.datasets.base import digest
 from dinov2.data.datasets.subset import Subset
 from dinov2.distributed import barrier, is_main_process
@@ -80,13 +80,15 @@ def linear(
         )
     mappings = [None if file in (None, "None") else read_class_mapping(str(file)) for file in test_class_mappings]
     val_mapping = None if class_mapping is None else read_class_mapping(class_mapping)
-    trains = classifier is None and bool(inputs.train_dataset or inputs.dataset)
+    if inputs.features and protocol == "release":
+        raise ConfigError("the protocol release crops its images anew; name --model and data sets, not --features")
+    trains = classifier is None and bool(inputs.train_dataset or inputs.dataset or inputs.features)
     with session(inputs, task="linear", sets=None if trains else _scored_only(inputs)) as opened, ExitStack() as lock:
         if is_main_process():
             lock.enter_context(exclusive(opened.folder, "linear"))
         tests = [NamedSet(name, labelled(name)) for name in test_datasets]
         if trains:
-            subject = subject_of(opened.loaded)
+            subject = opened.subject()
             job = _Job(opened, subject, protocol, settings or PRESETS[protocol], seed, resume)
             evaluation = job.run(
                 tests,
@@ -98,7 +100,7 @@ def linear(
             rows = with_split(evaluation.rows, opened.sets)
         else:
             rows = _score(opened, classifier, tests, [val_mapping, *mappings])
-            subject = subject_of(opened.loaded)
+            subject = opened.subject()
         if is_main_process():
             write_results(opened.folder / LINEAR_FILE, rows)
         unreadable = [] if trains and protocol == "release" else opened.unreadable(subject)
@@ -126,7 +128,7 @@ def _score(
         file = attach_head(opened.loaded, classifier, progress=opened.inputs.progress)
         given = {"classifier": file.name, "classifier_sha256": file.sha256}
     sets = [opened.sets.val, *tests]
-    subject = subject_of(opened.loaded)
+    subject = opened.subject()
     found = score_head_on(opened.loaded, subject, sets, opened.bank, mappings=mappings, settings=given)
     return [row for evaluation in found.values() for row in evaluation.rows]
 

@@ -12,6 +12,7 @@ from dinov2.apps.evaluation.datasets import EvaluationSets, NamedSet, labelled
 from dinov2.apps.evaluation.features import FeatureCache
 from dinov2.apps.evaluation.released_head import attach_head, score_head_on
 from dinov2.apps.evaluation.session import Inputs, session
+from dinov2.apps.evaluation.stored import StoredCache
 from dinov2.apps.evaluation.subjects import Subject, subject_of
 from dinov2.errors import ConfigError
 
@@ -42,6 +43,11 @@ def evaluation_plan(
 
     Raises what the evaluation itself would raise before its work.
     """
+    if inputs.features:
+        with session(inputs, task=task) as opened:
+            train, val = opened.features(opened.subject())
+            read = f"{len(train):,} rows of features to learn from and {len(val):,} to score on are there"
+            return [read, _ending(opened.folder)]
     lines: list[str] = []
     sets = None if trains else _scored_only(inputs)
     tests = [NamedSet(name, labelled(name)) for name in further]
@@ -62,7 +68,7 @@ def evaluation_plan(
 
 def plan_lines(
     subject: Subject,
-    bank: FeatureCache,
+    bank: FeatureCache | StoredCache,
     images: Iterable[NamedSet],
     *,
     parts: Sequence[str] | None = ("cls",),

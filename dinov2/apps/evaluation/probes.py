@@ -9,7 +9,6 @@ import torch
 
 from dinov2.apps.evaluation.datasets import NamedSet, labelled
 from dinov2.apps.evaluation.session import Inputs, session, with_split
-from dinov2.apps.evaluation.subjects import subject_of
 from dinov2.distributed import is_main_process
 from dinov2.engine.parallel import choose_device
 from dinov2.errors import ConfigError
@@ -64,7 +63,7 @@ def log_regression(
     where = None if fit_device is None else choose_device(fit_device)
     with session(inputs, task="log-regression") as opened:
         finetune = NamedSet(finetune_dataset, labelled(finetune_dataset)) if finetune_dataset else None
-        subject = subject_of(opened.loaded)
+        subject = opened.subject()
         train, val = opened.features(subject)
         evaluation = evaluate_log_regression(
             train,

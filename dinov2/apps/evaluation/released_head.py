@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dinov2.apps.evaluation.datasets import NamedSet
 from dinov2.apps.evaluation.features import FeatureCache
+from dinov2.apps.evaluation.stored import StoredCache
 from dinov2.apps.evaluation.subjects import Subject
 from dinov2.checkpoints.files import read_file
 from dinov2.checkpoints.heads import head_from_state
@@ -133,7 +134,7 @@ def score_head_on(
     loaded: Pretrained,
     subject: Subject,
     sets: Sequence[NamedSet],
-    bank: FeatureCache,
+    bank: FeatureCache | StoredCache,
     *,
     mappings: Sequence[Tensor | None] = (),
     settings: Mapping[str, Any] | None = None,

@@ -15,13 +15,15 @@ import torch
 from dinov2.apps.evaluation.datasets import EvaluationSets, NamedSet, open_sets
 from dinov2.apps.evaluation.features import FeatureCache, cache_for
 from dinov2.apps.evaluation.processes import Say, joined, shared_folder
-from dinov2.apps.evaluation.subjects import Subject, with_size
+from dinov2.apps.evaluation.stored import StoredCache, open_stored
+from dinov2.apps.evaluation.subjects import Subject, subject_of, with_size
 from dinov2.checkpoints.locate import ShowProgress
 from dinov2.configs import load_config
 from dinov2.distributed import is_main_process
 from dinov2.encode.stream import Features
 from dinov2.engine.parallel import autocast, choose_device
 from dinov2.engine.threads import fastest_threads, sample_of
+from dinov2.errors import ConfigError
 from dinov2.eval.result import Result
 from dinov2.pretrained import Pretrained, load
 
@@ -32,8 +34,10 @@ __all__ = ["Inputs", "Session", "load_model", "model_threads", "session", "with_
 class Inputs:
     """The arguments that all evaluations share."""
 
-    model: str | os.PathLike[str]
+    model: str | os.PathLike[str] = ""
     """Whatever `dinov2.load` knows."""
+    features: Sequence[str] = ()
+    """In place of a model: one file that `dinov2 embed` wrote, which is split, or two, to learn from and to score."""
     train_dataset: str | None = None
     val_dataset: str | None = None
     dataset: str | None = None
@@ -66,9 +70,22 @@ class Session:
     inputs: Inputs
     folder: Path
     """Where results go; it is not made before there are some."""
-    loaded: Pretrained
+    model: Pretrained | None
+    """None where features were named in its place."""
     sets: EvaluationSets
-    bank: FeatureCache
+    bank: FeatureCache | StoredCache
+    stored: Subject | None = None
+
+    @property
+    def loaded(self) -> Pretrained:
+        """The model. Raises `ConfigError` where features were named in its place."""
+        if self.model is None:
+            raise ConfigError("this needs a model and images; name --model in place of --features")
+        return self.model
+
+    def subject(self) -> Subject:
+        """What is evaluated: the model, or the features that were named."""
+        return self.stored or subject_of(self.loaded)
 
     def features(self, subject: Subject, *, parts: Sequence[str] = ("cls",)) -> tuple[Features, Features]:
         """Features of the training and of the validation images."""
@@ -103,6 +120,20 @@ def session(inputs: Inputs, *, task: str, sets: EvaluationSets | None = None) ->
 
     Raises `ConfigError`, `DataError` or `WeightsError` for what is wrong.
     """
+    if inputs.features:
+        if inputs.model:
+            raise ConfigError("a model and features were named; the features are of a model, so leave --model out")
+        names = (inputs.train_dataset or inputs.dataset, inputs.val_dataset)
+        with joined():
+            subject, sets = open_stored(inputs.features, names, choose_device(inputs.device))
+            folder = shared_folder(inputs.output_dir, task=task)
+            yield Session(inputs, folder, None, sets, StoredCache(), subject)
+        return
+    if not inputs.model:
+        raise ConfigError(
+            "no model was named; give a release's name, a weight file or a run's folder, or --features that "
+            "`dinov2 embed` wrote"
+        )
     bank = FeatureCache(
         cache_for(inputs.cache_dir, use=inputs.use_cache), inputs.batch_size, inputs.num_workers, inputs.progress
     )

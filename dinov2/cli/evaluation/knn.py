@@ -21,7 +21,7 @@ def add_to(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="classify images by their nearest neighbours in feature space",
         example="dinov2 eval knn --model runs/photos --train-dataset photos/train --val-dataset photos/val --baselines",
     )
-    options.add_model(parser)
+    options.add_model(parser, features=True)
     options.add_labelled_sets(parser)
     _add_method(options.method_options(parser))
     options.add_encoding(parser)

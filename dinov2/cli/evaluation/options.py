@@ -35,8 +35,8 @@ _MODEL_HELP = (
 _Found = TypeVar("_Found")
 
 
-def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """`--model`, which with `several` may be given again and again and becomes `models`."""
+def add_model(parser: argparse.ArgumentParser, *, several: bool = False, features: bool = False) -> None:
+    """`--model`, which with `several` may be given again and again and becomes `models`; or `--features`."""
     group = parser.add_argument_group("what is evaluated")
     if several:
         group.add_argument(
@@ -48,7 +48,16 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
             help=f"{_MODEL_HELP}; once for each model",
         )
     else:
-        group.add_argument("--model", required=True, metavar="MODEL", help=_MODEL_HELP)
+        group.add_argument("--model", default="", required=not features, metavar="MODEL", help=_MODEL_HELP)
+    if features:
+        group.add_argument(
+            "--features",
+            nargs="+",
+            default=(),
+            metavar="FILE",
+            help="what `dinov2 embed` wrote, in place of --model: one file or folder, which is split, or two, to learn "
+            "from and to score on; labels are theirs, or those of the data sets named beside them",
+        )
     group.add_argument(
         "--config-file", metavar="FILE", help="configuration of the weights, for files that do not carry their own"
     )

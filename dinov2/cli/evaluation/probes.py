@@ -38,7 +38,7 @@ def add_to(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _add_groups(
     parser: argparse.ArgumentParser, add_method: "Callable[[argparse._ArgumentGroup], None]", *, task: str
 ) -> None:
-    options.add_model(parser)
+    options.add_model(parser, features=True)
     options.add_labelled_sets(parser)
     add_method(options.method_options(parser))
     options.add_encoding(parser)
@@ -172,7 +172,9 @@ def _linear(arguments: argparse.Namespace) -> int:
     settings = replace(
         PRESETS[arguments.protocol], **{name: value for name, value in changes.items() if value is not None}
     )
-    trains = arguments.classifier_fpath is None and bool(arguments.train_dataset or arguments.dataset)
+    trains = arguments.classifier_fpath is None and bool(
+        arguments.train_dataset or arguments.dataset or arguments.features
+    )
     augmented = settings.n_iterations * settings.batch_size if trains and arguments.protocol == "release" else 0
     if options.only_planned(
         arguments,

@@ -48,7 +48,7 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False, feature
             help=f"{_MODEL_HELP}; once for each model",
         )
     else:
-        group.add_argument("--model", default="", required=not features, metavar="MODEL", help=_MODEL_HELP)
+        group.add_argument("--model", required=not features, metavar="MODEL", help=_MODEL_HELP)
     if features:
         group.add_argument(
             "--features",
@@ -137,6 +137,10 @@ def inputs_of(arguments: argparse.Namespace, **rest: Any) -> "Inputs":
     given = {name: value for name, value in vars(arguments).items() if name in known}
     if "models" in arguments:
         given["model"] = arguments.models[0]
+    elif arguments.model is None:
+        if not arguments.features:
+            arguments.parser.error("the following arguments are required: --model, or --features")
+        given["model"] = ""
     return Inputs(**{**given, "use_cache": not arguments.no_cache, "say": say, **rest})
 
 

@@ -114,6 +114,7 @@ MOVED: Mapping[str, Mapping[str, str | Instead]] = {
         "GaussianBlur": "dinov2.data.release:GaussianBlur",
         **{name: f"dinov2.data.eval_transform:{name}" for name in _TRANSFORMS},
     },
+    "dinov2.data.datasets.image_net_22k": {"ImageNet22k": "dinov2.data.datasets.image_net:ImageNet22k"},
     "dinov2.data.datasets.decoders": {
         "Decoder": _DECODERS,
         "ImageDataDecoder": _DECODERS,

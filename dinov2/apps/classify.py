@@ -18,7 +18,7 @@ from dinov2.apps.predictions import Classification, Guess, Prediction
 from dinov2.checkpoints.files import read_file
 from dinov2.checkpoints.heads import head_from_state
 from dinov2.checkpoints.locate import ShowProgress
-from dinov2.data.datasets.globbed import images_named
+from dinov2.data.datasets.files import find_image_files
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES, ImageNetClass
 from dinov2.encode.image_inputs import to_model_input
 from dinov2.errors import ConfigError, DataError, WeightsError
@@ -86,7 +86,7 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
     An existing path always wins over a pattern. Raises `DataError` for a source without images.
     """
     found: dict[str, str] = {}
-    for path in (path for source in sources for path in images_named(source)):
+    for path in (path for source in sources for path in find_image_files(source)):
         found.setdefault(os.path.abspath(path), path)
     if not found:
         raise DataError("no image was named; give files, folders or patterns")

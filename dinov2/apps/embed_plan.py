@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinov2.data.datasets.base import ImageDataset
-from dinov2.data.datasets.folder import Folder
-from dinov2.data.datasets.globbed import ImageFiles
+from dinov2.data.datasets.files import Folder, ImageFiles
 from dinov2.data.decoding import IMAGE_EXTENSIONS
 from dinov2.data.eval_transform import EvalTransform, Fit
 from dinov2.data.loaders import make_dataset

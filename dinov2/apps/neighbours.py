@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dinov2.apps.places import output_folder
 from dinov2.data.datasets.base import ImageDataset
-from dinov2.data.datasets.globbed import ImageFiles
+from dinov2.data.datasets.files import ImageFiles
 from dinov2.data.decoding import decode_rgb
 from dinov2.data.image_files import read_image
 from dinov2.data.loaders import make_dataset

@@ -83,7 +83,7 @@ def run_training(
 def _outside_images(folder: Path, cfg: Config) -> Path:
     """`folder`, unless it lies among the images: the pictures of the run would become images of the next start."""
     dataset = parse_dataset_str(cfg.train.dataset_path)
-    root = dataset.arguments.get("root", "") if dataset.kind.name == "folder" else ""
+    root = str(dataset.arguments.get("root", "")) if dataset.kind.name == "folder" else ""
     if root and folder.resolve().is_relative_to(Path(root).expanduser().resolve()):
         raise ConfigError(
             f"the output folder {folder} lies in the folder of the images ({root}), where the run's pictures would be "

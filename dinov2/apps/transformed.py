@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dinov2.data.datasets.base import ImageDataset
-from dinov2.data.datasets.imagenet_variants import class_ids_of
+from dinov2.data.datasets.imagenet_classes import infer_class_ids
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.encode.scoring import Scoring
 
@@ -19,7 +19,7 @@ class WithTransform(Dataset[tuple[Tensor, Any]]):
     def __init__(self, dataset: ImageDataset, transform: EvalTransform, *, channels: int = 3) -> None:
         self.dataset, self.transform, self.channels = dataset, transform, channels
         self.class_names = dataset.class_names
-        self.class_ids = class_ids_of(dataset)
+        self.class_ids = infer_class_ids(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -11,16 +11,17 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 from urllib.parse import unquote
 
-from dinov2.data.datasets.base import ImageDataset
+from dinov2.data.datasets.base import ImageDataset, Subset, Transforms
 from dinov2.data.datasets.cifar import Cifar10
-from dinov2.data.datasets.folder import Folder
-from dinov2.data.datasets.globbed import globbed
-from dinov2.data.datasets.image_net import ImageNet
-from dinov2.data.datasets.image_net_22k import ImageNet22k
+from dinov2.data.datasets.files import Folder, glob_images
+from dinov2.data.datasets.image_net import ImageNet, ImageNet22k
 from dinov2.data.datasets.imagenet_variants import (
+    CORRUPTIONS,
+    EXTRA_CORRUPTIONS,
+    SEVERITIES,
     ImageNetA,
     ImageNetC,
     ImageNetR,
@@ -28,9 +29,7 @@ from dinov2.data.datasets.imagenet_variants import (
     ImageNetSketch,
     ImageNetV2,
 )
-from dinov2.data.datasets.imagenet_variants.corrupted import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
-from dinov2.data.datasets.listing import ListFile
-from dinov2.data.datasets.subset import Subset, rows_by_name
+from dinov2.data.datasets.listing import ListFile, rows_by_name
 from dinov2.data.datasets.toy import Toy
 from dinov2.errors import DataError
 
@@ -55,7 +54,7 @@ class DatasetKind:
     """Accepted keys; the first `required` of them have no default."""
     required: int
     example: str
-    choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    choices: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """By key with few values: the accepted ones, in any case, and what `build` gets for them."""
 
 
@@ -63,7 +62,7 @@ class DatasetSpec(NamedTuple):
     """A parsed string: the table's row and the arguments of its `build`."""
 
     kind: DatasetKind
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
 
 
 # CIFAR's test batch is everybody's validation set.
@@ -72,7 +71,7 @@ _CIFAR_SPLITS = {"TRAIN": "TRAIN", "VAL": "VAL", "TEST": "VAL"}
 DATASETS = (
     DatasetKind("folder", Folder, ("root",), 1, "folder:PATH, or just PATH"),
     DatasetKind("list", ListFile, ("file",), 1, "list:FILE with a .txt, .csv or .tsv file of image paths"),
-    DatasetKind("glob", globbed, ("pattern",), 1, "glob:PATTERN, or just a pattern such as 'photos/**/*.jpg'"),
+    DatasetKind("glob", glob_images, ("pattern",), 1, "glob:PATTERN, or just a pattern such as 'photos/**/*.jpg'"),
     DatasetKind(
         "ImageNet",
         ImageNet,
@@ -150,22 +149,16 @@ def parse_dataset_str(dataset_str: str) -> DatasetSpec:
     return DatasetSpec(kind, arguments)
 
 
-def make_dataset(
-    dataset_str: str,
-    *,
-    transform: Callable[[Any], Any] | None = None,
-    target_transform: Callable[[Any], Any] | None = None,
-) -> ImageDataset:
+def make_dataset(dataset_str: str, **transforms: Unpack[Transforms]) -> ImageDataset:
     """The data set that a string names, with its length known, so that a wrong one fails here.
 
     Raises DataError for a string that cannot be understood and for data that are missing or empty.
     """
     kind, arguments = parse_dataset_str(dataset_str)
     subset = arguments.pop("subset", None)  # a choice among the images, so no data set needs to know of it
-    dataset = kind.build(**arguments, transform=transform, target_transform=target_transform)
+    dataset = kind.build(**arguments, **transforms)
     if subset is not None:
-        rows = rows_by_name(dataset, subset)
-        dataset = Subset(dataset, rows, transform=transform, target_transform=target_transform)
+        dataset = Subset(dataset, rows_by_name(dataset, str(subset)), **transforms)
     logger.debug("data set %s: %s images", dataset_str, f"{len(dataset):,}")
     return dataset
 
@@ -182,12 +175,12 @@ def _parse_path(path: str) -> DatasetSpec:
     )
 
 
-def _parse_arguments(kind: DatasetKind, rest: str, dataset_str: str) -> dict[str, Any]:
+def _parse_arguments(kind: DatasetKind, rest: str, dataset_str: str) -> dict[str, object]:
     key, equals, _ = rest.partition("=")
     known_key = equals and any(key in other.keys for other in DATASETS)
     if len(kind.keys) == 1 and rest and (os.path.exists(rest) or not known_key):
         return {kind.keys[0]: _value(kind, kind.keys[0], rest, dataset_str)}  # folder:PATH, list:FILE
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, object] = {}
     tokens = rest.split(":") if rest else []
     while tokens:
         token = tokens.pop(0)
@@ -215,7 +208,7 @@ def _parse_arguments(kind: DatasetKind, rest: str, dataset_str: str) -> dict[str
     return arguments
 
 
-def _value(kind: DatasetKind, key: str, text: str, dataset_str: str) -> Any:
+def _value(kind: DatasetKind, key: str, text: str, dataset_str: str) -> object:
     if key in _PATH_KEYS:
         if not text:
             raise DataError(f"{key} in {dataset_str!r} is empty; write {kind.example}")

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dinov2.data.datasets.globbed import images_named
+from dinov2.data.datasets.files import find_image_files
 from dinov2.data.decoding import count_frames, decode_rgb, decode_tensor, pil_with_channels
 from dinov2.data.eval_transform import pad_to_multiple
 from dinov2.data.image_files import read_image
@@ -140,7 +140,7 @@ def find_frames(images: Sequence[str | os.PathLike[str]]) -> list[Frame]:
     """
     if not images:
         raise DataError("no image was named; give files or a folder")
-    paths = (path for source in images for path in sorted(map(Path, images_named(source)), key=_as_counted))
+    paths = (path for source in images for path in sorted(map(Path, find_image_files(source)), key=_as_counted))
     return [frame for path in paths for frame in _frames_of(path)]
 
 

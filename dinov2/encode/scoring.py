@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinov2.data.datasets.subset import Subset
+from dinov2.data.datasets.base import Subset
 
 __all__ = ["Scoring"]
 

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize as l2_normalize
 from torch.utils.data import DataLoader, Dataset
 
 from dinov2 import distributed
-from dinov2.data.datasets.imagenet_variants import class_ids_of
+from dinov2.data.datasets.imagenet_classes import infer_class_ids
 from dinov2.encode.scoring import Scoring
 from dinov2.errors import ConfigError, DataError
 
@@ -157,7 +157,7 @@ def extract_features(
     if not len(indices):
         path, reason = all_failures[0]
         raise DataError(f"none of the {n_images} images could be read; the first is {path}: {reason}")
-    class_names, class_ids = getattr(dataset, "class_names", None), class_ids_of(dataset)
+    class_names, class_ids = getattr(dataset, "class_names", None), infer_class_ids(dataset)
     return Features(
         features=rows,
         labels=labels if bool((labels != _NO_LABEL).any()) else None,

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dinov2.apps.embed import embed
 from dinov2.apps.embed_plan import image_source, rows_of_a_part
-from dinov2.data.datasets.globbed import ImageFiles
+from dinov2.data.datasets.files import ImageFiles
 from dinov2.encode.store import open_features, parts
 from dinov2.errors import ConfigError, DataError, DinoError, WeightsError
 from dinov2.models.vision_transformer import DinoVisionTransformer

@@ -13,7 +13,7 @@ from dinov2.apps.evaluation.features import FeatureCache, cache_for
 from dinov2.apps.evaluation.knn import knn
 from dinov2.apps.evaluation.session import Inputs
 from dinov2.apps.evaluation.subjects import raw_pixels, subject_of, untrained_twin, with_size
-from dinov2.data.datasets.folder import Folder
+from dinov2.data.datasets.files import Folder
 from dinov2.data.datasets.toy import Toy
 from dinov2.encode.tokens import backbone_tokens
 from dinov2.errors import ConfigError, DataError

@@ -43,7 +43,7 @@ def test_every_option_reaches_its_place(dinov2, here, model):
     "words, sentence",
     [
         (("nowhere.jpg", "--model", "tiny.pth"), "there is no image or folder nowhere.jpg; check the path"),
-        (("empty", "--model", "tiny.pth"), "the folder empty holds no images"),
+        (("empty", "--model", "tiny.pth"), "no image was found in"),
         (("text.png", "--model", "tiny.pth"), "text.png cannot be read as an image"),
         (("photos", "--model", "nowhere.pth"), "there is no weight file nowhere.pth; check the path"),
         (("photos", "--model", "tiny.pth", "--block", "7"), "there is no block 7 in a model of 2 blocks"),

@@ -8,8 +8,7 @@ import pytest
 from torchvision.models import ResNet50_Weights
 
 from dinov2.data.datasets import ImageNet
-from dinov2.data.datasets.image_net_labels import class_names_of
-from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES, ImageNetClass
+from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES, ImageNetClass, name_classes
 from dinov2.errors import DataError
 from tests.data.datasets.trees import NAMES, WNIDS, imagenet_tree, write_image
 
@@ -71,12 +70,12 @@ def test_a_missing_labels_txt_is_served_from_the_table(tmp_path: Path) -> None:
 
 
 def test_a_wnid_outside_the_table_stands_for_itself(tmp_path: Path) -> None:
-    assert class_names_of(str(tmp_path), ["n01440764", "n00000001"]) == ["tench", "n00000001"]
+    assert name_classes(str(tmp_path), ["n01440764", "n00000001"]) == ["tench", "n00000001"]
 
 
 def test_a_labels_txt_that_is_there_is_the_only_source_of_names(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("n01440764,Schleie\n")
-    assert class_names_of(str(tmp_path), ["n01440764", "n01443537"]) == ["Schleie", "n01443537"]
+    assert name_classes(str(tmp_path), ["n01440764", "n01443537"]) == ["Schleie", "n01443537"]
 
 
 def flat_val(root: Path, labels: str) -> ImageNet:

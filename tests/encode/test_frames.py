@@ -71,7 +71,7 @@ def test_what_is_no_image_is_said_by_name(tmp_path):
         find_frames([])
     with pytest.raises(DataError, match="nowhere.png; check the path"):
         find_frames([tmp_path / "nowhere.png"])
-    with pytest.raises(DataError, match="the folder .*empty holds no images"):
+    with pytest.raises(DataError, match="no image was found in .*empty"):
         find_frames([tmp_path / "empty"])
     with pytest.raises(DataError, match="torn.gif cannot be read as an image"):
         open_frame(find_frames([tmp_path / "torn.gif"])[0])

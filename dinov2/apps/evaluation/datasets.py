@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinov2.data.datasets.base import FileDataset, ImageDataset, digest
-from dinov2.data.datasets.imagenet_variants import class_ids_of
-from dinov2.data.datasets.subset import Subset
+from dinov2.data.datasets.base import FileDataset, ImageDataset, Subset, digest
+from dinov2.data.datasets.imagenet_classes import infer_class_ids
 from dinov2.data.loaders import make_dataset
 from dinov2.encode.scoring import Scoring
 from dinov2.encode.stream import Features
@@ -74,7 +73,7 @@ class NamedSet:
     @cached_property
     def class_ids(self) -> tuple[str, ...] | None:
         """Identifier of each class, where they are ImageNet's."""
-        found = class_ids_of(self.images)
+        found = infer_class_ids(self.images)
         return None if found is None else tuple(found)
 
     @property

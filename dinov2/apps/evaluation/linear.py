@@ -19,8 +19,7 @@ from dinov2.apps.evaluation.probes import ProbeReport
 from dinov2.apps.evaluation.released_head import attach_head, mapped, read_class_mapping, score_head_on
 from dinov2.apps.evaluation.session import Inputs, Session, session, with_split
 from dinov2.apps.evaluation.subjects import PARTS, Subject
-from dinov2.data.datasets.base import digest
-from dinov2.data.datasets.subset import Subset
+from dinov2.data.datasets.base import Subset, digest
 from dinov2.distributed import barrier, is_main_process
 from dinov2.encode.stream import Features
 from dinov2.engine.checkpoint import CheckpointStore

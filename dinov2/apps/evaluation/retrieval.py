@@ -19,7 +19,7 @@ from dinov2.apps.evaluation.processes import joined, shared_folder
 from dinov2.apps.evaluation.session import Inputs, load_model, model_threads
 from dinov2.apps.evaluation.subjects import Subject, subject_of
 from dinov2.data.datasets.base import FileDataset, PixelDataset, digest
-from dinov2.data.datasets.globbed import ImageFiles
+from dinov2.data.datasets.files import ImageFiles
 from dinov2.data.decoding import IMAGE_EXTENSIONS
 from dinov2.distributed import is_main_process
 from dinov2.encode.stream import Features

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from dinov2.data.crops.augment_batch import augment_batch
 from dinov2.data.crops.augment_image import augment_image
+from dinov2.data.crops.cache import DecodedCache
 from dinov2.data.crops.collate import CropBatch, stack_crops
 from dinov2.data.crops.config import AugmentationConfig
 from dinov2.data.crops.masking import sample_masks
 from dinov2.data.datasets.base import ImageDataset
-from dinov2.data.datasets.decoded import DecodedCache
 from dinov2.data.stream import SampleStream, hash_keys
 from dinov2.errors import ConfigError, DataError
 

@@ -1,19 +1,17 @@
-"""What every data set here can do, and the three ways in which one holds its images.
+"""The contract of a data set, three ways to hold images, and subsets.
 
-`ImageDataset` is the contract; `PixelDataset` keeps decoded arrays, `EncodedDataset` keeps the bytes of image files
-somewhere, `FileDataset` is the usual case of one file an image. A concrete set fills in the abstract methods and
-overrides none of the others. All of them travel to worker processes of any start method.
+`ImageDataset` is the contract; `PixelDataset` keeps decoded arrays, `EncodedDataset` the bytes of image files,
+`FileDataset` is the usual case of one file an image. A concrete set fills in the abstract methods and overrides none of
+the others. All of them travel to worker processes of any start method.
 
-An image that cannot be read raises a `DataError` that names it: which image takes its place is decided where batches
-are made, not here.
+An image that cannot be read raises a `DataError` that names it: its substitute is chosen where batches are made.
 """
 
 import hashlib
 import io
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -25,30 +23,43 @@ from dinov2.data.decoding import Exif, decode_rgb, decode_tensor
 from dinov2.data.image_files import read_image
 from dinov2.errors import DataError
 
-__all__ = ["EncodedDataset", "FileDataset", "ImageDataset", "PixelDataset", "digest", "make_extra", "read_bytes"]
+__all__ = [
+    "EncodedDataset",
+    "FileDataset",
+    "ImageDataset",
+    "PixelDataset",
+    "Subset",
+    "Transforms",
+    "digest",
+    "read_bytes",
+]
+
+
+class Transforms(TypedDict, total=False):
+    """The keywords that every data set takes, each None or a function."""
+
+    transform: Callable[[Any], Any] | None
+    """Applied to the image."""
+    target_transform: Callable[[Any], Any] | None
+    """Applied to the target."""
+    transforms: Callable[[Any, Any], Any] | None
+    """Applied to image and target at once, as in torchvision; not together with the others."""
 
 
 class ImageDataset(Dataset[tuple[Any, Any]], ABC):
-    """A sequence of `(image, target)`; the image is PIL RGB, the target an int or None, before the transforms.
-
-    `transform` changes the image, `target_transform` the target, `transforms` both at once (as in torchvision; not
-    together with the others). `class_names` lists the classes by label, or is None for a set without labels.
-    """
+    """A sequence of `(image, target)`; the image is PIL RGB, the target an int or None, before the `Transforms`."""
 
     class_names: list[str] | None = None
+    """Names of the classes by label; None for a set without labels."""
+    class_ids: list[str] | None = None
+    """Identifiers of the classes by label, where the set has them."""
 
-    def __init__(
-        self,
-        *,
-        transform: Callable[[Any], Any] | None = None,
-        target_transform: Callable[[Any], Any] | None = None,
-        transforms: Callable[[Any, Any], Any] | None = None,
-    ) -> None:
-        if transforms is not None and (transform is not None or target_transform is not None):
+    def __init__(self, **transforms: Unpack[Transforms]) -> None:
+        self.transform = transforms.get("transform")
+        self.target_transform = transforms.get("target_transform")
+        self.transforms = transforms.get("transforms")
+        if self.transforms is not None and (self.transform is not None or self.target_transform is not None):
             raise DataError("a data set takes either transforms or transform and target_transform, and got both")
-        self.transform = transform
-        self.target_transform = target_transform
-        self.transforms = transforms
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -75,30 +86,26 @@ class ImageDataset(Dataset[tuple[Any, Any]], ABC):
 
     @abstractmethod
     def path_of(self, index: int) -> str:
-        """Where the image comes from, for people: a path, or a name inside an archive or a generator."""
+        """Path of the image, or its name inside an archive or a generator."""
 
     @abstractmethod
     def fingerprint(self) -> str:
         """Hexadecimal digest that changes when the images do; computed from names and sizes where that is possible."""
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        index = self._checked(index)
+        # IndexError, not DataError: it ends `for image, target in dataset`.
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} was asked of a data set of {len(self)}")
+        index = int(index) % len(self)
         image: Any = self.get_image(index)
         target: Any = self.get_target(index)
         if self.transforms is not None:
             image, target = self.transforms(image, target)
-            return image, target
         if self.transform is not None:
             image = self.transform(image)
         if self.target_transform is not None:
             target = self.target_transform(target)
         return image, target
-
-    def _checked(self, index: int) -> int:
-        # IndexError, not DataError: it ends `for image, target in dataset`.
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"image {index} was asked of a data set of {len(self)}")
-        return int(index) % len(self)
 
 
 class PixelDataset(ImageDataset):
@@ -141,6 +148,46 @@ class FileDataset(EncodedDataset):
         return read_image(self.path_of(index))
 
 
+class Subset(ImageDataset):
+    """Images `rows` (int64 `[R]`) of `dataset`, in that order, with its classes and their numbers.
+
+    The transforms of `dataset` are not applied; give those of the subset. Raises DataError when a row is outside.
+    """
+
+    def __init__(self, dataset: ImageDataset, rows: np.ndarray, **transforms: Unpack[Transforms]) -> None:
+        super().__init__(**transforms)
+        self.dataset = dataset
+        self.rows = np.asarray(rows, dtype=np.int64)
+        if not len(self.rows) or self.rows.min() < 0 or self.rows.max() >= len(dataset):
+            raise DataError(f"a subset needs at least one image and numbers from 0 to {len(dataset) - 1}")
+        self.class_names, self.class_ids = dataset.class_names, dataset.class_ids
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def get_image_data(self, index: int) -> bytes:
+        return self.dataset.get_image_data(int(self.rows[index]))
+
+    def get_image(self, index: int) -> Image.Image:
+        return self.dataset.get_image(int(self.rows[index]))
+
+    def get_tensor(self, index: int, *, channels: int = 3) -> Tensor:
+        return self.dataset.get_tensor(int(self.rows[index]), channels=channels)
+
+    def get_target(self, index: int) -> int | None:
+        return self.dataset.get_target(int(self.rows[index]))
+
+    def get_targets(self) -> np.ndarray | None:
+        targets = self.dataset.get_targets()
+        return None if targets is None else targets[self.rows]
+
+    def path_of(self, index: int) -> str:
+        return self.dataset.path_of(int(self.rows[index]))
+
+    def fingerprint(self) -> str:
+        return digest("subset", self.dataset.fingerprint(), self.rows)
+
+
 def read_bytes(path: str) -> bytes:
     """The content of a file. Raises DataError naming it when it cannot be read."""
     try:
@@ -148,17 +195,6 @@ def read_bytes(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); was it moved or deleted?") from error
-
-
-def make_extra(extra: str | None) -> str:
-    """The folder for the metadata that `dump_extra` writes, made. Raises DataError when there is or can be none."""
-    if extra is None:
-        raise DataError("dump_extra has nowhere to write; give extra=FOLDER when the data set is made")
-    try:
-        os.makedirs(extra, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"the folder extra={extra} cannot be made ({error.strerror}); give another one") from error
-    return extra
 
 
 def digest(*parts: str | bytes | np.ndarray) -> str:

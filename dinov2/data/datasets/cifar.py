@@ -8,12 +8,11 @@ import io
 import os
 import pickle
 import tarfile
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import numpy as np
 
-from dinov2.data.datasets.base import PixelDataset, digest, read_bytes
+from dinov2.data.datasets.base import PixelDataset, Transforms, digest, read_bytes
 from dinov2.errors import DataError
 
 __all__ = ["Cifar10"]
@@ -33,10 +32,9 @@ class Cifar10(PixelDataset):
         root: str | os.PathLike[str],
         *,
         split: Literal["TRAIN", "VAL"] = "TRAIN",
-        transform: Callable[[Any], Any] | None = None,
-        target_transform: Callable[[Any], Any] | None = None,
+        **transforms: Unpack[Transforms],
     ) -> None:
-        super().__init__(transform=transform, target_transform=target_transform)
+        super().__init__(**transforms)
         if split not in _BATCHES:
             raise DataError(f"CIFAR-10 has no split {split!r}; write TRAIN or VAL (its test batch)")
         self.root = os.path.abspath(root)
@@ -47,7 +45,7 @@ class Cifar10(PixelDataset):
     def __len__(self) -> int:
         return len(self._images()[1])
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_loaded": None}  # 150 MB that a worker reads again faster than it unpickles them
 
     def get_pixels(self, index: int) -> np.ndarray:
@@ -135,7 +133,7 @@ def _read_batch(name: str, data: bytes) -> tuple[np.ndarray, np.ndarray]:
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles numbers, texts, lists, dictionaries and numpy arrays; any other object is refused by name."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         match module.replace("numpy._core", "numpy.core"), name:
             case "numpy", "ndarray":
                 return np.ndarray

@@ -11,18 +11,20 @@ import io
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import numpy as np
 
-from dinov2.data.datasets.base import FileDataset, digest
-from dinov2.data.datasets.scanning import PathTable
+from dinov2.data.datasets.base import ImageDataset, Transforms, digest
+from dinov2.data.datasets.files import NamedFiles
+from dinov2.data.datasets.scanning import PathTable, ending, warn_of_others
 from dinov2.data.decoding import IMAGE_EXTENSIONS, Exif
 from dinov2.errors import DataError
 from dinov2.whole_files import unescape_name
 
-__all__ = ["ListFile", "read_text"]
+__all__ = ["ListFile", "rows_by_name"]
 
 _LARGEST_FILE = 1 << 30  # bytes; ten million images take less
 _LARGEST_LABEL = 1_000_000  # a larger "class number" is an identifier in the wrong column
@@ -36,50 +38,68 @@ _ENCODINGS = {b"\xff\xfe\0\0": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "ut
 _Row = tuple[str, str | None]  # path and label
 
 
-class ListFile(FileDataset):
+class ListFile(NamedFiles):
     """The images that `file` lists, in its order; EXIF orientation is applied.
 
-    A listed file that is missing is reported when it is read, like any unreadable image; only when none of a sample of
-    them exists is the list refused. Raises DataError when the list is missing, empty, ambiguous or inconsistent.
+    A listed file that is missing is reported when it is read, like any unreadable image; a warning counts those that
+    are missing or have endings of other files, and when none of a sample exists, the list is refused. Raises DataError
+    when the list is missing, empty, ambiguous or inconsistent.
     """
 
+    kind = "list"
     exif: ClassVar[Exif] = "apply"
 
-    def __init__(
-        self,
-        file: str | os.PathLike[str],
-        *,
-        transform: Callable[[Any], Any] | None = None,
-        target_transform: Callable[[Any], Any] | None = None,
-    ) -> None:
-        super().__init__(transform=transform, target_transform=target_transform)
+    def __init__(self, file: str | os.PathLike[str], **transforms: Unpack[Transforms]) -> None:
+        super().__init__(**transforms)
         self.file = os.path.abspath(file)
         self.root = os.path.dirname(self.file)
         rows = _read_rows(self.file)
         if not rows:
             raise DataError(f"the list {self.file} names no image; write one path a line")
         _refuse_two_labels(self.file, rows)
-        self._paths = PathTable(_spelt_as_files(self.file, [path for path, _ in rows]))
+        paths = _spelt_as_files(self.file, [path for path, _ in rows])
+        self._paths = PathTable(paths)
+        self._sizes = np.array([_size(os.path.join(self.root, path)) for path in paths], dtype=np.int64)
         self.class_names, self._targets = _labels(self.file, [label for _, label in rows])
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def path_of(self, index: int) -> str:
-        return os.path.join(self.root, self._paths[index])
-
-    def get_target(self, index: int) -> int | None:
-        return None if self._targets is None else int(self._targets[index])
-
-    def get_targets(self) -> np.ndarray | None:
-        return self._targets
+        warn_of_others(self.file, _count_others(paths, self._sizes), fate="unlikely to be read")
 
     def fingerprint(self) -> str:
-        sizes = np.array([_size(self.path_of(index)) for index in range(len(self))], dtype=np.int64)
-        return digest("list", *self._paths.arrays, sizes, np.array([]) if self._targets is None else self._targets)
+        targets = np.array([]) if self._targets is None else self._targets
+        return digest(self.kind, *self._paths.arrays, self._sizes, targets)
 
 
-def read_text(file: str) -> str:
+def rows_by_name(dataset: ImageDataset, file: str | os.PathLike[str]) -> np.ndarray:  # -> int64 [R]
+    """Numbers of the images that a text file names, one a line, in the order of the data set.
+
+    Few-shot lists, such as the 1 % and 10 % of ImageNet, are written so. A name without a folder (as in SimCLR's
+    `1percent.txt`) stands for the file of that name; with folders, for the path that ends so. Raises DataError when a
+    name fits no image or several, or stands there twice.
+    """
+    lines = _read_text(os.fspath(file)).splitlines()
+    names = [line.strip().replace(os.sep, "/").removeprefix("./") for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"the list {file} names no image; write one file name a line")
+    row_by_name: dict[str, int] = {}
+    depths = {name.count("/") + 1 for name in names}
+    known = set(names)
+    for index in range(len(dataset)):
+        parts = dataset.path_of(index).replace(os.sep, "/").split("/")
+        for name in ("/".join(parts[-depth:]) for depth in depths):
+            if name in known and row_by_name.setdefault(name, index) != index:
+                raise DataError(f"{name} in the list {file} is the name of several images; write more of its path")
+    missing = [name for name in names if name not in row_by_name]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the {len(names)} images that {file} names are not in the data set, "
+            f"the first is {missing[0]}"
+        )
+    rows = np.unique([row_by_name[name] for name in names])
+    if len(rows) != len(names):
+        raise DataError(f"the list {file} names {len(names) - len(rows)} images twice; name each once")
+    return rows
+
+
+def _read_text(file: str) -> str:
     """The text of a list, in UTF-8 or with the byte order mark of UTF-16 or UTF-32, lines ended by a newline.
 
     Bytes that are no UTF-8 are kept, as Python keeps those of file names. Raises DataError for what is no regular file,
@@ -109,15 +129,28 @@ def read_text(file: str) -> str:
 
 
 def _size(path: str) -> int:
+    """Bytes of a file; -1 where there is none."""
     try:
         return os.stat(path).st_size
     except OSError:
         return -1
 
 
+def _count_others(paths: Sequence[str], sizes: np.ndarray) -> Counter[str]:
+    """Listed files that are missing, or end as other files do, by ending; a name without an ending tells nothing."""
+    other: Counter[str] = Counter()
+    for path, size in zip(paths, sizes.tolist(), strict=True):
+        extension = os.path.splitext(path)[1].lower()
+        if size < 0:
+            other[f"{ending(path)} that do not exist"] += 1
+        elif extension and extension not in IMAGE_EXTENSIONS:
+            other[ending(path)] += 1
+    return other
+
+
 def _read_rows(file: str) -> list[_Row]:
     folder = os.path.dirname(file)
-    lines = [line for line in read_text(file).split("\n") if line.strip() and not _is_comment(line, folder)]
+    lines = [line for line in _read_text(file).split("\n") if line.strip() and not _is_comment(line, folder)]
     if not lines:
         return []
     try:
@@ -149,8 +182,8 @@ def _text_row(line: str) -> _Row:
         return quoted[1], quoted[2] or None
     if os.path.splitext(line)[1].lower() in IMAGE_EXTENSIONS:  # "my photo.jpg": spaces belong to the path
         return line, None
-    if found := _PATH_THEN_LABEL.fullmatch(line):  # so that a label may contain spaces too
-        return found[1], found[3]
+    if match := _PATH_THEN_LABEL.fullmatch(line):  # so that a label may contain spaces too
+        return match[1], match[3]
     fields = line.rsplit(maxsplit=1)
     return fields[0], fields[1] if len(fields) == 2 else None
 
@@ -201,7 +234,7 @@ def _table_rows(file: str, rows: list[list[str]]) -> list[_Row]:
     )
     path_column = _path_column(file, first, images, has_header)
     label_column = _label_column(file, first, path_column, has_header)
-    found: list[_Row] = []
+    paths: list[_Row] = []
     for row in rows[1:] if has_header else rows:
         if len(row) > len(first):
             raise DataError(
@@ -211,8 +244,8 @@ def _table_rows(file: str, rows: list[list[str]]) -> list[_Row]:
         if path_column >= len(row) or not row[path_column]:
             raise DataError(f"the line {','.join(row)!r} of {file} has no path")
         label = row[label_column] if label_column is not None and label_column < len(row) else ""
-        found.append((row[path_column], label or None))
-    return found
+        paths.append((row[path_column], label or None))
+    return paths
 
 
 def _path_column(file: str, first: list[str], images: list[int], has_header: bool) -> int:

@@ -1,4 +1,6 @@
-"""Finding the images below a folder, once: the list is kept in the user's cache and checked before it is used again.
+"""The images below a folder, and the files that are passed over, said in one sentence for every kind of data set.
+
+The list of a folder is kept in the user's cache and checked before it is used again.
 
 Names are held as one block of bytes with offsets, because a million Python strings cost ten times as much and, through
 their reference counts, a copy in every forked worker. The order is that of the path's components, so that the images
@@ -19,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,21 +36,18 @@ from dinov2.whole_files import replacing
 __all__ = [
     "FolderScan",
     "PathTable",
-    "Progress",
     "cache_file",
-    "ending_of",
-    "in_words",
+    "ending",
+    "find_images",
+    "name_endings",
     "scan_folder",
     "warn_of_others",
 ]
 
 logger = logging.getLogger("dinov2")
 
-Progress = Callable[[int], None]
-"""Called with the number of images found so far."""
-
 _CACHE_VERSION = 2
-_MOST_ENDINGS = 8  # that are named
+_MOST_ENDINGS = 8  # that a sentence names
 _CACHE_FROM = 1000  # images; below that a scan is as fast as reading its cache
 _SETTLED_NS = 2_000_000_000
 
@@ -91,7 +91,7 @@ class FolderScan:
     """The images below a folder.
 
     `paths` are relative to it with forward slashes, `sizes` their bytes (int64), `folders` every folder visited with
-    its modification time in nanoseconds; `hidden` and `other` count the files that were passed over, `other` by ending.
+    its modification time in nanoseconds; `hidden` and `other` count the files that are passed over, `other` by ending.
     """
 
     paths: PathTable
@@ -102,43 +102,62 @@ class FolderScan:
     other: dict[str, int]
 
 
-def scan_folder(root: str | os.PathLike[str], *, progress: Progress | None = None) -> FolderScan:
+def find_images(root: str | os.PathLike[str], *, advice: str) -> FolderScan:
+    """The images below `root`, at any depth; a warning counts the other files by their endings.
+
+    Raises DataError, which ends in `advice`, when there is no image.
+    """
+    scan = scan_folder(root)
+    if not len(scan.paths):
+        among = f", among them {name_endings(scan.other)}" if scan.other else ""
+        counts = f"({sum(scan.other.values())} other and {scan.hidden} hidden files)"
+        raise DataError(f"no image was found in {os.path.abspath(root)} {counts}{among}; {advice}")
+    warn_of_others(os.path.abspath(root), scan.other)
+    return scan
+
+
+def scan_folder(root: str | os.PathLike[str]) -> FolderScan:
     """List the images below `root`, at any depth, from the cache when nothing has changed.
 
     Links to folders are followed (never in a circle); names that begin with a dot and files without an image extension
-    are counted and passed over. `progress` is called with the number of images found so far; without one, a scan that
-    takes longer than a second says so on stderr. Raises DataError when `root` is missing or no folder.
+    are counted and passed over. A scan that takes longer than a second says so on stderr. Raises DataError when `root`
+    is missing or no folder.
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
         what = "is a file, not a folder" if os.path.exists(root) else "does not exist"
         raise DataError(f"the image folder {root} {what}; give the path of a folder that holds images")
-    kept = _load_cache(root)
-    if kept is not None:
-        return kept
+    cached = _load_cache(root)
+    if cached is not None:
+        return cached
     started = time.time_ns()
-    scan = _walk(root, progress or _ScanProgress(root))
+    scan = _walk(root)
     if len(scan.paths) >= _CACHE_FROM and scan.folder_times.max() < started - _SETTLED_NS:
         _save_cache(root, scan)
     return scan
 
 
-def warn_of_others(place: str, other: Mapping[str, int]) -> None:
-    """Log how many files beside the images were passed over, and of which endings; nothing where there are none."""
+def warn_of_others(place: str, other: Mapping[str, int], *, fate: str = "passed over") -> None:
+    """Log how many files beside the images are passed over, and of which endings; nothing where there are none."""
     if other and distributed.is_main_process():
         count = sum(other.values())
         files = "1 file is" if count == 1 else f"{count:,} files are"
-        text = f"{place}: {files} passed over ({in_words(other)}), because images end in .jpg, .png, .tif, .webp, ..."
+        text = f"{place}: {files} {fate} ({name_endings(other)}), because images end in .jpg, .png, .tif, .webp, ..."
         warn_once(text, text)
 
 
-def in_words(other: Mapping[str, int]) -> str:
+def name_endings(other: Mapping[str, int]) -> str:
     """Counts of files by ending, the most frequent first: `9 .heic, 2 .txt`."""
     most = sorted(other.items(), key=lambda item: (-item[1], item[0]))
     rest = sum(count for _, count in most[_MOST_ENDINGS:])
-    return ", ".join(
-        [f"{count:,} {ending}" for ending, count in most[:_MOST_ENDINGS]] + [f"{rest:,} others"] * bool(rest)
-    )
+    named = [f"{count:,} {ending}" for ending, count in most[:_MOST_ENDINGS]]
+    return ", ".join(named + [f"{rest:,} others"] * bool(rest))
+
+
+def ending(name: str) -> str:
+    """The ending of a file's name for `name_endings`."""
+    text = os.path.splitext(name)[1].lower()
+    return text if re.fullmatch(r"\.\w{1,8}", text) else "without an ending"
 
 
 def cache_file(root: str | os.PathLike[str]) -> Path:
@@ -148,58 +167,50 @@ def cache_file(root: str | os.PathLike[str]) -> Path:
     return Path(base, "scans", f"{key}.npz")
 
 
-def _walk(root: str, progress: Progress) -> FolderScan:
-    found: list[tuple[str, int]] = []
+def _walk(root: str) -> FolderScan:
+    images: list[tuple[str, int]] = []
     folders: list[tuple[str, int]] = []
     hidden = 0
     other: Counter[str] = Counter()
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while waiting:
-        relative, above = waiting.pop()
-        folder = os.path.join(root, relative) if relative else root
-        try:
-            status = os.stat(folder)
-            entries = list(os.scandir(folder))
-        except OSError as error:
-            if not relative:
-                raise DataError(f"the image folder {root} cannot be listed ({error.strerror or error})") from error
-            logger.warning("%s cannot be listed (%s) and is passed over", folder, error.strerror or error)
-            continue
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            continue  # a link to a folder that contains it
-        folders.append((relative, status.st_mtime_ns))
-        for entry in entries:
-            if entry.name.startswith("."):
-                hidden += 1
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and not _is_folder(entry):
-                size = _file_size(entry)
-                if size is None:
-                    other[f"{ending_of(entry.name)} that are no regular files"] += 1
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    with _progress(root) as show:
+        while pending:
+            relative, above = pending.pop()
+            folder = os.path.join(root, relative) if relative else root
+            try:
+                status = os.stat(folder)
+                entries = list(os.scandir(folder))
+            except OSError as error:
+                if not relative:
+                    raise DataError(f"the image folder {root} cannot be listed ({error.strerror or error})") from error
+                logger.warning("%s cannot be listed (%s) and is passed over", folder, error.strerror or error)
+                continue
+            identity = (status.st_dev, status.st_ino)
+            if identity in above:
+                continue  # a link to a folder that contains it
+            folders.append((relative, status.st_mtime_ns))
+            for entry in entries:
+                path = f"{relative}/{entry.name}" if relative else entry.name
+                if entry.name.startswith("."):
+                    hidden += 1
+                elif _is_folder(entry):
+                    pending.append((path, above | {identity}))
+                elif os.path.splitext(entry.name)[1].lower() not in IMAGE_EXTENSIONS:
+                    other[ending(entry.name)] += 1
+                elif (size := _file_size(entry)) is None:
+                    other[f"{ending(entry.name)} that are no regular files"] += 1
                 else:
-                    found.append((f"{relative}/{entry.name}" if relative else entry.name, size))
-            elif _is_folder(entry):
-                waiting.append((f"{relative}/{entry.name}" if relative else entry.name, above | {identity}))
-            else:
-                other[ending_of(entry.name)] += 1
-        progress(len(found))
-    if isinstance(progress, _ScanProgress):
-        progress.close()
-    found.sort(key=lambda item: item[0].replace("/", "\0"))  # "a/x" before "a-b/x", as the folder names sort
+                    images.append((path, size))
+            show(len(images))
+    images.sort(key=lambda item: item[0].replace("/", "\0"))  # "a/x" before "a-b/x", as the folder names sort
     return FolderScan(
-        paths=PathTable(path for path, _ in found),
-        sizes=np.array([size for _, size in found], dtype=np.int64),
+        paths=PathTable(path for path, _ in images),
+        sizes=np.array([size for _, size in images], dtype=np.int64),
         folders=PathTable(path for path, _ in folders),
         folder_times=np.array([when for _, when in folders], dtype=np.int64),
         hidden=hidden,
         other=dict(other),
     )
-
-
-def ending_of(name: str) -> str:
-    """The ending of a file's name for `in_words`."""
-    ending = os.path.splitext(name)[1].lower()
-    return ending if re.fullmatch(r"\.\w{1,8}", ending) else "without an ending"
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -220,16 +231,16 @@ def _file_size(entry: "os.DirEntry[str]") -> int | None:
 def _load_cache(root: str) -> FolderScan | None:
     try:
         # Opened here and not by numpy, which leaves the file open when it is no archive.
-        with open(cache_file(root), "rb") as file, np.load(file, allow_pickle=False) as kept:
-            if int(kept["version"]) != _CACHE_VERSION or os.fsdecode(kept["root"].tobytes()) != root:
+        with open(cache_file(root), "rb") as file, np.load(file, allow_pickle=False) as cached:
+            if int(cached["version"]) != _CACHE_VERSION or os.fsdecode(cached["root"].tobytes()) != root:
                 return None
             scan = FolderScan(
-                paths=PathTable.from_arrays(kept["paths"], kept["path_ends"]),
-                sizes=kept["sizes"],
-                folders=PathTable.from_arrays(kept["folders"], kept["folder_ends"]),
-                folder_times=kept["folder_times"],
-                hidden=int(kept["hidden"]),
-                other=json.loads(kept["other"].tobytes()),
+                paths=PathTable.from_arrays(cached["paths"], cached["path_ends"]),
+                sizes=cached["sizes"],
+                folders=PathTable.from_arrays(cached["folders"], cached["folder_ends"]),
+                folder_times=cached["folder_times"],
+                hidden=int(cached["hidden"]),
+                other=json.loads(cached["other"].tobytes()),
             )
     except Exception:  # missing, half-written by another program, another version: scan again
         return None
@@ -264,35 +275,31 @@ def _save_cache(root: str, scan: FolderScan) -> None:
         logger.debug("the list of %s is not cached: %s", root, error)
 
 
-class _ScanProgress:
-    """Silent for a second; then a spinner on a terminal, or one log line elsewhere."""
+@contextmanager
+def _progress(root: str) -> Iterator[Callable[[int], None]]:
+    """A function that shows the number of images so far: after a second, a spinner on a terminal or one log line."""
+    show_at, status = time.monotonic() + 1.0, None
 
-    def __init__(self, root: str) -> None:
-        self._root = root
-        self._show_at = time.monotonic() + 1.0
-        self._status: object | None = None
-
-    def __call__(self, found: int) -> None:
-        if time.monotonic() < self._show_at:
+    def show(count: int) -> None:
+        nonlocal show_at, status
+        if time.monotonic() < show_at:
             return
-        text = f"looking for images in {self._root}: {found:,} found"
+        text = f"looking for images in {root}: {count:,} found"
         if not sys.stderr.isatty():
-            if self._status is None:
-                logger.info("%s so far; the list is kept for next time", text)
-                self._status = text
+            logger.info("%s so far; the list is kept for next time", text)
+            show_at = float("inf")
             return
-        from rich.console import Console
-        from rich.status import Status
+        if status is None:
+            from rich.console import Console
+            from rich.status import Status
 
-        if not isinstance(self._status, Status):
-            self._status = Status(text, console=Console(stderr=True))
-            self._status.start()
-        self._status.update(text)
-        self._show_at = time.monotonic() + 0.1
+            status = Status(text, console=Console(stderr=True))
+            status.start()
+        status.update(text)
+        show_at = time.monotonic() + 0.1
 
-    def close(self) -> None:
-        """Take the spinner away."""
-        from rich.status import Status
-
-        if isinstance(self._status, Status):
-            self._status.stop()
+    try:
+        yield show
+    finally:
+        if status is not None:
+            status.stop()

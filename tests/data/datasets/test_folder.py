@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dinov2.data.datasets import Folder
-from dinov2.data.datasets.globbed import globbed, images_named
+from dinov2.data.datasets.files import find_image_files, glob_images
 from dinov2.errors import DataError
 from tests.data.datasets.trees import class_tree, write_image
 
@@ -82,15 +82,15 @@ def test_files_passed_over_are_said_with_their_endings(tmp_path: Path, caplog: p
     os.mkfifo(tmp_path / "pipe.jpg")
     words = "2 .heic, 2 without an ending, 1 .czi, 1 .jpg that are no regular files, 1 .mp4"
     for _ in range(2):
-        assert images_named(tmp_path) == [str(tmp_path / "a.png")]
+        assert find_image_files(tmp_path) == [str(tmp_path / "a.png")]
         Folder(tmp_path)
-    globbed(f"{tmp_path}/**")
-    globbed(f"{tmp_path}/*.png")
+    glob_images(f"{tmp_path}/**")
+    glob_images(f"{tmp_path}/*.png")
     assert [words in message for message in caplog.messages] == [True, False]
     assert f"{tmp_path}: 7 files are passed over ({words})" in caplog.messages[0]
     assert f"{tmp_path}/**: 7 files are passed over" in caplog.messages[1]
     (tmp_path / "a.png").unlink()
-    for refused in (Folder, images_named):
+    for refused in (Folder, find_image_files):
         with pytest.raises(DataError, match="2 .heic"):
             refused(tmp_path)  # type: ignore[operator]
 

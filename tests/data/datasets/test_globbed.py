@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from dinov2.data.datasets.globbed import ImageFiles, globbed
+from dinov2.data.datasets.files import ImageFiles, glob_images
 from dinov2.data.loaders import make_dataset
 from dinov2.errors import DataError
 from tests.runs import pictures
@@ -26,9 +26,9 @@ def names(dataset):
 
 def test_a_pattern_finds_images_at_any_depth_in_the_order_of_a_folder(photos):
     expected = names(make_dataset(str(photos)))
-    assert names(globbed("photos/**/*")) == names(make_dataset("photos/**/*")) == expected
+    assert names(glob_images("photos/**/*")) == names(make_dataset("photos/**/*")) == expected
     assert names(make_dataset("glob:photos/**/*.png")) == expected == names(make_dataset(f"{photos}/**"))
-    assert [name[-7:] for name in names(globbed("photos/class?/00[12].png"))] == ["002.png", "001.png"]
+    assert [name[-7:] for name in names(glob_images("photos/class?/00[12].png"))] == ["002.png", "001.png"]
 
 
 def test_an_existing_path_wins_over_the_pattern(photos):
@@ -45,10 +45,10 @@ def test_files_keep_the_order_in_which_they_are_named_and_have_no_labels(photos)
 
 
 def test_the_fingerprint_is_that_of_names_and_sizes(photos):
-    before = globbed("photos/class1/*").fingerprint()
-    assert globbed("photos/class1/*.png").fingerprint() == before
+    before = glob_images("photos/class1/*").fingerprint()
+    assert glob_images("photos/class1/*.png").fingerprint() == before
     (photos / "class1" / "001.png").write_bytes(b"other")
-    assert globbed("photos/class1/*").fingerprint() != before
+    assert glob_images("photos/class1/*").fingerprint() != before
 
 
 def test_what_matches_nothing_or_does_not_exist_is_refused(photos):

@@ -12,10 +12,9 @@ import torch
 
 from dinov2.data import make_dataset
 from dinov2.data.datasets import ImageNetA, ImageNetC, ImageNetR, ImageNetReaL, ImageNetSketch, ImageNetV2
-from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
-from dinov2.data.datasets.imagenet_variants import ImageNetTestSet, class_ids_of
-from dinov2.data.datasets.imagenet_variants.corrupted import CORRUPTIONS, SEVERITIES
-from dinov2.data.datasets.subset import Subset
+from dinov2.data.datasets.base import Subset
+from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES, infer_class_ids
+from dinov2.data.datasets.imagenet_variants import CORRUPTIONS, SEVERITIES, ImageNetTestSet
 from dinov2.encode.scoring import Scoring
 from dinov2.errors import DataError
 from dinov2.features.metrics import real_accuracy, restrict_scores, top_k_accuracy
@@ -327,22 +326,22 @@ def test_folders_named_by_identifiers_or_names_know_their_identifiers(tmp_path: 
         write_image(tmp_path / getattr(IMAGENET_CLASSES[number], column) / "0.jpg")
     write_image(tmp_path / "zzz" / "0.jpg")
     dataset = make_dataset(str(tmp_path))
-    assert sorted(class_ids_of(dataset)) == [STINGRAY, HEN, "zzz"]
-    assert class_ids_of(Subset(dataset, np.array([2]))) == class_ids_of(dataset)
+    assert sorted(infer_class_ids(dataset)) == [STINGRAY, HEN, "zzz"]
+    assert infer_class_ids(Subset(dataset, np.array([2]))) == infer_class_ids(dataset)
 
 
 def test_sets_that_know_their_identifiers_are_asked_and_other_names_tell_nothing(tmp_path: Path) -> None:
-    assert class_ids_of(ImageNetV2(v2_tree(tmp_path / "v2")))[8] == HEN
+    assert infer_class_ids(ImageNetV2(v2_tree(tmp_path / "v2")))[8] == HEN
     imagenet_tree(tmp_path / "imagenet")
-    assert class_ids_of(make_dataset(f"ImageNet:split=VAL:root={tmp_path / 'imagenet'}")) == list(WNIDS)
+    assert infer_class_ids(make_dataset(f"ImageNet:split=VAL:root={tmp_path / 'imagenet'}")) == list(WNIDS)
     for name in ("cat", "dog"):
         write_image(tmp_path / "pets" / name / "0.jpg")
-    assert class_ids_of(make_dataset(str(tmp_path / "pets"))) is None
+    assert infer_class_ids(make_dataset(str(tmp_path / "pets"))) is None
 
     class Ambiguous:
         class_names = ("crane", "crane", "hen")
 
-    assert class_ids_of(Ambiguous()) is None
+    assert infer_class_ids(Ambiguous()) is None
 
 
 def test_features_carry_the_rules_of_their_set_for_the_images_that_could_be_read(tmp_path: Path) -> None:

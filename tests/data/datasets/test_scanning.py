@@ -1,13 +1,17 @@
+import logging
 import os
 import pickle
+import tarfile
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 from dinov2.data.datasets import scanning
 from dinov2.data.datasets.scanning import PathTable, cache_file, scan_folder
-from tests.data.datasets.trees import settle, write_image
+from dinov2.data.loaders import make_dataset
+from tests.data.datasets.trees import WNIDS, imagenet_tree, settle, write_image
 
 
 @pytest.fixture
@@ -21,20 +25,10 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-class Counter:
-    """Counts the folders that are really listed."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, found: int) -> None:
-        self.calls += 1
-
-
 def listed(root: Path) -> tuple[list[str], int]:
-    """Paths found, and how many folders had to be listed for it."""
-    counter = Counter()
-    return list(scan_folder(root, progress=counter).paths), counter.calls
+    """Paths of the images, and how many folders had to be listed for them."""
+    with patch.object(os, "scandir", wraps=os.scandir) as scandir:
+        return list(scan_folder(root).paths), scandir.call_count
 
 
 def test_the_second_scan_of_a_big_folder_comes_from_the_cache(many: Path) -> None:
@@ -115,3 +109,43 @@ def test_a_path_table_gives_back_every_name_and_pickles() -> None:
         table[6]
     with pytest.raises(ValueError, match="belong together"):
         PathTable.from_arrays(table.arrays[0], np.array([0, 3]))
+
+
+def warnings_of(text: str, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Warnings about files passed over while the data set `text` is made."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="dinov2"):
+        len(make_dataset(text))
+    return [message for message in caplog.messages if "because images end in" in message]
+
+
+def test_every_layout_says_which_files_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = imagenet_tree(tmp_path / "imagenet")
+    write_image(tmp_path / "imagenet-a" / WNIDS[0] / "1.jpg")
+    write_image(tmp_path / "fog" / "3" / WNIDS[0] / "1.jpg")
+    for place in (root / "train", tmp_path / "imagenet-a", tmp_path / "fog" / "3"):
+        for name in ("1.heic", "2.HEIC", "README.md"):
+            (place / name).write_bytes(b"")
+    for text, place in (
+        (f"ImageNet:split=TRAIN:root={root}", root / "train"),
+        (f"ImageNetA:root={tmp_path}", tmp_path / "imagenet-a"),
+        (f"ImageNetC:root={tmp_path}:corruption=fog:severity=3", tmp_path),
+    ):
+        (message,) = warnings_of(text, caplog)
+        assert message.startswith(f"{place}: 3 files are passed over (2 .heic, 1 .md), because images end in .jpg")
+    with tarfile.open(tmp_path / "n1.tar", "w") as tar:
+        tar.add(root / "train" / "README.md", "notes.txt")
+        tar.add(tmp_path / "fog" / "3" / WNIDS[0] / "1.jpg", "1.jpg")
+    assert f"{tmp_path}: 1 file is passed over (1 .txt)" in warnings_of(f"ImageNet22k:root={tmp_path}", caplog)[0]
+
+
+def test_a_list_says_which_of_its_files_are_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.png", "b"):
+        write_image(tmp_path / f"{name}.png").rename(tmp_path / name)
+    (tmp_path / "c.heic").write_bytes(b"")
+    (tmp_path / "l.csv").write_text("path\na.png\nb\nc.heic\ngone.png\n")
+    (message,) = warnings_of(str(tmp_path / "l.csv"), caplog)
+    assert f"{tmp_path / 'l.csv'}: 2 files are unlikely to be read (1 .heic, 1 .png that do not exist)" in message
+    assert len(make_dataset(str(tmp_path / "l.csv"))) == 4  # the rows stay those of the list
+    (tmp_path / "whole.csv").write_text("path\na.png\nb\n")
+    assert warnings_of(str(tmp_path / "whole.csv"), caplog) == []

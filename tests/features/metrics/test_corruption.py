@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dinov2.data.datasets.imagenet_variants.corrupted import CORRUPTIONS
+from dinov2.data.datasets.imagenet_variants import CORRUPTIONS
 from dinov2.errors import DataError
 from dinov2.features.metrics import (
     ALEXNET_CLEAN_ERROR,

@@ -16,8 +16,8 @@ the class folders of train and val together, so that both splits of a subset agr
 official numbering.
 
 In the index of tars, offsets are 64-bit, because tars above 4 GiB exist. Column names and the meaning of offsets are
-the release's: an entry is the member with a 512-byte header before its data. So an index written there is read here, and
-the other way round as long as its offsets fit.
+the release's: an entry is the member with a 512-byte header before its data. So an index written there is read here,
+and the other way round as long as its offsets fit.
 """
 
 import gzip

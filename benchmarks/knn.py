@@ -6,10 +6,10 @@
 Rows are random unit vectors. The bare product multiplies the same matrices in blocks and keeps nothing. All contenders
 take turns, and medians of the rounds and of the ratios within a round count. On a machine that has other work to do,
 `--clock cpu --threads 1` counts the processor's time, which others lengthen less than the wall's. The neighbours of all
-scans are compared with each other and, where it is installed, with FAISS's.
+products are compared with each other and, where it is installed, with FAISS's.
 
-Memory is that of a child process for each scan: its peak, less what it held with imports, matrix and queries. `--only`
-names the contenders (product, float32, bfloat16, int8, auto, faiss); without it, bfloat16 or int8 runs where it is what
+Memory is that of a child process for each product: its peak, less what it held with imports, matrix and queries. `--only`
+names the contenders (product, float32, bfloat16, auto, faiss); without it, bfloat16 runs where it is what
 `auto` takes.
 """
 
@@ -29,11 +29,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dinov2.eval.neighbours import nearest_neighbours
-from dinov2.eval.neighbours.scans import fastest_scan
+from dinov2.engine.parallel import choose_precision
+from dinov2.eval.knn.search import nearest_neighbours
 from dinov2.eval.result import environment
 
-SCANS = ("float32", "bfloat16", "int8", "auto")
+PRODUCTS = ("float32", "bfloat16", "auto")
 
 
 def unit_rows(n: int, width: int, seed: int) -> Tensor:  # [n, D]
@@ -77,10 +77,10 @@ def contenders(names: list[str], queries: Tensor, train: Tensor, k: int, threads
                 found["faiss flat"] = faiss_flat(queries, train, k, threads)[0]
             except ImportError:
                 print("FAISS is not installed (pip install faiss-cpu) and left out", file=sys.stderr)
-        elif name in SCANS:
-            found[name] = lambda name=name: nearest_neighbours(queries, train, k=k, scan=name)  # type: ignore[misc]
+        elif name in PRODUCTS:
+            found[name] = lambda name=name: nearest_neighbours(queries, train, k=k, product=name)  # type: ignore[misc]
         else:
-            raise SystemExit(f"no contender is called {name!r}; choose product, faiss, {', '.join(SCANS)}")
+            raise SystemExit(f"no contender is called {name!r}; choose product, faiss, {', '.join(PRODUCTS)}")
     return found
 
 
@@ -97,12 +97,12 @@ def child(arguments: argparse.Namespace) -> None:
     train = unit_rows(arguments.rows, arguments.width, 0)
     queries = unit_rows(arguments.queries, arguments.width, 1)
     before = memory_of("VmRSS")
-    nearest_neighbours(queries, train, k=arguments.k, scan=arguments.child)
+    nearest_neighbours(queries, train, k=arguments.k, product=arguments.child)
     print(json.dumps({"held_before": before, "extra": memory_of("VmHWM") - before}))
 
 
 def extra_memory(name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Bytes that a search by this scan takes, from a process of its own."""
+    """Bytes that a search by this product takes, from a process of its own."""
     flags = [f"--{key}={getattr(arguments, key)}" for key in ("rows", "width", "queries", "k", "threads")]
     output = subprocess.run(
         [sys.executable, __file__, "--child", name, *flags], check=True, capture_output=True, text=True
@@ -120,18 +120,18 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="whose seconds count")
     parser.add_argument("--no-memory", action="store_true", help="measure time alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
-    parser.add_argument("--child", choices=SCANS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=PRODUCTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.child:
         child(arguments)
         return
 
-    fastest = fastest_scan(torch.device("cpu"))
+    fastest = "bfloat16" if choose_precision("auto", torch.device("cpu")) is torch.bfloat16 else "float32"
     names = arguments.only or list(dict.fromkeys(["product", "float32", fastest, "faiss"]))
-    scans = [name for name in names if name in SCANS]
+    products = [name for name in names if name in PRODUCTS]
     # Before the matrix is made here: two at once would be too much for a small machine.
-    memory = {} if arguments.no_memory else {name: extra_memory(name, arguments) for name in scans}
+    memory = {} if arguments.no_memory else {name: extra_memory(name, arguments) for name in products}
 
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     train = unit_rows(arguments.rows, arguments.width, 0)
@@ -150,7 +150,7 @@ def main() -> None:
     report = {
         "sizes": {key: getattr(arguments, key) for key in ("rows", "width", "queries", "k", "threads", "rounds")},
         "clock": arguments.clock,
-        "fastest_scan": fastest,
+        "fastest_product": fastest,
         "seconds": seconds,
         "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "over_product": ratios(seconds, "product"),
@@ -177,12 +177,12 @@ def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, float]:
 
 
 def agreement(results: dict[str, Any]) -> dict[str, Any]:
-    """Whether the scans gave the very same neighbours, and the share that FAISS's have in common with theirs."""
-    exact = {name: found for name, found in results.items() if name in SCANS}
+    """Whether the products gave the very same neighbours, and the share that FAISS's have in common with theirs."""
+    exact = {name: found for name, found in results.items() if name in PRODUCTS}
     found: dict[str, Any] = {}
     if exact:
         first = next(iter(exact.values()))
-        found["scans"] = all(
+        found["products"] = all(
             torch.equal(first[0], other[0]) and torch.equal(first[1], other[1]) for other in exact.values()
         )
         if "faiss flat" in results:

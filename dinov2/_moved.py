@@ -30,7 +30,7 @@ class Instead(NamedTuple):
 _LOAD_CONFIG = Instead("dinov2.configs.load_config(file, overrides) returns the checked configuration")
 _WRAPPING = Instead("models are plain modules here; dinov2.engine.parallel chooses device and precision")
 _CLUSTER = Instead("no site is known here; give partition and output folder to dinov2/run/submit.py")
-_FIGURES = Instead("top_k_accuracy, mean_per_class_accuracy and real_accuracy of dinov2.features.metrics are functions")
+_FIGURES = Instead("top_k_accuracy, mean_per_class_accuracy and real_accuracy of dinov2.eval.metrics are functions")
 _METERS = Instead("dinov2.logging.MetricsWriter writes figures and dinov2.engine.progress.Progress shows them")
 _DECODERS = Instead("dinov2.data.decoding.decode_rgb(data) turns the bytes of a file into an RGB image")
 
@@ -128,14 +128,6 @@ MOVED: Mapping[str, Mapping[str, str | Instead]] = {
         "_DINOV2_BASE_URL": "dinov2.models.releases:BASE_URL",
         "_make_dinov2_model_name": Instead("dinov2.models.releases.release(name) has name and url of every file"),
     },
-    "dinov2.eval.metrics": {
-        "AccuracyAveraging": _FIGURES,
-        "ImageNetReaLAccuracy": _FIGURES,
-        "MetricType": _FIGURES,
-        "build_metric": _FIGURES,
-        "build_topk_accuracy_metric": _FIGURES,
-        "build_topk_imagenet_real_accuracy_metric": _FIGURES,
-    },
     "dinov2.eval.utils": {
         "ModelWithIntermediateLayers": Instead(
             "model.get_intermediate_layers(images, n, return_class_token=True) returns the same tensors"
@@ -228,6 +220,14 @@ LACKING: Mapping[str, Mapping[str, str | Instead]] = {
         "main": Instead("dinov2.run.eval.log_regression.main() parses the command line and evaluates"),
         "sweep_C_values": _LOG_REGRESSION,
         "train_and_evaluate": _LOG_REGRESSION,
+    },
+    "dinov2.eval.metrics": {
+        "AccuracyAveraging": _FIGURES,
+        "ImageNetReaLAccuracy": _FIGURES,
+        "MetricType": _FIGURES,
+        "build_metric": _FIGURES,
+        "build_topk_accuracy_metric": _FIGURES,
+        "build_topk_imagenet_real_accuracy_metric": _FIGURES,
     },
     "dinov2.eval.setup": {
         "build_model_for_eval": _LOADED,

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 GROUND = {"errors", "configs", "distributed", "logging", "file_lock", "whole_files"}
 PARTS = {"layers", "loss", "data"}
 MACHINES = {"models", "engine"}
-FEATURES = {"checkpoints", "features", "encode", "analysis"}
+FEATURES = {"checkpoints", "encode", "analysis"}
 METHODS = {"train", "eval", "dense", "hf"}
 CATALOGUE = {"hub", "report", "pretrained"}
 
@@ -40,9 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": GROUND,
     # 3 features
     "checkpoints": GROUND | MACHINES | {"layers"},
-    "features": GROUND | PARTS | MACHINES | (FEATURES - {"analysis"}),
     "encode": GROUND | PARTS | MACHINES | {"checkpoints"},
-    "analysis": GROUND | PARTS | MACHINES | {"features", "encode"},
+    "analysis": GROUND | PARTS | MACHINES | {"encode"},
     # 4 methods: never each other
     **dict.fromkeys(METHODS, GROUND | PARTS | MACHINES | FEATURES),
     # 5 catalogue
@@ -293,7 +292,10 @@ def test_a_misplaced_package_is_refused(path: str, code: str) -> None:
     ("path", "code"),
     [
         ("dinov2/loss/koleo.py", "import torch\nfrom dinov2.distributed import all_reduce_sum"),
-        ("dinov2/eval/knn.py", "import numpy as np\nfrom dinov2.features import extract\nfrom dinov2 import data"),
+        (
+            "dinov2/eval/knn/evaluate.py",
+            "import numpy as np\nfrom dinov2.encode import stream\nfrom dinov2 import data",
+        ),
         ("dinov2/checkpoints/open.py", "import torch\ndef f():\n    from safetensors.torch import load_file"),
         ("dinov2/eval/result.py", "from dinov2 import __version__"),
         ("dinov2/report/page.py", "def f():\n    import matplotlib.pyplot as plt"),

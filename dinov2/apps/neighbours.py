@@ -22,7 +22,7 @@ from dinov2.encode.store import StoredFeatures, open_features
 from dinov2.engine.parallel import choose_device
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.duplicates import groups_of_pairs, similar_pairs
-from dinov2.eval.neighbours import nearest_neighbours
+from dinov2.eval.knn.search import nearest_neighbours
 from dinov2.pretrained import load
 from dinov2.report.neighbour_page import THUMBNAIL_SIDE, Shot, ShotRow, neighbour_page, thumbnail
 from dinov2.whole_files import write_text

@@ -13,8 +13,8 @@ from torch import Tensor
 from dinov2.encode.scoring import Scoring
 from dinov2.encode.stream import Features
 from dinov2.errors import DataError
+from dinov2.eval.metrics import renumber_labels
 from dinov2.eval.outcome import Outcome
-from dinov2.features.metrics import renumber_labels
 
 __all__ = ["Answers", "Classification", "KnowsClasses", "class_numbers", "few_shot_rows", "match_classes"]
 
@@ -67,6 +67,10 @@ class Classification:
     n_classes: int
     answers: Answers
     notes: tuple[str, ...]
+
+    def class_counts(self) -> dict[str, int]:
+        """Settings of every row: classes that were learned, and classes that may be answered."""
+        return {"n_classes": self.n_classes, "n_answers": len(self.answers)}
 
 
 class KnowsClasses(Protocol):

@@ -19,8 +19,8 @@ from torch.nn.functional import normalize
 
 from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
+from dinov2.eval.intervals import bootstrap_interval
 from dinov2.eval.result import Result
-from dinov2.features.metrics import bootstrap_interval
 
 __all__ = [
     "Precision",

@@ -20,7 +20,7 @@ from dinov2.analysis.pca import PcaBasis, fit_pca, match_colours
 from dinov2.distributed import is_main_process
 from dinov2.encode.stream import Features, evaluating
 from dinov2.errors import DataError
-from dinov2.eval.neighbours import nearest_neighbours
+from dinov2.eval.knn.search import nearest_neighbours
 from dinov2.whole_files import write_json
 
 __all__ = [

@@ -86,7 +86,7 @@ def test_the_memory_of_a_method_is_its_own_and_not_that_of_the_one_before():
 def test_images_of_large_sets_are_decoded_once_for_all_methods(run, here, monkeypatch):
     monkeypatch.setattr("dinov2.apps.evaluation.features._ALL_PARTS_BYTES", 0)
     quick = {**PRESETS, "short": LinearSettings(n_iterations=5, batch_size=16)}
-    monkeypatch.setattr("dinov2.eval.linear.evaluation.PRESETS", quick)
+    monkeypatch.setattr("dinov2.eval.linear.evaluate.PRESETS", quick)
     decoded = []
     original = Toy.get_image
 

@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dinov2.eval.knn.evaluate import soft_vote
+from dinov2.eval.knn.search import nearest_neighbours
 from tests.golden.recipe import values
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -26,3 +28,9 @@ def _features(name: str, labels: Tensor) -> Tensor:
 
 TRAIN = _features("knn.train", TRAIN_LABELS)
 TEST = _features("knn.test", TEST_LABELS)
+
+
+def knn_votes(train, labels, queries, *, ks):
+    """Class scores of every query by cosine similarity for each k, of ten classes."""
+    similarities, indices = nearest_neighbours(queries, train, k=max(ks), cosine=True)
+    return soft_vote(similarities, labels[indices], n_classes=10, ks=ks, temperature=0.07)

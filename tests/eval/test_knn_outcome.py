@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError
 from dinov2.eval.knn import evaluate_knn
-from dinov2.eval.knn_outcome import evaluate_knn_outcome
+from dinov2.eval.knn.evaluate import evaluate_knn_outcome
 from tests.eval.knn_golden import TEST, TEST_LABELS, TRAIN, TRAIN_LABELS
 
 NAMES = tuple(f"class {number}" for number in range(10))
@@ -20,7 +20,11 @@ def test_the_figures_are_those_of_the_k_nn_evaluation():
     assert {(row.k, row.metric): row.value for row in found.rows if row.metric != "mean-per-class"} == pytest.approx(
         expected
     )
-    assert list(found.outcomes) == ["k=20", "k=10", "k=100"]
+    assert list(dict.fromkeys(row.k for row in found.rows)) == [20, 10, 100]
+    assert {(row.k, row.metric): row.ci for row in found.rows if row.metric != "mean-per-class"} == {
+        (row.k, row.metric): row.ci for row in evaluate_knn(train, val, nb_knn=(10, 20, 100))
+    }
+    assert list(found.outcomes) == ["k=20"]
     best = found.outcomes["k=20"]
     assert_close(best.probabilities.sum(dim=1), torch.ones(len(TEST)))
     assert best.class_names == NAMES and best.indices.tolist() == list(range(len(TEST)))
@@ -38,6 +42,6 @@ def test_more_neighbours_than_images_are_limited_with_a_note():
     features = Features(torch.eye(3), torch.tensor([0, 1, 1]))
     found = evaluate_knn_outcome(features, features, k=20)
     assert list(found.outcomes) == ["k=3"]
-    assert any("limited to 3" in note for note in found.rows[0].notes)
-    with pytest.raises(ConfigError, match="must be 1 or more"):
+    assert any("limited to the 3 training images" in note for note in found.rows[0].notes)
+    with pytest.raises(ConfigError, match="write 1 or more"):
         evaluate_knn_outcome(features, features, k=0)

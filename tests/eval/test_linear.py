@@ -8,19 +8,17 @@ from torch.testing import assert_close
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.linear import (
-    LEARNING_RATES,
     LinearClassifier,
     LinearHeads,
     LinearPostprocessor,
     LinearSettings,
     TokenColumns,
-    cached_batches,
-    cosine_decay,
     create_linear_input,
     head_table,
     scale_lr,
-    train_heads,
 )
+from dinov2.eval.linear.heads import LEARNING_RATES
+from dinov2.eval.linear.training import cached_batches, cosine_decay, train_heads
 from dinov2.eval.log_regression import fit_path
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from tests.golden.loading import golden_json, golden_tensors
@@ -53,7 +51,7 @@ def test_inputs_and_logits_equal_the_reference(tokens, n_blocks, avgpool):
         assert_close(classifier(n_blocks, avgpool)(tokens), GOLDEN[f"logits.{name}"], atol=2e-5, rtol=0)
     # The columns of the widest input hold all others side by side.
     columns = TokenColumns(64)
-    assert torch.equal(columns.rows(tokens)[:, columns.part(n_blocks, avgpool)], made)
+    assert torch.equal(create_linear_input(tokens, 4, True)[:, columns.part(n_blocks, avgpool)], made)
 
 
 def test_mapped_logits_equal_the_reference(tokens):
@@ -200,18 +198,6 @@ def test_batches_see_every_image_once_an_epoch_from_any_iteration_on():
     assert not torch.equal(first, second)
     assert torch.equal(next(iter(batches(7)))[1], taken[7][1])
     assert torch.equal(taken[7][0].squeeze(1).long(), taken[7][1])
-
-
-def test_tokens_of_a_live_loader_train_like_their_columns():
-    generator = torch.Generator().manual_seed(0)
-    blocks = [(torch.randn(8, 5, 3, generator=generator), torch.randn(8, 3, generator=generator)) for _ in range(2)]
-    classes = torch.arange(8) % 3
-    trained = []
-    for batch in (blocks, COLUMNS.rows(blocks)):
-        heads = LinearHeads(head_table(SMALL, COLUMNS), COLUMNS, n_classes=3)
-        train_heads(heads, lambda first, batch=batch: [(batch, classes)] * (5 - first), n_iterations=5)
-        trained.append(heads.head(3)[0])
-    assert torch.equal(*trained)
 
 
 def test_batches_that_end_early_are_an_error():

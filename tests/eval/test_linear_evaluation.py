@@ -9,21 +9,20 @@ from dinov2.encode.stream import Features
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.linear import (
-    LEARNING_RATES,
     PRESETS,
     LinearHeads,
     LinearSettings,
     LiveBatches,
     TokenColumns,
-    cached_batches,
     create_linear_input,
     evaluate_head,
     evaluate_linear,
     get_args_parser,
     head_table,
-    held_out_rows,
-    train_heads,
 )
+from dinov2.eval.linear.evaluate import held_out_rows
+from dinov2.eval.linear.heads import LEARNING_RATES
+from dinov2.eval.linear.training import cached_batches, train_heads
 from dinov2.models.heads import LinearHead
 from tests.eval.test_linear import COLUMNS, GOLDEN, SMALL, classifier, problem, tokens
 
@@ -60,6 +59,10 @@ def test_the_head_is_chosen_on_held_out_images_and_scored_on_the_others():
     assert_close(outcome.probabilities, heads.head_logits(best, val.features).softmax(1), rtol=0, atol=1e-6)
     assert settings["selected_on"] == "30 of 300 training images" and settings["n_train"] == 270
     assert max(head["reported"] for head in settings["grid"]) == settings["best_of_grid_on_reported"]
+    # The trained heads come back, the chosen one by its number.
+    assert evaluation.chosen == best and evaluation.heads.table == heads.table
+    for number in range(8):
+        assert torch.equal(evaluation.heads.head(number)[0], heads.head(number)[0])
 
 
 def test_the_releases_choice_on_the_reported_set_is_noted():
@@ -116,6 +119,26 @@ def test_live_batches_train_and_the_cached_rows_choose():
     assert "augmented" in found.rows[0].notes and not any("not augmented" in note for note in found.rows[0].notes)
 
 
+def test_live_batches_bring_the_images_that_heads_are_chosen_on():
+    train, val = sets()
+    cached = probe(train, val)
+    held_out = held_out_rows(train.labels)
+    fitted = torch.ones(300, dtype=torch.bool)
+    fitted[held_out] = False
+    live = LiveBatches(
+        cached_batches(train.features[fitted], train.labels[fitted], batch_size=20),
+        {"loader": "a"},
+        n_images=270,
+        held_out=train.take(held_out),
+    )
+    one_of_each_class = Features(torch.zeros(3, COLUMNS.width), torch.arange(3))
+    found = probe(one_of_each_class, val, live=live)
+    assert [row.value for row in found.rows] == [row.value for row in cached.rows]
+    names = ("head", "grid", "selected_on", "best_of_grid_on_reported", "n_train")
+    assert [found.rows[0].settings[name] for name in names] == [cached.rows[0].settings[name] for name in names]
+    assert not any("reported set" in note for note in found.rows[0].notes)
+
+
 def test_evaluations_continue_from_checkpoints_and_show_their_curve(tmp_path):
     train, val = sets()
     store = CheckpointStore(tmp_path / "probe")
@@ -143,7 +166,7 @@ def given_head(n_classes=20):
 
 def test_a_given_head_is_scored_without_training(tokens):
     val = Features(create_linear_input(tokens, 4, True), torch.tensor([3, 1, 19]))
-    evaluation = evaluate_head(given_head(), val, dataset="three images")
+    evaluation = evaluate_head(given_head(), val, provenance={"dataset": "three images"})
     (outcome,) = evaluation.outcomes.values()
     expected = GOLDEN["logits.n4.avgpool_True"]
     assert_close(outcome.probabilities, expected.softmax(1), atol=1e-5, rtol=0)

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from dinov2.encode.stream import Features
 from dinov2.engine.checkpoint import CheckpointStore
-from dinov2.eval.linear import LinearHeads, LinearSettings, TokenColumns, cached_batches, head_table, train_heads
+from dinov2.eval.linear import LinearHeads, LinearSettings, TokenColumns, head_table
+from dinov2.eval.linear.training import cached_batches, train_heads
 from dinov2.eval.log_regression import evaluate_log_regression, fit_path
 from tests.eval.two_processes import on_two_processes
 

@@ -10,10 +10,32 @@ from torch.testing import assert_close
 from dinov2.encode.scoring import Scoring
 from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError, DataError, MissingDependency
-from dinov2.eval.log_regression import C_GRID, LogisticRegression, evaluate_log_regression, fit_path, get_args_parser
-from dinov2.eval.log_regression.held_out import random_split, stratified_split
+from dinov2.eval.log_regression import C_GRID, LogRegModule, evaluate_log_regression, fit_path, get_args_parser
+from dinov2.eval.selection import random_split, stratified_split
 
 KINDS = ("round", "two classes", "imbalanced", "collinear", "scaled", "separable", "wide")
+
+
+class LogisticRegression:
+    """`fit_path` for one C with scikit-learn's manners."""
+
+    def __init__(self, C, **options):
+        self.C, self.options = C, options
+
+    def fit(self, X, y):
+        n_classes = int(y.max()) + 1
+        (self.fitted,) = fit_path(X, y, n_classes=n_classes, Cs=[self.C], **self.options)
+        weights, intercepts = self.fitted.weights, self.fitted.intercepts
+        if n_classes == 2:  # one vector for both
+            weights, intercepts = weights[1:] - weights[:1], intercepts[1:] - intercepts[:1]
+        self.coef_, self.intercept_ = weights, intercepts
+        return self
+
+    def predict_proba(self, X):
+        return self.fitted.scores(X).softmax(dim=1)
+
+    def score(self, X, y):
+        return float((self.fitted.scores(X).argmax(dim=1) == y).double().mean())
 
 
 def blobs(n, width, n_classes, *, shares=None, distance=0.7, seed=0):
@@ -135,23 +157,18 @@ def test_features_without_any_spread_leave_the_shares_of_the_classes():
     )
 
 
-def test_the_estimator_speaks_the_callers_labels():
+def test_the_releases_module_takes_any_labels_and_says_when_iterations_were_too_few():
     X, y = problem("two classes")
     labels = torch.tensor([7, -3])[y]
-    model = LogisticRegression(1.0).fit(X, labels)
-    assert model.classes_.tolist() == [-3, 7]
-    assert set(model.predict(X).tolist()) == {-3, 7}
-    assert model.score(X, labels) == pytest.approx(float((model.predict(X.numpy()) == labels).float().mean()))
-    # The decision function is the log odds of the second class.
-    odds = model.predict_proba(X.double()).log().diff(dim=1).squeeze(1)
-    assert_close(model.decision_function(X.double()), odds)
-
-
-def test_too_few_iterations_are_said():
-    X, y = problem("round")
+    module = LogRegModule(1.0, dtype=torch.float32)
+    module.fit(X, labels)
+    assert module.classes.tolist() == [-3, 7]
+    answers = module(X, labels)
+    assert answers["target"] is labels
+    expected = LogisticRegression(1.0).fit(X, 1 - y).predict_proba(X)
+    assert_close(answers["preds"], expected, rtol=0, atol=1e-5)
     with pytest.warns(UserWarning, match="stopped after 3 iterations short of its tolerance; raise max_iter"):
-        model = LogisticRegression(100.0, max_iter=3).fit(X, y)
-    assert not model.converged_
+        LogRegModule(100.0, max_iter=3).fit(*problem("round"))
 
 
 def test_scikit_learn_can_do_the_fitting():

@@ -2,8 +2,7 @@
 
 import torch
 
-from dinov2.eval.mistakes import class_recalls, confused_pairs, confusion, worst_mistakes
-from dinov2.eval.outcome import Outcome
+from dinov2.eval.outcome import Outcome, class_recalls, confused_pairs, confusion, worst_mistakes
 
 ANSWERS = Outcome(
     probabilities=torch.tensor(

@@ -1,27 +1,25 @@
-"""A search shared out over two gloo processes finds what one process finds, bit for bit."""
+"""Training rows shared out over two gloo processes: the neighbours of one process, bit for bit."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from dinov2.eval.neighbours import nearest_neighbours, neighbours_of_own_queries, neighbours_of_shared_rows
+from dinov2.eval.knn import KnnModule
+from dinov2.eval.knn.search import nearest_neighbours
 
 
 def features(n, seed):
     return torch.randn(n, 12, generator=torch.Generator().manual_seed(seed))
 
 
-QUERIES, TRAIN = features(11, 0), features(70, 1)
-SHARES = (slice(0, 4), slice(4, 70))  # the first holds fewer rows than are asked for
-OWN_QUERIES = (slice(0, 11), slice(11, 11))  # the second has no query
+QUERIES, TRAIN = features(11, 0), features(7, 1)  # 3 rows and 4: fewer than the 6 that are asked for
+LABELS = torch.arange(7)
+OWN_QUERIES = (slice(0, 11), slice(11, 11))  # the second process has no query
 
 
 def search(rank):
-    return {
-        "own queries": neighbours_of_own_queries(QUERIES, TRAIN, k=6, cosine=True, exclude=torch.arange(11)),
-        "shared rows": neighbours_of_shared_rows(QUERIES[OWN_QUERIES[rank]], TRAIN[SHARES[rank]], k=6),
-    }
+    return KnnModule(TRAIN, LABELS, [6], 0.07, "cpu", num_classes=7).compute_neighbors(QUERIES[OWN_QUERIES[rank]])
 
 
 def run(rank: int, folder: str) -> None:
@@ -33,24 +31,15 @@ def run(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_sharing_out_queries_or_rows_changes_no_bit(tmp_path):
+def test_sharing_out_rows_changes_no_bit(tmp_path):
     torch.multiprocessing.start_processes(run, (str(tmp_path),), nprocs=2, start_method="spawn")
-    expected_own = nearest_neighbours(QUERIES, TRAIN, k=6, cosine=True, exclude=torch.arange(11))
-    expected_rows = nearest_neighbours(QUERIES, TRAIN, k=6)
+    expected = nearest_neighbours(QUERIES, TRAIN, k=6)
     for rank in range(2):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
-        for got, wanted in zip(found["own queries"], expected_own, strict=True):
-            assert torch.equal(got, wanted)
-        for got, wanted in zip(found["shared rows"], expected_rows, strict=True):
+        for got, wanted in zip(found, expected, strict=True):
             assert torch.equal(got, wanted[OWN_QUERIES[rank]])
 
 
 def test_one_process_has_the_plain_search():
-    for got, wanted in zip(
-        neighbours_of_shared_rows(QUERIES, TRAIN, k=6), nearest_neighbours(QUERIES, TRAIN, k=6), strict=True
-    ):
-        assert torch.equal(got, wanted)
-    for got, wanted in zip(
-        neighbours_of_own_queries(QUERIES, TRAIN, k=6), nearest_neighbours(QUERIES, TRAIN, k=6), strict=True
-    ):
+    for got, wanted in zip(search(0), nearest_neighbours(QUERIES, TRAIN, k=6), strict=True):
         assert torch.equal(got, wanted)

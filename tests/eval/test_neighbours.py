@@ -1,5 +1,4 @@
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -7,8 +6,9 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from dinov2.errors import ConfigError, DataError, MissingDependency
-from dinov2.eval.neighbours import merge_neighbours, nearest_neighbours, search, soft_vote
-from dinov2.eval.neighbours.scans import SCANS, fastest_scan, groups_of
+from dinov2.eval.knn import search
+from dinov2.eval.knn.evaluate import soft_vote
+from dinov2.eval.knn.search import PRODUCTS, QuantisedProduct, merge_neighbours, nearest_neighbours
 
 
 def brute_force(queries, train, k):
@@ -65,11 +65,12 @@ def test_the_search_is_in_float32_whatever_products_the_training_uses_and_leaves
     # Few machines round float32 products of this size, so the setting itself is looked at while the search runs.
     seen = []
 
-    def noted(queries, train, out):
-        seen.append(torch.backends.cuda.matmul.fp32_precision)
-        return queries.values @ train.values.T
+    class Noted(QuantisedProduct):
+        def __call__(self, queries, train, out):
+            seen.append(torch.backends.cuda.matmul.fp32_precision)
+            return queries @ train.T
 
-    monkeypatch.setitem(SCANS, "float32", replace(SCANS["float32"], product=noted))
+    monkeypatch.setitem(PRODUCTS, "float32", Noted(torch.float32, queries_at_once=8))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -80,7 +81,7 @@ def test_the_search_is_in_float32_whatever_products_the_training_uses_and_leaves
     assert seen == ["ieee"]
 
 
-# Every scan gives what float64 gives
+# Every product gives what float64 gives
 
 
 def exact(queries, train, k):
@@ -110,49 +111,44 @@ def features(kind, n, seed):
 
 
 @pytest.mark.parametrize("kind", ["directions", "cluster", "copies", "column", "zeros", "lengths"])
-@pytest.mark.parametrize("scan", SCANS)
-def test_every_scan_finds_exactly_the_nearest_rows(scan, kind):
-    if scan == "int8" and fastest_scan(torch.device("cpu")) == "float32":
-        pytest.skip("bytes are not multiplied here")
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_every_product_finds_exactly_the_nearest_rows(product, kind):
     queries, train = features(kind, 30, 0), features(kind, 700, 1)
-    similarities, indices = nearest_neighbours(queries, train, k=9, scan=scan, query_block=16, train_block=150)
+    similarities, indices = nearest_neighbours(queries, train, k=9, product=product, query_block=16, train_block=150)
     expected_similarities, expected = exact(queries, train, 9)
     assert torch.equal(indices, expected)
     assert torch.equal(similarities, expected_similarities)
 
 
-@pytest.mark.parametrize("scan", SCANS)
-def test_scans_are_never_further_off_than_their_bound(scan):
-    if scan == "int8" and fastest_scan(torch.device("cpu")) == "float32":
-        pytest.skip("bytes are not multiplied here")
-    kind = SCANS[scan]
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_are_never_further_off_than_their_bound(name):
+    product = PRODUCTS[name]
     queries, train = features("lengths", 64, 2), features("column", 128, 3)
-    rounded_queries, rounded_train = kind.round_queries(queries), kind.round_train(train)
-    scores = kind.product(rounded_queries, rounded_train, torch.empty(64, 128)).float()
+    rounded_queries, rounded_train = product.quantise(queries), product.quantise(train)
+    scores = product(rounded_queries.values, rounded_train.values, torch.empty(64, 128)).float()
     truth = queries.double() @ train.double().T
-    length, error = (groups_of(part, 0.0).amax(dim=1) for part in (rounded_train.length, rounded_train.error))
+    length, error = (part.view(-1, 64).amax(dim=1) for part in (rounded_train.length, rounded_train.error))
     for column in range(128):
-        # With the true similarity as the level, the score must reach the cut: else a neighbour would be lost.
-        level = truth[:, column].float()
-        cut = kind.cut(torch.nextafter(level, torch.tensor(-torch.inf)), rounded_queries, length, error)
-        assert bool((scores[:, column] >= cut[:, column // 64]).all())
-    unit = 1.0 if rounded_queries.unit is None else rounded_queries.unit.unsqueeze(1)
-    assert (scores * unit - truth).abs().max() > 0 or scan == "float32"
+        # With the true similarity as the bound, the score must reach the threshold: else a neighbour would be lost.
+        bound = torch.nextafter(truth[:, column].float(), torch.tensor(-torch.inf))
+        threshold = product.threshold(bound, rounded_queries, length, error)
+        assert bool((scores[:, column] >= threshold[:, column // 64]).all())
+    assert (scores - truth).abs().max() > 0 or name == "float32"
 
 
 def test_rounding_that_hides_too_much_is_not_chosen(monkeypatch):
-    if fastest_scan(torch.device("cpu")) == "float32":
-        pytest.skip("no other scan is fast here")
     used = []
-    monkeypatch.setattr(search, "_SMALLEST_REDUCED_SCAN", 1)
-    for scan in list(SCANS.values()):
+    monkeypatch.setattr(search, "_SMALLEST_BFLOAT16_SEARCH", 1)
+    monkeypatch.setattr(search, "choose_precision", lambda name, device: torch.bfloat16)
 
-        def noted(queries, train, out, scan=scan):
-            used.append(scan.name)
-            return scan.product(queries, train, out)
+    class Noted(QuantisedProduct):
+        def __call__(self, queries, train, out):
+            used.append(self.dtype)
+            return super().__call__(queries, train, out)
 
-        monkeypatch.setitem(SCANS, scan.name, replace(scan, product=noted))
-    for kind, expected in (("directions", fastest_scan(torch.device("cpu"))), ("cluster", "float32")):
+    for name, product in PRODUCTS.items():
+        monkeypatch.setitem(PRODUCTS, name, Noted(product.dtype, product.queries_at_once))
+    for kind, expected in (("directions", torch.bfloat16), ("cluster", torch.float32)):
         nearest_neighbours(features(kind, 20, 0), features(kind, 30_000, 1), k=1)
         assert used[-1] == expected
 
@@ -219,9 +215,9 @@ def test_without_faiss_the_package_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"scan": "float8"}, "auto, float32, bfloat16, int8"), ({"backend": "annoy"}, "faiss-ivf")]
+    ("options", "message"), [({"product": "float8"}, "auto, float32, bfloat16"), ({"backend": "annoy"}, "faiss-ivf")]
 )
-def test_unknown_scans_and_backends_are_refused_with_those_there_are(options, message):
+def test_unknown_products_and_backends_are_refused_with_those_there_are(options, message):
     with pytest.raises(ConfigError, match=message):
         nearest_neighbours(torch.ones(2, 3), torch.ones(4, 3), k=1, **options)
 

@@ -10,12 +10,12 @@ from dinov2.encode.scoring import Scoring
 from dinov2.encode.stream import Features
 from dinov2.errors import DataError
 from dinov2.eval.classes import match_classes
-from dinov2.eval.knn import evaluate_knn, knn_classify
-from dinov2.eval.knn_outcome import evaluate_knn_outcome
+from dinov2.eval.knn import evaluate_knn
+from dinov2.eval.knn.evaluate import evaluate_knn_outcome
 from dinov2.eval.linear import LinearSettings, evaluate_linear
-from dinov2.eval.log_regression import evaluate_few_shot, evaluate_log_regression, fit_path
-from dinov2.features.metrics import ALEXNET_ERRORS, real_accuracy, restrict_scores, top_k_accuracy
-from tests.eval.knn_golden import TEST, TEST_LABELS, TRAIN, TRAIN_LABELS
+from dinov2.eval.log_regression import evaluate_log_regression, fit_path
+from dinov2.eval.metrics import ALEXNET_ERRORS, real_accuracy, restrict_scores, top_k_accuracy
+from tests.eval.knn_golden import TEST, TEST_LABELS, TRAIN, TRAIN_LABELS, knn_votes
 
 IDS = tuple(f"n{number:08}" for number in range(10))
 NAMES = tuple(f"class {number}" for number in range(10))
@@ -30,7 +30,6 @@ CLASSIFIERS = {
     "knn outcome": lambda train, val: evaluate_knn_outcome(train, val, k=20, nb_knn=(20,)).rows,
     "logistic": lambda train, val: evaluate_log_regression(train, val, Cs=(1.0,)).rows,
     "linear": lambda train, val: evaluate_linear(train, val, settings=QUICK).rows,
-    "few-shot": lambda train, val: evaluate_few_shot(train, val, shots=(5,), n_tries=1, methods=("class-mean",)).rows,
 }
 
 
@@ -61,7 +60,7 @@ def test_a_set_of_some_classes_is_answered_among_them_and_says_so(name: str) -> 
 
 def test_restricted_k_nn_is_the_vote_of_all_images_for_the_set_s_classes_alone() -> None:
     val = of_three_classes(Scoring(own_classes=True))
-    votes = knn_classify(TRAIN, TRAIN_LABELS, val.features, nb_knn=(20,), n_classes=10)[20]
+    votes = knn_votes(TRAIN, TRAIN_LABELS, val.features, ks=[20])[20]
     own = restrict_scores(votes, OWN)
     expected = 100 * ((own.argmax(dim=1) == val.labels) & (own.amax(dim=1) > 0)).double().mean().item()
     free = 100 * top_k_accuracy(votes, OWN[val.labels])
@@ -146,7 +145,7 @@ def test_any_right_label_counts_and_images_without_one_are_left_out(name: str) -
         (fit,) = fit_path(TRAIN, TRAIN_LABELS, n_classes=10, Cs=[1.0])
         scores = fit.scores(TEST)
     else:
-        scores = knn_classify(TRAIN, TRAIN_LABELS, TEST, nb_knn=(20,), n_classes=10)[20]
+        scores = knn_votes(TRAIN, TRAIN_LABELS, TEST, ks=[20])[20]
     # A class beyond the last that is never answered stands for the one that nothing was trained on.
     scores = torch.cat([scores, torch.full((len(TEST), 1), -1e9)], dim=1)
     assert found["real top-1"] == pytest.approx(100 * real_accuracy(scores, val.scoring.label_sets), abs=1e-4)
@@ -185,7 +184,7 @@ def corrupted(parts: tuple[tuple[str, int], ...]) -> Features:
 def test_errors_of_all_corruptions_give_their_mean_by_alexnet_s() -> None:
     parts = tuple((name, severity) for name in ALEXNET_ERRORS for severity in range(1, 6))
     val = corrupted(parts)
-    scores = knn_classify(TRAIN, TRAIN_LABELS, val.features, nb_knn=(20,), n_classes=10)[20]
+    scores = knn_votes(TRAIN, TRAIN_LABELS, val.features, ks=[20])[20]
     wrong = (scores.argmax(dim=1) != val.labels).double().view(15, 5, len(TEST))
     by_corruption = dict(zip(ALEXNET_ERRORS, wrong.mean(dim=(1, 2)).tolist(), strict=True))
     expected = statistics.fmean(error / ALEXNET_ERRORS[name] for name, error in by_corruption.items())

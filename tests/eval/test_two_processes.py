@@ -12,7 +12,7 @@ from dinov2.encode.scoring import Scoring
 from dinov2.encode.stream import Features, extract_features
 from dinov2.errors import DataError
 from dinov2.eval.knn import KnnModule, evaluate_knn
-from dinov2.eval.knn_outcome import evaluate_knn_outcome
+from dinov2.eval.knn.evaluate import evaluate_knn_outcome
 from tests.eval.knn_golden import TEST, TEST_LABELS, TRAIN, TRAIN_LABELS
 from tests.eval.two_processes import on_two_processes
 

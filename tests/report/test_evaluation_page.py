@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 
-from dinov2.eval.comparison import Comparison, Estimate
-from dinov2.eval.mistakes import ClassRecall, Confused, Mistake
-from dinov2.features.metrics import confidence_bins
+from dinov2.eval.figures import Comparison, confidence_bins
+from dinov2.eval.intervals import Estimate
+from dinov2.eval.outcome import ClassRecall, Confused, Mistake
 from dinov2.report.evaluation.page import evaluation_page
 from dinov2.report.evaluation.record import EvaluationRecord, MethodRecord, ModelRecord, PairRecord, PicturedMistake
 

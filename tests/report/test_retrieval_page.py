@@ -3,7 +3,7 @@
 import math
 import re
 
-from dinov2.eval.comparison import Estimate
+from dinov2.eval.intervals import Estimate
 from dinov2.report.evaluation.record import QueryGroup, RetrievalRecord
 from dinov2.report.evaluation.retrieval_page import retrieval_page
 from dinov2.report.neighbour_page import Shot, ShotRow

@@ -21,12 +21,11 @@ from dinov2.checkpoints.locate import find
 from dinov2.distributed import is_main_process
 from dinov2.encode.external_models import is_external_model
 from dinov2.errors import ConfigError
-from dinov2.eval.comparison import Comparison, compare, holm, records_of
-from dinov2.eval.mistakes import class_recalls
-from dinov2.eval.outcome import Evaluation, Outcome
+from dinov2.eval.figures import Comparison, SampleRecords, classification_figures, compare
+from dinov2.eval.intervals import Estimate, holm
+from dinov2.eval.outcome import Evaluation, Outcome, class_recalls
 from dinov2.eval.result import SCHEMA, Result, environment, now
 from dinov2.eval.retrieval import evaluate_retrieval, truth_by_class
-from dinov2.features.metrics import Figure, SampleRecords, classification_figures
 from dinov2.whole_files import write_json
 
 __all__ = [
@@ -68,7 +67,7 @@ class Measured:
     """Of the method, features not counted."""
     records: SampleRecords
     """What it said of each image, with the setting that the model is compared with."""
-    figures: dict[str, Figure]
+    figures: dict[str, Estimate]
     """Accuracies and calibration with that setting."""
 
     @property
@@ -206,7 +205,7 @@ def _entry(study: Study, one: Measured) -> dict[str, Any]:
         "split": first.split,
         "n": len(outcome),
         "metrics": {
-            name: {"value": 100 * one.figures[name].value, "ci": [100 * bound for bound in one.figures[name].ci]}
+            name: {"value": 100 * one.figures[name].value, "ci": [100 * bound for bound in one.figures[name][1:]]}
             for name in ACCURACIES
             if name in one.figures
         }
@@ -232,7 +231,7 @@ def _entry(study: Study, one: Measured) -> dict[str, Any]:
             "peak_memory_bytes": one.cost.peak_bytes,
             "features": {name: asdict(taken) for name, taken in study.extractions[one.model].items()},
         },
-        "calibration": {name: {"value": one.figures[name].value, "ci": one.figures[name].ci} for name in CALIBRATION},
+        "calibration": {name: {"value": one.figures[name].value, "ci": one.figures[name][1:]} for name in CALIBRATION},
         "classes": [{"name": name, "n": n, "hits": hit} for name, n, hit in class_recalls(outcome)],
         "notes": list(first.notes),
         "hardware": {"device": one.subject.device.type, "accelerator": first.versions.get("accelerator")},
@@ -256,11 +255,11 @@ def _measure(opened: Session, subject: Subject, methods: Sequence[Method]) -> li
         # Of the other settings the rows are enough: a matrix of probabilities for each would fill the memory.
         setting, outcome = next(iter(evaluation.outcomes.items()))
         evaluation = Evaluation(evaluation.rows, {setting: outcome})
-        records = records_of(outcome)
+        records = outcome.records()
         figures = classification_figures(records, n_curve_resamples=_CURVE_RESAMPLES)
         found.append(Measured(subject.name, method, subject, evaluation, cost, records, figures))
         if is_main_process():
-            top1, (low, high) = figures["top-1"]
+            top1, low, high = figures["top-1"]
             opened.inputs.say(
                 f"{subject.name}: {method.name} {found[-1].setting}: top-1 {100 * top1:.2f} % "
                 f"({100 * low:.2f} to {100 * high:.2f}), {cost.seconds:.1f} s"
@@ -298,7 +297,7 @@ def _by_own_classifier(opened: Session, subject: Subject) -> Evaluation:
     head = opened.loaded.head
     assert head is not None
     val = opened.features(subject, parts=head_parts(head, subject))[1]
-    return score_head(head, val, **opened.provenance(subject))
+    return score_head(head, val, provenance=opened.provenance(subject))
 
 
 def _pairs(measured: Sequence[Measured]) -> list[Pair]:

@@ -17,8 +17,9 @@ from dinov2.data.eval_transform import EvalTransform
 from dinov2.encode.stream import Features, extract_features
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.errors import ConfigError
-from dinov2.eval.knn import SEARCHES, evaluate_knn, write_knn_results
-from dinov2.eval.neighbours import nearest_neighbours
+from dinov2.eval.knn.evaluate import SEARCHES, evaluate_knn
+from dinov2.eval.knn.release import write_knn_results
+from dinov2.eval.knn.search import nearest_neighbours
 from dinov2.eval.result import Result
 
 __all__ = ["KnnReport", "check_vote", "knn", "knn_of_backbone"]

@@ -7,7 +7,6 @@ step crops, flips and encodes its images anew, so that it takes as long as ten p
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,14 +23,8 @@ from dinov2.distributed import barrier, is_main_process
 from dinov2.encode.stream import Features
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError
-from dinov2.eval.linear import (
-    PRESETS,
-    LinearSettings,
-    LiveBatches,
-    TokenColumns,
-    evaluate_linear,
-    held_out_rows,
-)
+from dinov2.eval.linear import PRESETS, LinearSettings, LiveBatches, TokenColumns, evaluate_linear
+from dinov2.eval.linear.evaluate import held_out_rows
 from dinov2.eval.outcome import Evaluation
 from dinov2.eval.result import Result, write_results
 from dinov2.file_lock import exclusive
@@ -204,6 +197,7 @@ class _Job:
                 "augmentation": 1,
             },
             n_images=int(fitted.sum()),
+            held_out=self._features(self._part(sets.train, rows[held_out])) if len(held_out) else None,
         )
         # Batches bring their own images: of the training set no more is needed than one row of each class.
         classes_only = Features(
@@ -212,13 +206,9 @@ class _Job:
             sets.train.class_names,
             class_ids=sets.train.class_ids,
         )
-        common |= {"live": live, "checkpoints": self._checkpoints(), "select_on": "val"}
-        if select_on == "val":
-            return evaluate_linear(classes_only, val, tests=tests, **common)
-        # The held-out images stand in for the reported ones while heads are chosen.
-        selection = self._features(self._part(sets.train, rows[held_out]))
-        found = evaluate_linear(classes_only, selection, tests=[(sets.val.name, val), *tests], **common)
-        return _chosen_on_held_out(found, named=f"{len(held_out)} of {len(rows)} training images")
+        return evaluate_linear(
+            classes_only, val, tests=tests, live=live, checkpoints=self._checkpoints(), select_on=select_on, **common
+        )
 
     def _features(self, images: NamedSet) -> Features:
         return self.opened.bank.features(self.subject, images, parts=self.parts)
@@ -236,21 +226,3 @@ class _Job:
 
     def _on_step(self) -> Callable[[int, int], None] | None:
         return self.opened.inputs.progress(f"{self.subject.name}: linear classifiers")
-
-
-def _chosen_on_held_out(found: Evaluation, *, named: str) -> Evaluation:
-    """The evaluation without the rows of the held-out images, which stood in for the reported ones."""
-    metrics = [row.metric for row in found.rows]
-    second = metrics.index(metrics[0], 1)  # where the rows of the next set begin
-    rows = []
-    for row in found.rows[second:]:
-        settings = {
-            **row.settings,
-            "selected_on": named,
-            "best_of_grid_on_reported": None,
-            "grid": [{**head, "reported": None} for head in row.settings["grid"]],
-        }
-        notes = tuple(note for note in row.notes if not note.startswith("the head was chosen on the reported set"))
-        rows.append(replace(row, settings=settings, notes=notes))
-    (chosen, _), (_, reported), *others = found.outcomes.items()
-    return Evaluation(rows, {chosen: reported, **dict(others)})

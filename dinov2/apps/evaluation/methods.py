@@ -8,7 +8,7 @@ from dinov2.apps.evaluation.linear import columns_of
 from dinov2.apps.evaluation.subjects import PARTS, Subject
 from dinov2.checkpoints.locate import ShowProgress
 from dinov2.encode.stream import Features
-from dinov2.eval.knn_outcome import evaluate_knn_outcome
+from dinov2.eval.knn.evaluate import evaluate_knn_outcome
 from dinov2.eval.linear import evaluate_linear
 from dinov2.eval.log_regression import evaluate_log_regression
 from dinov2.eval.outcome import Evaluation

@@ -14,13 +14,12 @@ from dinov2.apps.evaluation.retrieval import RESULTS_FILE, SHOWN_PROTOCOL, Ranke
 from dinov2.apps.evaluation.subjects import Subject
 from dinov2.encode.stream import Features
 from dinov2.errors import DataError
-from dinov2.eval.comparison import Estimate
-from dinov2.eval.mistakes import Mistake, class_recalls, confused_pairs, confusion, worst_mistakes
-from dinov2.eval.neighbours import nearest_neighbours
-from dinov2.eval.outcome import Outcome
+from dinov2.eval.figures import confidence_bins
+from dinov2.eval.intervals import Estimate
+from dinov2.eval.knn.search import nearest_neighbours
+from dinov2.eval.outcome import Mistake, Outcome, class_recalls, confused_pairs, confusion, worst_mistakes
 from dinov2.eval.result import environment
 from dinov2.eval.retrieval import Ranking, average_precision, rank_gallery
-from dinov2.features.metrics import Figure, confidence_bins
 from dinov2.report.evaluation.page import evaluation_page
 from dinov2.report.evaluation.record import (
     EvaluationRecord,
@@ -228,13 +227,13 @@ def _method(study: Study, one: Measured) -> MethodRecord:
         method=one.method.name,
         model=one.model,
         setting=one.setting,
-        figures={name: _estimate(one.figures[name]) for name in ACCURACIES if name in one.figures},
+        figures={name: one.figures[name] for name in ACCURACIES if name in one.figures},
         recalls=class_recalls(outcome),
         confusion=confusion(outcome).tolist() if shown else (),
         class_names=outcome.class_names if shown else (),
         pairs=confused_pairs(outcome),
         bins=confidence_bins(one.records.confidences.clamp_max(1.0), one.records.hits()),
-        calibration={name: _estimate(one.figures[name]) for name in CALIBRATION},
+        calibration={name: one.figures[name] for name in CALIBRATION},
         mistakes=[
             _pictured(mistake, study.sets.val, others) for mistake in worst_mistakes(outcome, most=_MOST_MISTAKES)
         ],
@@ -271,10 +270,6 @@ def _left_out(n_unreadable: int) -> list[str]:
     if n_unreadable == 1:
         return ["1 image could not be read and was left out"]
     return [f"{n_unreadable:,} images could not be read and were left out"] if n_unreadable else []
-
-
-def _estimate(figure: Figure) -> Estimate:
-    return Estimate(figure.value, *figure.ci)
 
 
 def _last_part(dataset: str) -> str:

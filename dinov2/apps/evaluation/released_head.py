@@ -27,6 +27,7 @@ from dinov2.encode.stream import Features
 from dinov2.errors import DataError, WeightsError
 from dinov2.eval.linear import evaluate_head
 from dinov2.eval.outcome import Evaluation
+from dinov2.eval.scoring import Provenance
 from dinov2.models.heads import LinearHead
 from dinov2.pretrained import Pretrained, digest_of_files
 
@@ -100,22 +101,30 @@ def mapped(features: Features, mapping: Tensor | None) -> Features:
     return replace(features, scoring=replace(features.scoring or Scoring(), class_mapping=mapping))
 
 
-def score_head(head: LinearHead, val: Features, **fields: Any) -> Evaluation:
-    """Scores features `[S, (1+layers)*D]` of labelled images with a classifier; `fields` are those of the rows.
+def score_head(
+    head: LinearHead,
+    val: Features,
+    *,
+    settings: Mapping[str, object] | None = None,
+    provenance: Provenance | None = None,
+) -> Evaluation:
+    """Scores features `[S, (1+layers)*D]` of labelled images with a classifier; `settings` join those of the rows.
 
     Raises `DataError` when the classes do not fit.
     """
     if head.out_features == len(IMAGENET_CLASSES):
         wnids, names = zip(*IMAGENET_CLASSES, strict=True)
         if val.class_ids is not None:
-            return evaluate_head(head, val, class_ids=wnids, class_names=names, **fields)
+            return evaluate_head(
+                head, val, class_ids=wnids, class_names=names, settings=settings, provenance=provenance
+            )
     n_own = _n_classes(val)
     if n_own != head.out_features and (val.scoring is None or val.scoring.class_mapping is None):
         raise DataError(
             f"the classifier knows {head.out_features} classes and the images have {n_own}, and their names do not "
             "tell which is which; name the class folders by ImageNet's identifiers (n01440764), or give a class mapping"
         )
-    return evaluate_head(head, val, **fields)
+    return evaluate_head(head, val, settings=settings, provenance=provenance)
 
 
 def knows_classes_of(head: LinearHead, val: Features) -> bool:
@@ -155,11 +164,13 @@ def score_head_on(
         evaluation = score_head(
             loaded.head,
             mapped(bank.features(subject, one, parts=parts), mapping),
-            dataset=one.name,
-            model=subject.described,
-            transform=subject.transform.describe(),
-            precision=subject.precision,
+            settings=settings,
+            provenance={
+                "dataset": one.name,
+                "model": subject.described,
+                "transform": subject.transform.describe(),
+                "precision": subject.precision,
+            },
         )
-        rows = [replace(row, settings={**row.settings, **(settings or {})}) for row in evaluation.rows]
-        found[one.name] = Evaluation(rows, evaluation.outcomes)
+        found[one.name] = evaluation
     return found

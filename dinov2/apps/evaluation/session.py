@@ -25,6 +25,7 @@ from dinov2.engine.parallel import autocast, choose_device
 from dinov2.engine.threads import fastest_threads, sample_of
 from dinov2.errors import ConfigError
 from dinov2.eval.result import Result
+from dinov2.eval.scoring import Provenance
 from dinov2.pretrained import Pretrained, load
 
 __all__ = ["Inputs", "Session", "load_model", "model_threads", "session", "with_split"]
@@ -96,7 +97,7 @@ class Session:
         images = (self.sets.train, self.sets.val) if self.sets.split is None else (self.sets.train,)
         return [failure for one in images for failure in self.bank.features(subject, one).unreadable]
 
-    def provenance(self, subject: Subject) -> dict[str, Any]:
+    def provenance(self, subject: Subject) -> Provenance:
         """The fields of a result row that do not depend on the method."""
         return {
             "dataset": self.sets.val.name,

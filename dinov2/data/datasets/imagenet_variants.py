@@ -270,7 +270,7 @@ class ImageNetReaL(_OfficialClasses, FileDataset):
     """The VAL split of `ImageNet(root=..., extra=...)` with ReaL's label sets from `labels`, or `root/real.json`.
 
     The target of an image is its original label, as official number whichever classes are there; `label_sets` (int64
-    `[S, A]`, padded with -1) are ReaL's, for `dinov2.features.metrics.real_accuracy`. The file is a list of 50,000
+    `[S, A]`, padded with -1) are ReaL's, for `dinov2.eval.metrics.real_accuracy`. The file is a list of 50,000
     lists of official class numbers, in the order of the image numbers; an empty list is an image on which the
     annotators did not agree, and which the metric leaves out (Beyer et al. 2020, "Are we done with ImageNet?").
 

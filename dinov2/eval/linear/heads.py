@@ -1,41 +1,141 @@
-"""All classifiers of the grid as one model: heads that read the same input share one product.
+"""The grid of linear classifiers: its settings, the inputs of its heads, and all heads as one model.
 
-Training is stochastic gradient descent with momentum on the sum of their losses; heads do not influence each other, so
-each ends where it would have ended alone. Gradients of a softmax are written out: what is summed over processes is one
-flat tensor, and nothing is recorded.
+Heads read class tokens of the last blocks and, pooled, the patches of the last one. All inputs are neighbouring columns
+of the widest one, so that features are kept once:
+
+    class token of block -n ... class token of the last block | mean of its patch tokens
+
+The release's rate and number of images seen depend on the number of GPUs; its published figures need 1,024 images a
+step. Here the batch is that of all processes together, so that the recipe is the same on any machine.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from dinov2 import distributed
-from dinov2.eval.linear.grid import Head
-from dinov2.eval.linear.inputs import TokenColumns
+from dinov2.errors import ConfigError
 
-__all__ = ["LinearHeads"]
+__all__ = ["LEARNING_RATES", "PRESETS", "Head", "LinearHeads", "LinearSettings", "TokenColumns", "head_table"]
+
+LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+"""The release's 13 rates, for a batch of 256."""
 
 
-class _Group:
-    """The heads of one input."""
+@dataclass(frozen=True)
+class LinearSettings:
+    """The protocol of a linear probe; the defaults are the release's on 8 GPUs with 128 images each."""
 
-    def __init__(self, heads: list[int], part: slice, weights: Tensor, rates: Tensor) -> None:
-        self.heads, self.part = heads, part
-        self.weights = weights  # [H, K, d]
-        self.biases = torch.zeros_like(weights[..., 0])  # [H, K]
-        self.weight_momenta, self.bias_momenta = torch.zeros_like(self.weights), torch.zeros_like(self.biases)
-        self.rates = rates  # [H]
+    learning_rates: tuple[float, ...] = LEARNING_RATES
+    """For a batch of 256; scaled in proportion to the batch."""
+    n_last_blocks: tuple[int, ...] = (1, 4)
+    avgpools: tuple[bool, ...] = (False, True)
+    n_iterations: int = 12_500
+    batch_size: int = 1024
+    """Images of a step, of all processes together."""
+    momentum: float = 0.9
 
-    def logits(self, rows: Tensor) -> Tensor:  # [B, W] -> [B, H, K]
-        n_heads, n_classes, width = self.weights.shape
-        flat = rows[:, self.part] @ self.weights.view(n_heads * n_classes, width).T
-        return flat.view(len(rows), n_heads, n_classes) + self.biases
+    def __post_init__(self) -> None:
+        if min(self.n_iterations, self.batch_size) < 1:
+            raise ConfigError(
+                f"{self.n_iterations} iterations of {self.batch_size} images train nothing; write 1 or more of both"
+            )
+        if not self.learning_rates or not min(self.learning_rates) > 0:
+            raise ConfigError(f"learning rates must be positive, got {list(self.learning_rates)}")
+
+
+PRESETS: Mapping[str, LinearSettings] = MappingProxyType(
+    {
+        "release": LinearSettings(),
+        "short": LinearSettings(learning_rates=(2e-3, 1e-2, 5e-2, 0.1, 0.2, 0.5), n_iterations=2000, batch_size=256),
+    }
+)
+"""`short` is for a CPU: a 25th of the images, six rates, the larger ones that so few steps need."""
+
+
+@dataclass(frozen=True)
+class TokenColumns:
+    """How feature rows [W] are made up: class tokens of `n_blocks` blocks of width `embed_dim`, then the mean patch."""
+
+    embed_dim: int
+    n_blocks: int = 4
+    pooled: bool = True
+    """Whether the mean of the patch tokens follows."""
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return (self.n_blocks + self.pooled) * self.embed_dim
+
+    def part(self, n_blocks: int, avgpool: bool) -> slice:
+        """The columns of the input of the last `n_blocks` blocks. Raises `ConfigError` where the rows lack it."""
+        if not 1 <= n_blocks <= self.n_blocks or (avgpool and not self.pooled):
+            pooled = "and the mean patch" if self.pooled else "without the mean patch"
+            raise ConfigError(
+                f"a classifier of {n_blocks} blocks{' with pooling' if avgpool else ''} was asked for, but the "
+                f"features hold {self.n_blocks} class tokens {pooled}; extract more of them, or ask for less"
+            )
+        return slice((self.n_blocks - n_blocks) * self.embed_dim, (self.n_blocks + avgpool) * self.embed_dim)
+
+    def check(self, rows: Tensor) -> Tensor:  # [B, W]
+        """The rows themselves. Raises `ConfigError` for rows of another width."""
+        if rows.ndim != 2 or rows.shape[1] != self.width:
+            raise ConfigError(
+                f"features are {list(rows.shape)}, but {self.n_blocks} blocks of width {self.embed_dim}"
+                f"{' and the mean patch' if self.pooled else ''} make [B, {self.width}]; extract them once more, "
+                "or say what they are made of"
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class Head:
+    """One classifier of the grid; its number in the grid is its identity, names are for people."""
+
+    n_blocks: int
+    avgpool: bool
+    learning_rate: float
+    """As written in the settings."""
+    rate: float
+    """What training starts with."""
+
+    @property
+    def name(self) -> str:
+        """Such as `blocks=4 avgpool lr=0.01`, with the rate as written."""
+        return f"blocks={self.n_blocks}{' avgpool' if self.avgpool else ''} lr={self.learning_rate:g}"
+
+    @property
+    def release_name(self) -> str:
+        """The release's name; several heads may share one, because it has five decimals of the scaled rate."""
+        rate = f"{self.rate:.5f}".replace(".", "_")
+        return f"classifier_{self.n_blocks}_blocks_avgpool_{self.avgpool}_lr_{rate}"
+
+
+def head_table(settings: LinearSettings, columns: TokenColumns) -> tuple[Head, ...]:
+    """The heads in the release's order: blocks, pooling, rates.
+
+    A number of blocks above what the features hold becomes that number, and pooling is left out where there is no mean
+    patch; what then comes twice is trained once.
+    """
+    blocks = dict.fromkeys(min(n, columns.n_blocks) for n in settings.n_last_blocks)
+    pooling = dict.fromkeys(avgpool and columns.pooled for avgpool in settings.avgpools)
+    return tuple(
+        Head(n, avgpool, learning_rate, learning_rate * settings.batch_size / 256)
+        for n in blocks
+        for avgpool in pooling
+        for learning_rate in settings.learning_rates
+    )
 
 
 class LinearHeads:
     """The classifiers of `table` for `n_classes` classes, on `device`, with weights drawn from N(0, 0.01^2).
+
+    Heads that read the same input share one product. Training is stochastic gradient descent with momentum on the sum
+    of their losses; heads do not influence each other, so each ends where it would have ended alone. Gradients of a
+    softmax are written out: what is summed over processes is one flat tensor, and nothing is recorded.
 
     The draw is made on the CPU, in the order of the table, from a generator of its own.
     """
@@ -118,7 +218,7 @@ class LinearHeads:
         # In blocks: the features of a large test set need not fit on the device.
         return torch.cat([(block[:, part].to(self.device) @ weight.T + bias).cpu() for block in rows.split(8192)])
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Weights, biases and momenta of each input, by reference."""
         names = ("weights", "biases", "weight_momenta", "bias_momenta")
         return {str(i): {name: getattr(group, name) for name in names} for i, group in enumerate(self._groups)}
@@ -126,3 +226,19 @@ class LinearHeads:
     def _in_order(self, parts: list[Tensor]) -> Tensor:
         order = torch.tensor([number for group in self._groups for number in group.heads], device=self.device)
         return torch.cat(parts)[order.argsort()]
+
+
+class _Group:
+    """The heads of one input."""
+
+    def __init__(self, heads: list[int], part: slice, weights: Tensor, rates: Tensor) -> None:
+        self.heads, self.part = heads, part
+        self.weights = weights  # [H, K, d]
+        self.biases = torch.zeros_like(weights[..., 0])  # [H, K]
+        self.weight_momenta, self.bias_momenta = torch.zeros_like(self.weights), torch.zeros_like(self.biases)
+        self.rates = rates  # [H]
+
+    def logits(self, rows: Tensor) -> Tensor:  # [B, W] -> [B, H, K]
+        n_heads, n_classes, width = self.weights.shape
+        flat = rows[:, self.part] @ self.weights.view(n_heads * n_classes, width).T
+        return flat.view(len(rows), n_heads, n_classes) + self.biases

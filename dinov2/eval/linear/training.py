@@ -6,8 +6,7 @@ what it would have seen.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -18,17 +17,11 @@ from dinov2.data.stream import SampleStream
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.linear.heads import LinearHeads
-from dinov2.eval.linear.inputs import Blocks
 
 __all__ = ["Batches", "cached_batches", "cosine_decay", "train_heads"]
 
-Batches = Callable[[int], Iterable[tuple[Tensor | Blocks, Tensor]]]
-"""first iteration -> this process's (rows [B, W] or tokens of blocks, classes int64 [B]) of it and all after it."""
-
-
-def cosine_decay(iteration: int, n_iterations: int) -> float:
-    """The share of its rate that a head trains with: from 1 to 0 along a half cosine."""
-    return 0.5 * (1 + math.cos(math.pi * iteration / n_iterations))
+Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+"""first iteration -> this process's (rows [B, W], classes int64 [B]) of it and all after it."""
 
 
 def cached_batches(rows: Tensor, classes: Tensor, *, batch_size: int, seed: int = 0) -> Batches:
@@ -60,7 +53,7 @@ def train_heads(
     momentum: float = 0.9,
     checkpoints: CheckpointStore | None = None,
     save_every: int = 1250,
-    identity: dict[str, Any] | None = None,
+    identity: Mapping[str, object] | None = None,
     after: Callable[[int, Tensor], None] | None = None,
     until: int | None = None,
 ) -> int:
@@ -78,7 +71,7 @@ def train_heads(
         ConfigError: the checkpoint belongs to another grid, data set or model.
         DataError: the batches end early.
     """
-    identity = {**(identity or {}), "grid": _grid_of(heads), "n_iterations": n_iterations, "momentum": momentum}
+    identity = {**(identity or {}), "grid": _describe_grid(heads), "n_iterations": n_iterations, "momentum": momentum}
     first = _resume(heads, checkpoints, identity)
     last = n_iterations if until is None else min(until, n_iterations)
     if first >= last:
@@ -86,7 +79,7 @@ def train_heads(
     done = first
     for batch, classes in batches(first):
         losses = heads.step(
-            heads.columns.rows(batch), classes, decay=cosine_decay(done, n_iterations), momentum=momentum
+            heads.columns.check(batch), classes, decay=cosine_decay(done, n_iterations), momentum=momentum
         )
         done += 1
         if after is not None:
@@ -100,12 +93,12 @@ def train_heads(
     )
 
 
-def _resume(heads: LinearHeads, checkpoints: CheckpointStore | None, identity: dict[str, Any]) -> int:
+def _resume(heads: LinearHeads, checkpoints: CheckpointStore | None, identity: dict[str, object]) -> int:
     step = None if checkpoints is None else checkpoints.latest()
     if checkpoints is None or step is None:
         return 0
-    found = checkpoints.read_meta(step).get("identity", {})
-    differing = [key for key in {**identity, **found} if identity.get(key) != found.get(key)]
+    saved = checkpoints.read_meta(step).get("identity", {})
+    differing = [key for key in {**identity, **saved} if identity.get(key) != saved.get(key)]
     if differing:
         raise ConfigError(
             f"{checkpoints.folder} holds a linear probe that differs in {', '.join(sorted(differing))}; give another "
@@ -115,10 +108,15 @@ def _resume(heads: LinearHeads, checkpoints: CheckpointStore | None, identity: d
     return step
 
 
-def _grid_of(heads: LinearHeads) -> dict[str, Any]:
+def _describe_grid(heads: LinearHeads) -> dict[str, object]:
     columns = heads.columns
     return {
         "heads": [[head.n_blocks, head.avgpool, head.rate] for head in heads.table],
         "features": [columns.embed_dim, columns.n_blocks, columns.pooled],
         "n_classes": heads.n_classes,
     }
+
+
+def cosine_decay(iteration: int, n_iterations: int) -> float:
+    """The share of its rate that a head trains with: from 1 to 0 along a half cosine."""
+    return 0.5 * (1 + math.cos(math.pi * iteration / n_iterations))

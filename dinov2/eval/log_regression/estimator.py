@@ -7,18 +7,16 @@ features serves them all, and each group starts from the solution of the one bef
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dinov2.encode.tokens import require_finite
-from dinov2.errors import ConfigError, DataError
-from dinov2.eval.log_regression.libraries import fit_with_library
-from dinov2.eval.log_regression.objective import Axes, SoftmaxObjective
-from dinov2.eval.log_regression.solver import minimise
+from dinov2.errors import ConfigError, DataError, MissingDependency
+from dinov2.eval.log_regression.solver import Axes, SoftmaxObjective, minimise
 
-__all__ = ["Backend", "Fitted", "LogisticRegression", "fit_path"]
+__all__ = ["Backend", "Fitted", "fit_path"]
 
 Backend = Literal["torch", "sklearn", "cuml"]
 """Whose solver fits: this package's, or that of an optional library."""
@@ -84,10 +82,12 @@ def fit_path(
                 f"{backend} fits the classes that it sees, which are {n_present} of {n_classes}; let the torch backend "
                 "fit, or hold out images of every class alike"
             )
-        found = [fit_with_library(backend, features, classes, C=C, tol=tol, max_iter=max_iter, dtype=dtype) for C in Cs]
-        return [Fitted(C, *one, gradient=float("nan")) for C, one in zip(Cs, found, strict=True)]
+        solutions = [
+            _fit_with_library(backend, features, classes, C=C, tol=tol, max_iter=max_iter, dtype=dtype) for C in Cs
+        ]
+        return [Fitted(C, *one, gradient=float("nan")) for C, one in zip(Cs, solutions, strict=True)]
 
-    axes = Axes.of(features, dtype)
+    axes = Axes.from_rows(features, dtype)
     width = axes.rows.shape[1]
     if at_once is None:
         columns = _COLUMNS_CUDA if features.is_cuda else _COLUMNS
@@ -128,90 +128,6 @@ def fit_path(
     return [fits[i] for i in range(len(Cs))]
 
 
-class LogisticRegression:
-    """The estimator for one C, with scikit-learn's manners and attributes; tensors and arrays go in, tensors come out.
-
-    Args:
-        C: inverse strength of the penalty.
-        tol, max_iter, dtype, backend: as in `fit_path`.
-        device: where to compute; None stays where the features are.
-    """
-
-    classes_: Tensor
-    """[K]: the labels seen, ascending."""
-    coef_: Tensor
-    """float64 [K, D], or [1, D] for two classes."""
-    intercept_: Tensor
-    """float64 [K], or [1] for two classes."""
-    n_iter_: int
-    converged_: bool
-
-    def __init__(
-        self,
-        C: float = 1.0,
-        *,
-        tol: float = 1e-4,
-        max_iter: int = 1000,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-        backend: Backend = "torch",
-    ) -> None:
-        self.C, self.tol, self.max_iter = C, tol, max_iter
-        self.dtype, self.device, self.backend = dtype, device, backend
-
-    def fit(self, X: Any, y: Any) -> Self:
-        """Fit to features [S, D] and labels [S], which may be any numbers; warns where `max_iter` came first.
-
-        Raises as `fit_path` does.
-        """
-        features, labels = self._tensor(X), torch.as_tensor(y)
-        self.classes_, classes = labels.unique(return_inverse=True)
-        (self._fitted,) = fit_path(
-            features,
-            classes,
-            n_classes=len(self.classes_),
-            Cs=[self.C],
-            tol=self.tol,
-            max_iter=self.max_iter,
-            dtype=self.dtype,
-            backend=self.backend,
-        )
-        weights, intercepts = self._fitted.weights, self._fitted.intercepts
-        if len(self.classes_) == 2:
-            weights, intercepts = weights[1:] - weights[:1], intercepts[1:] - intercepts[:1]
-        self.coef_, self.intercept_ = weights, intercepts
-        self.n_iter_, self.converged_ = self._fitted.n_iterations, self._fitted.converged
-        if not self.converged_:
-            warnings.warn(
-                f"the fit for C = {self.C:g} stopped after {self.n_iter_} iterations short of its tolerance; "
-                "raise max_iter or tol",
-                stacklevel=2,
-            )
-        return self
-
-    def decision_function(self, X: Any) -> Tensor:  # -> [S, K], or [S] for two classes
-        """Scores before the softmax (before the sigmoid for two classes)."""
-        scores = self._fitted.scores(self._tensor(X))
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
-
-    def predict_proba(self, X: Any) -> Tensor:  # -> [S, K]
-        """Probability of each of `classes_`."""
-        return self._fitted.scores(self._tensor(X)).softmax(dim=1)
-
-    def predict(self, X: Any) -> Tensor:  # -> [S]
-        """The likeliest label of each row."""
-        return self.classes_[self._fitted.scores(self._tensor(X)).argmax(dim=1).to(self.classes_.device)]
-
-    def score(self, X: Any, y: Any) -> float:
-        """Share of rows [S, D] whose label [S] is predicted."""
-        return float((self.predict(X) == torch.as_tensor(y)).double().mean())
-
-    def _tensor(self, X: Any) -> Tensor:
-        features = torch.as_tensor(X)
-        features = features if features.is_floating_point() else features.float()
-        return features if self.device is None else features.to(self.device)
-
-
 def _check(features: Tensor, classes: Tensor, n_classes: int, Cs: Sequence[float]) -> None:
     if features.ndim != 2 or classes.shape != features.shape[:1]:
         raise DataError(
@@ -225,3 +141,46 @@ def _check(features: Tensor, classes: Tensor, n_classes: int, Cs: Sequence[float
     require_finite(features)
     if not Cs or min(Cs) <= 0:
         raise ConfigError(f"C must be positive, got {list(Cs)}; write values such as 0.1 1 10")
+
+
+def _fit_with_library(
+    library: Literal["sklearn", "cuml"],
+    features: Tensor,  # [S, D]
+    classes: Tensor,  # int64 [S], 0 .. K - 1, all present
+    *,
+    C: float,
+    tol: float,
+    max_iter: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, int, bool]:
+    """Weights float64 [K, D], intercepts [K], iterations, and whether it converged; `tol` is the library's own.
+
+    Raises `MissingDependency` when it is not installed.
+    """
+    estimator = _estimator(library, C=C, tol=tol, max_iter=max_iter)
+    if library == "cuml":
+        estimator.fit(features.to(dtype).cpu().numpy(), classes.to(dtype).cpu().numpy())
+    else:
+        with warnings.catch_warnings():  # that it stopped early is returned
+            warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
+            estimator.fit(features.to(dtype).cpu().numpy(), classes.cpu().numpy())
+    weights, intercepts = (torch.as_tensor(part).double() for part in (estimator.coef_, estimator.intercept_))
+    if len(weights) == 1:  # two classes share one vector: halves of opposite sign give the same probabilities
+        weights, intercepts = (torch.cat([-part, part]) / 2 for part in (weights, intercepts))
+    n_iterations = int(max(getattr(estimator, "n_iter_", [0])))
+    return weights, intercepts, n_iterations, n_iterations < max_iter
+
+
+def _estimator(library: Literal["sklearn", "cuml"], *, C: float, tol: float, max_iter: int) -> Any:
+    purpose = "this backend of logistic regression"
+    if library == "cuml":
+        try:
+            from cuml.linear_model import LogisticRegression as OfCuml
+        except ImportError as error:
+            raise MissingDependency("cuml-cu12", purpose) from error
+        return OfCuml(penalty="l2", C=C, tol=tol, max_iter=max_iter, linesearch_max_iter=50, output_type="numpy")
+    try:
+        from sklearn.linear_model import LogisticRegression as OfSklearn
+    except ImportError as error:
+        raise MissingDependency("scikit-learn", purpose) from error
+    return OfSklearn(C=C, tol=tol, max_iter=max_iter)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from dinov2.eval.comparison import Estimate
+from dinov2.eval.intervals import Estimate
 from dinov2.report.evaluation.record import EvaluationRecord, MethodRecord, PicturedMistake
 
 __all__ = [

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dinov2.eval.comparison import Comparison, Estimate
-from dinov2.eval.mistakes import ClassRecall, Confused, Mistake
-from dinov2.features.metrics import Bins
+from dinov2.eval.figures import Bins, Comparison
+from dinov2.eval.intervals import Estimate
+from dinov2.eval.outcome import ClassRecall, Confused, Mistake
 from dinov2.report.neighbour_page import ShotRow
 
 __all__ = [

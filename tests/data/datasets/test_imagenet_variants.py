@@ -17,7 +17,7 @@ from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES, infer_class_
 from dinov2.data.datasets.imagenet_variants import CORRUPTIONS, SEVERITIES, ImageNetTestSet
 from dinov2.encode.scoring import Scoring
 from dinov2.errors import DataError
-from dinov2.features.metrics import real_accuracy, restrict_scores, top_k_accuracy
+from dinov2.eval.metrics import real_accuracy, restrict_scores, top_k_accuracy
 from tests.data.datasets.trees import WNIDS, imagenet_tree, write_image
 
 STINGRAY, HEN = "n01498041", "n01514859"  # classes 6 and 8

@@ -6,7 +6,7 @@ possible, and noted in every row.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,24 +17,22 @@ from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import Classification, match_classes
 from dinov2.eval.log_regression.estimator import Backend, Fitted, fit_path
-from dinov2.eval.log_regression.held_out import (
+from dinov2.eval.outcome import Evaluation
+from dinov2.eval.scoring import Provenance, score_answers
+from dinov2.eval.selection import (
     random_split,
+    require_metric,
     require_trainable,
     selection_accuracy,
     stratified_split,
 )
-from dinov2.eval.outcome import Evaluation
-from dinov2.eval.scoring import scored
 
-__all__ = ["C_GRID", "DEFAULT_MAX_ITER", "METRICS", "SelectOn", "evaluate_log_regression"]
+__all__ = ["C_GRID", "DEFAULT_MAX_ITER", "SelectOn", "evaluate_log_regression"]
 
 C_GRID = tuple(10.0 ** (exponent / 4) for exponent in range(-24, 21))
 """The release's 45 values from 1e-6 to 1e5, four a decade."""
 
 DEFAULT_MAX_ITER = 1000
-
-METRICS = ("mean_accuracy", "mean_per_class_accuracy", "per_class_accuracy", "imagenet_real_accuracy")
-"""The release's names of metrics; C is chosen by top-1, or by its mean over classes for the two that are per class."""
 
 SelectOn = Literal["split", "random-split", "val"]
 """Where C is chosen: a tenth of each training class, a tenth of all as in the release, or the reported set."""
@@ -70,7 +68,7 @@ def evaluate_log_regression(
     device: torch.device | str | None = None,
     backend: Backend = "torch",
     seed: int = 0,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Provenance | None = None,
 ) -> Evaluation:
     """Top-1, top-5 and mean per class, in percent, of classifying `val` by logistic regression on `train`.
 
@@ -79,7 +77,7 @@ def evaluate_log_regression(
 
     Args:
         finetune: a labelled set to choose C on; it joins the training set for the final fit.
-        metric: one of `METRICS`.
+        metric: one of `dinov2.eval.selection.METRICS`.
         Cs: the grid; a single value is taken without a choice.
         tol, max_iter, dtype, at_once, backend: as in `fit_path`.
         device: where to compute; None is the CPU.
@@ -93,8 +91,7 @@ def evaluate_log_regression(
         DataError: a set has no labels, there is one class only, the sets share none, or a feature is not finite.
         ConfigError: an unknown metric, a C that is not positive, or `finetune` given with `select_on="val"`.
     """
-    if metric not in METRICS:
-        raise ConfigError(f"no metric is called {metric!r}; choose one of {', '.join(METRICS)}")
+    require_metric(metric)
     if finetune is not None and select_on == "val":
         raise ConfigError("C is chosen either on the finetune set or on the validation set; leave one of them out")
     task = require_trainable(train, val)
@@ -138,15 +135,15 @@ def evaluate_log_regression(
         "backend": backend,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    rows, outcome = scored(
+    rows, outcome = score_answers(
         task,
         probabilities,
         method="logistic",
         settings=settings,
-        notes=tuple(notes),
+        notes=notes,
         seed=seed,
         seconds=time.perf_counter() - started,
-        **(provenance or {}),
+        provenance=provenance,
     )
     return Evaluation(rows, {f"C={chosen:.4g}": outcome})
 

@@ -1,4 +1,7 @@
-"""How sure a figure is: intervals by formula and by resampling.
+"""95 % intervals by one rule for each kind of figure, and the p-values of comparisons.
+
+A mean over images is resampled (percentile bootstrap); the mean over classes is resampled within each class; a mean
+over few-shot draws has Student's interval, because the spread over draws is larger than that of the images.
 
 A resample of n samples that take few distinct values is a multinomial count of these values, so hits and differences of
 hits are drawn as counts: the same distribution as drawing samples one by one, at a thousandth of the cost.
@@ -7,6 +10,7 @@ hits are drawn as counts: the same distribution as drawing samples one by one, a
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +18,14 @@ from torch import Tensor
 
 from dinov2.errors import DataError
 
-__all__ = ["bootstrap_interval", "bootstrap_statistic", "mean_interval", "wilson_interval"]
+__all__ = [
+    "Estimate",
+    "bootstrap_interval",
+    "bootstrap_statistic",
+    "holm",
+    "mcnemar_p_value",
+    "mean_interval",
+]
 
 _Z_95 = 1.959963984540054
 
@@ -27,15 +38,12 @@ _T_95 = (
 _FEW = 32  # distinct values up to which counts are drawn
 
 
-def wilson_interval(n_hits: int, n: int, *, z: float = _Z_95) -> tuple[float, float]:
-    """Interval for a share of n independent samples (Wilson 1927), 95 % by default; it stays inside [0, 1]."""
-    if n <= 0:
-        raise DataError("an interval needs at least one sample, got none")
-    share = n_hits / n
-    middle = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+class Estimate(NamedTuple):
+    """A figure and its 95 % interval, as fractions."""
+
+    value: float
+    low: float
+    high: float
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -99,6 +107,24 @@ def bootstrap_statistic(
         rows = [part[generator.integers(len(part), size=len(part))] for part in members]
         found[number] = statistic(torch.from_numpy(np.concatenate(rows)))
     return _percentiles(found, level)
+
+
+def mcnemar_p_value(only_first: int, only_second: int) -> float:
+    """Two-sided probability of a split this uneven or more among images that one model alone has right."""
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    counts = torch.arange(fewer + 1, dtype=torch.float64)
+    log_n = math.lgamma(n + 1)
+    log_terms = log_n - torch.lgamma(counts + 1) - torch.lgamma(n - counts + 1) - n * math.log(2)
+    return min(1.0, 2 * float(log_terms.exp().sum()))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several comparisons, raised so that all of them together keep their error (Holm 1979)."""
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - position) * p_values[index]))
+        adjusted[index] = least
+    return adjusted
 
 
 def _members(groups: Tensor) -> list[np.ndarray]:

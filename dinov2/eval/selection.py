@@ -1,4 +1,4 @@
-"""What trained classifiers share: sets fit to train on, images held out to choose a setting on, the figure it is by."""
+"""Choice of a trained classifier's setting: sets fit to train on, held-out images, and the figure to choose by."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,18 @@ from dinov2.encode.stream import Features
 from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import Classification, match_classes
-from dinov2.features.metrics import per_class_means, target_ranks
+from dinov2.eval.metrics import per_class_means, target_ranks
 
-__all__ = ["random_split", "require_trainable", "selection_accuracy", "stratified_split"]
+__all__ = ["METRICS", "random_split", "require_metric", "require_trainable", "selection_accuracy", "stratified_split"]
+
+METRICS = ("mean_accuracy", "mean_per_class_accuracy", "per_class_accuracy", "imagenet_real_accuracy")
+"""The release's names of metrics; settings are chosen by top-1, or by its mean over classes for the two per class."""
+
+
+def require_metric(metric: str) -> None:
+    """Raise `ConfigError` for an unknown metric."""
+    if metric not in METRICS:
+        raise ConfigError(f"no metric is called {metric!r}; choose one of {', '.join(METRICS)}")
 
 
 def require_trainable(train: Features, val: Features) -> Classification:

@@ -5,21 +5,15 @@ import pytest
 import torch
 
 from dinov2.errors import DataError
-from dinov2.features.metrics import bootstrap_interval, bootstrap_statistic, mean_interval, wilson_interval
+from dinov2.eval.intervals import bootstrap_interval, bootstrap_statistic, mean_interval
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
 
-def test_wilson_interval_equals_a_published_example_and_stays_inside():
-    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662.
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(0, 20)[0] == 0.0
-    assert wilson_interval(20, 20)[1] == 1.0
-
-
-def test_bootstrap_and_wilson_intervals_agree_on_many_samples():
+def test_the_bootstrap_interval_of_many_samples_is_wilsons():
     hits = torch.arange(2000) % 4 == 0
-    assert bootstrap_interval(hits, n_resamples=4000) == pytest.approx(wilson_interval(500, 2000), abs=2e-3)
+    wilson = scipy_stats.binomtest(500, 2000).proportion_ci(method="wilson")
+    assert bootstrap_interval(hits, n_resamples=4000) == pytest.approx((wilson.low, wilson.high), abs=2e-3)
 
 
 def test_bootstrap_of_a_group_resamples_inside_it_only():
@@ -38,12 +32,6 @@ def test_the_interval_of_five_repetitions_uses_students_t():
 def test_student_t_goes_on_smoothly_beyond_its_table():
     widths = [mean_interval([0.0, 1.0] * (n // 2))[1] * 1.0 for n in (20, 22)]
     assert widths[0] > widths[1] > 0.5
-
-
-@pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 11), (50, 101), (101, 101)])
-def test_wilson_intervals_equal_scipy(hits: int, n: int) -> None:
-    theirs = scipy_stats.binomtest(hits, n).proportion_ci(method="wilson")
-    assert wilson_interval(hits, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
 @pytest.mark.parametrize("n", [2, 5, 21])
@@ -104,7 +92,6 @@ def test_no_sample_has_no_interval() -> None:
     for interval in (
         lambda: bootstrap_interval(torch.empty(0)),
         lambda: bootstrap_statistic(lambda rows: 0.0, 0),
-        lambda: wilson_interval(0, 0),
     ):
         with pytest.raises(DataError, match="at least one sample, got none"):
             interval()

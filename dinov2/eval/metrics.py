@@ -1,10 +1,16 @@
-"""Accuracies as functions of scores and targets, over all classes of the scores or over a part of them.
+"""Accuracies from scores and targets, and the corruption errors of ImageNet-C.
 
-All are fractions in [0, 1]. Ties are broken by the lower class number, and a score that is not finite never counts as a
+Figures are fractions. Of equal scores the lower class stands first, and a score that is not finite never counts as a
 hit. The public release leaves ties to the sorting routine and its averages over classes to a library whose meaning
 changed with its version, so `mean_per_class_accuracy` names the two readings.
+
+The corruption error CE is the sum over severities of a model's top-1 errors divided by that of AlexNet's; mCE is its
+mean over the 15 corruptions, and 1 for AlexNet. Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness
+to Common Corruptions and Perturbations".
 """
 
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,19 +19,40 @@ from torch import Tensor
 from dinov2.errors import DataError
 
 __all__ = [
+    "ALEXNET_ERRORS",
     "best_ranks",
+    "corruption_error",
+    "errors_by_part",
     "mean_per_class_accuracy",
-    "per_class_accuracy",
     "per_class_means",
     "real_accuracy",
     "renumber_labels",
-    "restrict_probabilities",
     "restrict_scores",
     "target_ranks",
     "top_k_accuracy",
-    "top_k_hits",
     "voted_ranks",
 ]
+
+_N_SEVERITIES = 5
+
+ALEXNET_ERRORS: Mapping[str, float] = {
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
+"""AlexNet's top-1 error under each corruption, mean over the five severities."""
 
 
 def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:  # [S, C], int64 [S] -> int64 [S]
@@ -62,19 +89,26 @@ def best_ranks(probabilities: Tensor, label_sets: Tensor) -> Tensor:  # [S, C], 
     return torch.stack([voted_ranks(probabilities, one) for one in targets]).amin(dim=0)
 
 
-def top_k_hits(scores: Tensor, targets: Tensor, *, k: int = 1) -> Tensor:  # -> bool [S]
-    """Whether the target is among the k best classes; k is limited to the number of classes."""
-    return target_ranks(scores, targets) < min(k, scores.shape[1])
-
-
 def top_k_accuracy(scores: Tensor, targets: Tensor, *, k: int = 1) -> float:
     """Share of samples [S, C] whose target is among their k best classes (the release's `mean_accuracy`)."""
-    return top_k_hits(scores, targets, k=k).double().mean().item()
+    return (target_ranks(scores, targets) < min(k, scores.shape[1])).double().mean().item()
 
 
-def per_class_accuracy(scores: Tensor, targets: Tensor, *, k: int = 1) -> Tensor:  # -> float64 [C]
-    """Recall of each class: the share of its samples that are hit; NaN for a class without samples."""
-    return per_class_means(top_k_hits(scores, targets, k=k), targets, n_classes=scores.shape[1])
+def mean_per_class_accuracy(
+    scores: Tensor, targets: Tensor, *, k: int = 1, over: Literal["present", "all"] = "present"
+) -> float:
+    """Recall averaged over classes.
+
+    `over="present"` averages the classes that have samples. `over="all"` divides by the number of classes, so that a
+    class without samples counts as zero: the figure of the release's pinned library, kept for comparison.
+    """
+    n_classes = scores.shape[1]
+    recalls = per_class_means(target_ranks(scores, targets) < min(k, n_classes), targets, n_classes=n_classes)
+    match over:
+        case "present":
+            return recalls.nanmean().item()
+        case "all":
+            return recalls.nan_to_num().mean().item()
 
 
 def per_class_means(values: Tensor, targets: Tensor, *, n_classes: int) -> Tensor:  # [S], int64 [S] -> float64 [C]
@@ -87,22 +121,6 @@ def per_class_means(values: Tensor, targets: Tensor, *, n_classes: int) -> Tenso
     return sums / torch.bincount(targets, minlength=n_classes)
 
 
-def mean_per_class_accuracy(
-    scores: Tensor, targets: Tensor, *, k: int = 1, over: Literal["present", "all"] = "present"
-) -> float:
-    """Recall averaged over classes.
-
-    `over="present"` averages the classes that have samples. `over="all"` divides by the number of classes, so that a
-    class without samples counts as zero: the figure of the release's pinned library, kept for comparison.
-    """
-    recalls = per_class_accuracy(scores, targets, k=k)
-    match over:
-        case "present":
-            return recalls.nanmean().item()
-        case "all":
-            return recalls.nan_to_num().mean().item()
-
-
 def real_accuracy(scores: Tensor, label_sets: Tensor, *, k: int = 1) -> float:
     """Share of images with any of their acceptable labels among the k best classes ("ReaL" labels).
 
@@ -112,15 +130,12 @@ def real_accuracy(scores: Tensor, label_sets: Tensor, *, k: int = 1) -> float:
     labelled = (label_sets >= 0).any(dim=1)
     if not bool(labelled.any()):
         raise DataError("no image has a label, so there is nothing to score; check the file of acceptable labels")
-    scores, label_sets = scores[labelled], label_sets[labelled]
-    n_sets, set_size = label_sets.shape
-    rows = torch.arange(n_sets, device=scores.device).repeat_interleave(set_size)
-    candidates = label_sets.flatten()
-    real = candidates >= 0
-    hits = top_k_hits(scores[rows[real]], candidates[real], k=k)
-    hit_images = torch.zeros(n_sets, dtype=torch.bool, device=scores.device)
-    hit_images[rows[real][hits]] = True
-    return hit_images.double().mean().item()
+    scores, n_classes = scores[labelled], scores.shape[1]
+    ranks = [
+        torch.where(labels >= 0, target_ranks(scores, labels.clamp_min(0)), n_classes)
+        for labels in label_sets[labelled].unbind(dim=1)
+    ]
+    return (torch.stack(ranks).amin(dim=0) < min(k, n_classes)).double().mean().item()
 
 
 def restrict_scores(scores: Tensor, class_mapping: Tensor) -> Tensor:  # [S, C], int64 [C_test] -> [S, C_test]
@@ -145,16 +160,6 @@ def restrict_scores(scores: Tensor, class_mapping: Tensor) -> Tensor:  # [S, C],
     return scores[:, class_mapping.to(scores.device)]
 
 
-def restrict_probabilities(probabilities: Tensor, class_mapping: Tensor) -> Tensor:  # [S, C], [C_test] -> [S, C_test]
-    """`restrict_scores`, and every row divided by its sum; a row without any probability there stays zero.
-
-    Of a softmax it is the softmax of the restricted logits.
-    """
-    own = restrict_scores(probabilities, class_mapping)
-    sums = own.sum(dim=1, keepdim=True)
-    return torch.where(sums > 0, own / sums, 0.0)
-
-
 def renumber_labels(labels: Tensor, numbers: Tensor) -> Tensor:  # int64 any shape, int64 [C_old] -> the same shape
     """Labels in another numbering: `numbers[c]` is the new number of class c, or -1 for a class that is not there.
 
@@ -166,6 +171,36 @@ def renumber_labels(labels: Tensor, numbers: Tensor) -> Tensor:  # int64 any sha
             "give the numbering of all classes"
         )
     return torch.where(labels >= 0, numbers.to(labels.device)[labels.clamp_min(0)], -1)
+
+
+def corruption_error(corruption: str, errors: Sequence[float]) -> float | None:
+    """CE of one corruption from its top-1 errors at the five severities; None where AlexNet's errors are not known."""
+    if corruption not in ALEXNET_ERRORS or len(errors) != _N_SEVERITIES:
+        return None
+    return statistics.fmean(errors) / ALEXNET_ERRORS[corruption]
+
+
+def errors_by_part(
+    hits: Tensor,  # bool [S]
+    part_numbers: Tensor,  # int64 [S]
+    parts: Sequence[tuple[str, int]],
+) -> dict[str, list[float]]:
+    """Top-1 error by corruption, severities in the order of `parts`, the `(corruption, severity)` by part number.
+
+    `part_numbers` and `parts` are those of `dinov2.data.datasets.ImageNetC`, the former for the images that were scored
+    (all readable ones). Raises DataError for a part without any image.
+    """
+    sums = torch.bincount(part_numbers, weights=1 - hits.double(), minlength=len(parts))
+    counts = torch.bincount(part_numbers, minlength=len(parts))
+    if not bool((counts > 0).all()):
+        name, severity = parts[int(counts.argmin())]
+        raise DataError(
+            f"no image of {name} at severity {severity} was scored; check that its folder holds readable images"
+        )
+    found: dict[str, list[float]] = {}
+    for (name, _), error in zip(parts, (sums / counts).tolist(), strict=True):
+        found.setdefault(name, []).append(error)
+    return found
 
 
 def _check(scores: Tensor, targets: Tensor) -> None:

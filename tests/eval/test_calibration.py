@@ -9,14 +9,12 @@ import torch
 from torch.testing import assert_close
 
 from dinov2.errors import DataError
-from dinov2.features.metrics import (
+from dinov2.eval.figures import (
     area_under_risk_coverage,
     brier_scores,
     confidence_bins,
     expected_calibration_error,
-    fit_temperature,
     negative_log_likelihoods,
-    risk_coverage_curve,
 )
 
 calibration_curve = pytest.importorskip("sklearn.calibration").calibration_curve
@@ -110,47 +108,6 @@ def test_an_unknown_class_is_as_wrong_as_a_class_without_probability() -> None:
     assert negative_log_likelihoods(probabilities, targets).tolist() == pytest.approx([15.9424] * 3, abs=1e-4)
 
 
-def test_the_fitted_temperature_is_the_most_likely_one_by_scikit_learns_loss(
-    logits: torch.Tensor, targets: torch.Tensor
-) -> None:
-    temperature = fit_temperature(logits, targets)
-
-    def loss(at: float) -> float:
-        return float(sklearn_metrics.log_loss(targets, (logits.double() / at).softmax(dim=1), labels=range(C)))
-
-    assert 2.0 < temperature < 3.2  # they were drawn at 2.5
-    grid = np.geomspace(0.01, 100, 50)
-    assert loss(temperature) <= min(loss(at) for at in grid)
-    assert loss(temperature) <= min(loss(temperature * 1.002), loss(temperature / 1.002))
-
-
-@pytest.mark.parametrize("scale", [1e-2, 1.0, 30.0])
-def test_the_temperature_follows_the_scale_of_the_logits(
-    logits: torch.Tensor, targets: torch.Tensor, scale: float
-) -> None:
-    assert fit_temperature(scale * logits, targets) == pytest.approx(scale * fit_temperature(logits, targets), rel=1e-4)
-
-
-def test_log_probabilities_fit_as_logits_do_and_unknown_classes_are_left_out(
-    logits: torch.Tensor, targets: torch.Tensor
-) -> None:
-    expected = fit_temperature(logits[5:], targets[5:])
-    some_unknown = targets.clone()
-    some_unknown[:5] = -1
-    assert fit_temperature(logits.log_softmax(dim=1), some_unknown) == pytest.approx(expected, rel=1e-4)
-
-
-def test_where_no_temperature_is_best_the_nearer_end_is_taken() -> None:
-    logits = torch.eye(4)
-    assert fit_temperature(logits, torch.arange(4)) == 0.01  # always right
-    assert fit_temperature(-logits, torch.arange(4)) == 100.0  # worse than chance
-
-
-def test_logits_that_are_not_finite_fit_no_temperature() -> None:
-    with pytest.raises(DataError, match="finite logits; clamp the probabilities"):
-        fit_temperature(torch.tensor([[0.0, -math.inf]]), torch.tensor([0]))
-
-
 def brute_force_aurc(confidences: np.ndarray, correct: np.ndarray) -> float:
     order = np.argsort(-confidences, kind="stable")
     risks = [1 - correct[order][: i + 1].mean() for i in range(len(order))]
@@ -162,9 +119,6 @@ def test_the_area_under_the_risk_coverage_curve_is_the_mean_risk(answers: tuple[
     assert len(confidences.unique()) == N
     expected = brute_force_aurc(confidences.numpy(), correct.numpy())
     assert area_under_risk_coverage(confidences, correct) == pytest.approx(expected)
-    coverage, risk = risk_coverage_curve(confidences, correct)
-    assert coverage[[0, -1]].tolist() == [1 / N, 1.0]
-    assert risk[-1].item() == pytest.approx(1 - correct.double().mean().item())
 
 
 def test_ties_of_confidence_count_as_the_mean_over_their_orders() -> None:

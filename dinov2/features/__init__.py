@@ -1,3 +1,0 @@
-"""What is measured on frozen features."""
-
-__all__: list[str] = []

@@ -8,9 +8,9 @@ take turns, and medians of the rounds and of the ratios within a round count. On
 `--clock cpu --threads 1` counts the processor's time, which others lengthen less than the wall's. The neighbours of all
 products are compared with each other and, where it is installed, with FAISS's.
 
-Memory is that of a child process for each product: its peak, less what it held with imports, matrix and queries. `--only`
-names the contenders (product, float32, bfloat16, auto, faiss); without it, bfloat16 runs where it is what
-`auto` takes.
+Memory is that of a child process for each product: its peak, less what it held with imports, matrix and queries.
+`--only` names the contenders (product, float32, bfloat16, auto, faiss); without it, bfloat16 runs where `auto` takes
+it.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """k-NN accuracy of a trained backbone on labelled images, beside raw pixels and an untrained backbone on request."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dinov2.eval.knn.evaluate import SEARCHES, evaluate_knn
 from dinov2.eval.knn.release import write_knn_results
 from dinov2.eval.knn.search import nearest_neighbours
 from dinov2.eval.result import Result
+from dinov2.eval.scoring import Provenance
 
 __all__ = ["KnnReport", "check_vote", "knn", "knn_of_backbone"]
 
@@ -120,7 +121,7 @@ def knn_of_backbone(
     batch_size: int = 256,
     num_workers: int = 0,
     channels: int | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Provenance | None = None,
     label: str = "model",
     progress: ShowProgress = lambda label: None,
     **vote: Any,
@@ -143,7 +144,10 @@ def knn_of_backbone(
         )
         for which, dataset in (("train", train), ("val", val))
     ]
-    measured = {"precision": str(autocast_dtype or torch.float32).removeprefix("torch."), **(provenance or {})}
+    measured: Provenance = {
+        "precision": str(autocast_dtype or torch.float32).removeprefix("torch."),
+        **(provenance or {}),
+    }
     rows = evaluate_knn(*features, device=where, provenance=measured, **vote)
     return rows, [failure for part in features for failure in part.unreadable]
 

@@ -164,7 +164,11 @@ class _Job:
         )
 
     def _augmented(
-        self, tests: Sequence[tuple[str, Features]], mapping: Tensor | None, select_on: str, common: dict[str, Any]
+        self,
+        tests: Sequence[tuple[str, Features]],
+        mapping: Tensor | None,
+        select_on: Literal["split", "val"],
+        common: dict[str, Any],
     ) -> Evaluation:
         """Features are only needed of the images that heads are chosen and scored on, so no pass over the rest."""
         sets, subject = self.opened.sets, self.subject

@@ -1,8 +1,7 @@
 """The methods of `dinov2 eval all`: what each reads, and how it goes from features to an evaluation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from dinov2.apps.evaluation.linear import columns_of
 from dinov2.apps.evaluation.subjects import PARTS, Subject
@@ -12,10 +11,11 @@ from dinov2.eval.knn.evaluate import evaluate_knn_outcome
 from dinov2.eval.linear import evaluate_linear
 from dinov2.eval.log_regression import evaluate_log_regression
 from dinov2.eval.outcome import Evaluation
+from dinov2.eval.scoring import Provenance
 
 __all__ = ["METHODS", "OWN_CLASSIFIER", "Method"]
 
-_Run = Callable[[Features, Features, Subject, Mapping[str, Any], ShowProgress], Evaluation]
+_Run = Callable[[Features, Features, Subject, Provenance, ShowProgress], Evaluation]
 """(training features, validation features, subject, provenance) -> evaluation."""
 
 
@@ -37,19 +37,19 @@ class Method:
 
 
 def _knn(
-    train: Features, val: Features, subject: Subject, provenance: Mapping[str, Any], progress: ShowProgress
+    train: Features, val: Features, subject: Subject, provenance: Provenance, progress: ShowProgress
 ) -> Evaluation:
     return evaluate_knn_outcome(train, val, device=subject.device, provenance=provenance)
 
 
 def _log_regression(
-    train: Features, val: Features, subject: Subject, provenance: Mapping[str, Any], progress: ShowProgress
+    train: Features, val: Features, subject: Subject, provenance: Provenance, progress: ShowProgress
 ) -> Evaluation:
     return evaluate_log_regression(train, val, device=subject.device, provenance=provenance)
 
 
 def _linear(
-    train: Features, val: Features, subject: Subject, provenance: Mapping[str, Any], progress: ShowProgress
+    train: Features, val: Features, subject: Subject, provenance: Provenance, progress: ShowProgress
 ) -> Evaluation:
     columns, _ = columns_of(subject)
     return evaluate_linear(
@@ -64,7 +64,7 @@ def _linear(
 
 
 def _nothing(
-    train: Features, val: Features, subject: Subject, provenance: Mapping[str, Any], progress: ShowProgress
+    train: Features, val: Features, subject: Subject, provenance: Provenance, progress: ShowProgress
 ) -> Evaluation:
     raise AssertionError("the classifier of a model is scored where the model is at hand")
 

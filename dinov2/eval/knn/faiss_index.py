@@ -1,5 +1,8 @@
 """The search by FAISS: its flat index, and clusters of rows for tens of millions of them."""
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -30,12 +33,12 @@ def search_with_faiss(
     except ImportError as error:
         raise MissingDependency("faiss-cpu", "the search with FAISS") from error
 
-    def prepare(rows: Tensor) -> object:
+    def prepare(rows: Tensor) -> np.ndarray:
         rows = rows.detach().float().cpu()
         require_finite(rows)
         return (normalize(rows, dim=1) if cosine else rows).contiguous().numpy()
 
-    index = faiss.IndexFlatIP(train.shape[1])
+    index: Any = faiss.IndexFlatIP(train.shape[1])
     if clusters:
         n_clusters = max(1, min(int(4 * len(train) ** 0.5), len(train) // 39))  # FAISS wants 39 rows for each to learn
         index = faiss.IndexIVFFlat(index, train.shape[1], n_clusters, faiss.METRIC_INNER_PRODUCT)

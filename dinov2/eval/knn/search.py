@@ -24,9 +24,9 @@ from dinov2.engine.parallel import choose_precision
 from dinov2.errors import ConfigError, DataError
 from dinov2.layers.kernels import linear, onednn_is_faster
 
-__all__ = ["GROUP", "PRODUCTS", "QuantisedProduct", "merge_neighbours", "nearest_neighbours"]
+__all__ = ["PRODUCTS", "Backend", "QuantisedProduct", "merge_neighbours", "nearest_neighbours"]
 
-GROUP = 64
+_GROUP = 64
 """Training rows whose largest score is compared first."""
 
 Backend = Literal["torch", "faiss", "faiss-ivf"]
@@ -213,7 +213,7 @@ class _Search:
                 pairs = _above(scores, threshold[top : top + len(block)])
                 if not len(pairs.rows):
                     continue
-                if len(pairs.rows) > scores.numel() // 4 and len(rows) > GROUP:
+                if len(pairs.rows) > scores.numel() // 4 and len(rows) > _GROUP:
                     # So many rows are equally near that they are no choice: settle them within the block.
                     pairs = self._best_of_block(rows, slice(top, top + len(block)))
                 else:
@@ -351,18 +351,18 @@ def merge_neighbours(similarities: Tensor, indices: Tensor, *, k: int) -> tuple[
 
 def _above(scores: Tensor, threshold: Tensor) -> _Pairs:  # [q, b], [q, g]
     """Pairs (row, column) of the scores that reach the threshold of their group."""
-    grouped = _grouped(scores, -torch.inf)  # [q, g, GROUP]
+    grouped = _grouped(scores, -torch.inf)  # [q, g, _GROUP]
     query, group = (grouped.amax(dim=2) >= threshold).nonzero(as_tuple=True)
     # Whole groups are copied, which is far quicker than to pick single values.
     number = query * grouped.shape[1] + group
-    values = grouped.flatten(0, 1).index_select(0, number)  # [h, GROUP]
+    values = grouped.flatten(0, 1).index_select(0, number)  # [h, _GROUP]
     hit, within = (values >= threshold.flatten()[number].unsqueeze(1)).nonzero(as_tuple=True)
-    return _Pairs(query[hit], group[hit] * GROUP + within, values[hit, within].float())
+    return _Pairs(query[hit], group[hit] * _GROUP + within, values[hit, within].float())
 
 
-def _grouped(values: Tensor, fill: float) -> Tensor:  # [..., b] -> [..., g, GROUP]
-    missing = -values.shape[-1] % GROUP
-    return (pad(values, (0, missing), value=fill) if missing else values).unflatten(-1, (-1, GROUP))
+def _grouped(values: Tensor, fill: float) -> Tensor:  # [..., b] -> [..., g, _GROUP]
+    missing = -values.shape[-1] % _GROUP
+    return (pad(values, (0, missing), value=fill) if missing else values).unflatten(-1, (-1, _GROUP))
 
 
 def _double(rows: Tensor) -> Tensor:

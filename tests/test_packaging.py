@@ -109,12 +109,13 @@ def test_the_wheel_says_its_version(installed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_every_yaml_of_the_checkout(installed: Path) -> None:
-    def yamls(root: Path) -> list[str]:
-        return sorted(path.relative_to(root).as_posix() for path in (root / "dinov2").rglob("*.yaml"))
+@pytest.mark.parametrize("suffix, least", [(".yaml", 12), (".jinja", 6), (".css", 5), (".js", 2)])
+def test_the_wheel_holds_every_data_file_of_the_checkout(installed: Path, suffix: str, least: int) -> None:
+    def files(root: Path) -> list[str]:
+        return sorted(path.relative_to(root).as_posix() for path in (root / "dinov2").rglob(f"*{suffix}"))
 
-    assert yamls(installed) == yamls(REPOSITORY)
-    assert len(yamls(installed)) >= 12  # the release's default file, three recipes and eight evaluations
+    assert files(installed) == files(REPOSITORY)
+    assert len(files(installed)) >= least
     assert (installed / "dinov2" / "py.typed").exists()
     assert not (installed / "tests").exists()
 
@@ -137,6 +138,14 @@ def test_the_wheel_loads_a_config_and_toy_images(installed: Path, tmp_path: Path
 def test_the_wheel_knows_the_classes_of_imagenet(installed: Path, tmp_path: Path) -> None:
     code = "from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES as c; print(len(c), c[1].name)"
     assert run_installed(installed, tmp_path, "-c", code).stdout.split() == ["1000", "goldfish"]
+
+
+@pytest.mark.slow
+def test_the_wheel_writes_a_report(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"trained": 50.0}')
+    code = "from dinov2.report import write_report; print(write_report('.', out='page.html').stat().st_size)"
+    assert int(run_installed(installed, tmp_path, "-c", code).stdout) > 5_000
+    assert "</html>" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

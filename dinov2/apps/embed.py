@@ -152,7 +152,7 @@ def embed(
             parts,
             batch_size,
             threads or _threads(loaded),
-            channels=loaded.in_chans,
+            channels=int(loaded.table.get("in_chans", 3)),
             pin_memory=loaded.device.type == "cuda",
             notes=request,
         )

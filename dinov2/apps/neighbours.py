@@ -24,7 +24,7 @@ from dinov2.errors import ConfigError, DataError
 from dinov2.eval.duplicates import groups_of_pairs, similar_pairs
 from dinov2.eval.knn.search import nearest_neighbours
 from dinov2.pretrained import load
-from dinov2.report.neighbour_page import THUMBNAIL_SIDE, Shot, ShotRow, neighbour_page, thumbnail
+from dinov2.report.neighbours import THUMBNAIL_SIDE, Shot, ShotRow, neighbour_page, thumbnail
 from dinov2.whole_files import write_text
 
 __all__ = ["Hit", "NeighboursReport", "neighbours"]
@@ -222,7 +222,7 @@ def _query_vectors(
     layers = (int(prefix.removeprefix("layer")),) if prefix else ()
     vectors, images = [], []
     single = [range(number, number + 1) for number in range(len(dataset))]
-    channels = loaded.in_chans
+    channels = int(loaded.table.get("in_chans", 3))
     for path, batch in zip(queries, decoded_batches(dataset, transform, single, channels=channels), strict=True):
         if batch.unreadable:
             raise DataError(batch.unreadable[0][1])

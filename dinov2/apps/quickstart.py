@@ -23,8 +23,8 @@ from dinov2.eval.result import environment
 from dinov2.eval.setup import eval_transform_for
 from dinov2.models import build_model_from_cfg
 from dinov2.pretrained import load
-from dinov2.report.page import write_report
 from dinov2.report.pictures import neighbour_gallery, write_gallery
+from dinov2.report.training import write_report
 from dinov2.whole_files import write_json
 
 __all__ = ["quickstart"]

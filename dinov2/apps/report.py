@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dinov2.apps.places import output_folder
 from dinov2.errors import DataError
-from dinov2.report.page import write_report
+from dinov2.report.training import write_report
 
 __all__ = ["report"]
 

@@ -9,7 +9,7 @@ from dinov2.apps.doctor import examine_run, in_words, run_log
 from dinov2.apps.training.evaluations import KNN_CURVE, accuracy_evaluation
 from dinov2.configs import load_config
 from dinov2.errors import DataError, DinoError
-from dinov2.report.page import write_report
+from dinov2.report.training import write_report
 from dinov2.train.train import train
 from dinov2.whole_files import read_json
 from tests.train.tiny_run import tiny_config

@@ -1,6 +1,7 @@
 """What a model sees in images, drawn."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from dinov2.analysis.pca import fit_image_pca, load_pca
-from dinov2.apps.viewing.models import look
-from dinov2.apps.viz import viz
-from dinov2.checkpoints.files import save_teacher
-from dinov2.errors import ConfigError, DataError
-from dinov2.models.config import BackboneConfig
+from dinov2.apps.viz import view_patches, viz
+from dinov2.checkpoints.open import save_teacher
+from dinov2.errors import ConfigError, DataError, MissingDependency
+from dinov2.models.config import model_table
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import load
+from dinov2.report import render
 from tests.golden.recipe import fill
 
 
@@ -80,7 +81,7 @@ def test_without_a_size_the_shorter_side_has_32_patches(here, model):
 def test_a_view_is_that_of_the_model_itself(here, photos, block):
     loaded = load(weights(here / "reg.pth", num_register_tokens=2), precision="fp32")
     with Image.open(photos[0]) as picture:
-        view = look(loaded, picture.convert("RGB"), size=40, block=block, point=(0.99, 0.0))
+        view = view_patches(loaded, picture.convert("RGB"), size=40, block=block, point=(0.99, 0.0))
         transform = loaded.transform.with_(crop_size=40, fit="aspect", patch_size=8)
         tokens = loaded.encode(transform(picture.convert("RGB"))[None], layers=[block])
     assert_close(view.patches, tokens.layers[block].patches[0], atol=1e-5, rtol=1e-5)
@@ -105,6 +106,18 @@ def test_norms_are_those_before_the_final_norm_and_their_share_is_counted(here, 
     assert above.high_norm_shares == [1.0]
 
 
+def test_without_jinja2_a_page_is_refused_before_anything_is_drawn(here, model, photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    render._environment.cache_clear()
+    try:
+        with pytest.raises(MissingDependency, match="an HTML page needs a package"):
+            viz(photos, model=model, output=here / "out", size=16)
+        assert not (here / "out").exists()
+        viz(photos, model=model, output=here / "out", size=16, page=False)
+    finally:
+        render._environment.cache_clear()
+
+
 def test_a_basis_is_fitted_once_over_all_images_and_reused_from_its_file(here, model, photos):
     kept = here / "colours" / "basis.safetensors"
     options = {"size": 40, "what": ["pca"], "basis": kept, "page": False, "precision": "fp32"}
@@ -114,7 +127,7 @@ def test_a_basis_is_fitted_once_over_all_images_and_reused_from_its_file(here, m
     maps = []
     for path in photos:
         with Image.open(path) as picture:
-            maps.append(look(loaded, picture.convert("RGB"), size=40).patches)
+            maps.append(view_patches(loaded, picture.convert("RGB"), size=40).patches)
     assert_close(load_pca(kept).components, fit_image_pca(maps).components, atol=1e-4, rtol=1e-4)
     before = kept.read_bytes()
     again = viz(photos[:1], model=model, output=here / "b", **options)
@@ -218,7 +231,7 @@ def test_unreadable_images_are_left_out_and_listed(here, model, photos):
 def test_grey_models_see_grey_and_others_are_refused(here, photos):
     grey = fill(DinoVisionTransformer(img_size=32, patch_size=8, in_chans=1, embed_dim=64, depth=1, num_heads=1))
     teacher = {f"backbone.{key}": value for key, value in grey.state_dict().items()}
-    save_teacher(here / "grey.pth", teacher, BackboneConfig.from_model(grey, mean=[0.5], std=[0.2]))
+    save_teacher(here / "grey.pth", teacher, model_table(grey, mean=[0.5], std=[0.2]))
     viz(photos, model=here / "grey.pth", output=here / "out", size=16, what=["pca"], page=False)
     with pytest.raises(ConfigError, match="takes images of 5 channels"):
         viz(photos, model=weights(here / "five.pth", in_chans=5), output=here / "out", size=16)

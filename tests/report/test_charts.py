@@ -5,7 +5,17 @@ from html import unescape
 
 import pytest
 
-from dinov2.report.charts import Bar, Level, Series, bar_chart, line_chart, smooth, ticks
+from dinov2.report import charts
+from dinov2.report.charts import Level, Series, smooth, ticks
+from dinov2.report.render import render
+from dinov2.report.run_record import RunRecord
+from dinov2.report.training import training_report
+
+
+def line_chart(series, **options):
+    """The chart as it stands on a page; "" for none."""
+    chart = charts.line_chart(series, **options)
+    return "" if chart is None else render("line_chart.html.jinja", chart=chart)
 
 
 def data_of(chart):
@@ -88,6 +98,6 @@ def test_names_are_escaped():
 
 
 def test_bars_show_their_values_and_never_leave_the_scale():
-    chart = bar_chart([Bar("low", 25.04), Bar("odd", 140.0)])
-    assert "width:25.04%" in chart and ">25.0 %<" in chart
-    assert "width:100.00%" in chart
+    page = training_report(RunRecord("run", summary={"raw_pixels": 25.04, "trained": 140.0}))
+    assert "width:25.04%" in page and ">25.0 %<" in page
+    assert "width:100.00%" in page

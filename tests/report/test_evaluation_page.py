@@ -8,8 +8,14 @@ import torch
 from dinov2.eval.figures import Comparison, confidence_bins
 from dinov2.eval.intervals import Estimate
 from dinov2.eval.outcome import ClassRecall, Confused, Mistake
-from dinov2.report.evaluation.page import evaluation_page
-from dinov2.report.evaluation.record import EvaluationRecord, MethodRecord, ModelRecord, PairRecord, PicturedMistake
+from dinov2.report.evaluation import (
+    EvaluationRecord,
+    MethodRecord,
+    ModelRecord,
+    PairRecord,
+    PicturedMistake,
+    evaluation_page,
+)
 
 MISTAKE = PicturedMistake(Mistake(0, 7, "cat", "dog", 0.9, 0.1), None, "photos/<x>.jpg")
 

@@ -6,7 +6,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from dinov2.report.neighbour_page import THUMBNAIL_SIDE, Shot, ShotRow, neighbour_page, thumbnail
+from dinov2.report.neighbours import THUMBNAIL_SIDE, Shot, ShotRow, neighbour_page, thumbnail
 
 
 class Seen(HTMLParser):

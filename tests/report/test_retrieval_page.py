@@ -4,9 +4,8 @@ import math
 import re
 
 from dinov2.eval.intervals import Estimate
-from dinov2.report.evaluation.record import QueryGroup, RetrievalRecord
-from dinov2.report.evaluation.retrieval_page import retrieval_page
-from dinov2.report.neighbour_page import Shot, ShotRow
+from dinov2.report.neighbours import Shot, ShotRow
+from dinov2.report.retrieval import QueryGroup, RetrievalRecord, retrieval_page
 
 ROW = ShotRow(
     (Shot(None, "<cat>", "query", "a&b.jpg", "query"), Shot(b"jpeg", "dog", "0.50", "d.jpg", "wrong")), "Average 5 %."

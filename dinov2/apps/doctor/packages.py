@@ -1,7 +1,7 @@
-"""Are the installed packages there, new enough, and made for each other?
+"""Installed packages: present, new enough, and made for each other.
 
-What is needed and what is optional is read from this distribution's own metadata (or from `pyproject.toml` beside a
-clone), so that no list here can differ from the one that pip reads.
+What is needed and what is optional is read from the `pyproject.toml` of a clone, or from this distribution's metadata,
+so that no list here can differ from the one that pip reads.
 """
 
 import importlib
@@ -11,34 +11,23 @@ import shlex
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, requires, version
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from dinov2.apps.doctor.findings import Finding, fine, note, problem
 
-__all__ = [
-    "Requirement",
-    "examine_packages",
-    "parse_requirement",
-    "pip_command",
-    "requirements",
-    "torchvision_pair",
-    "version_key",
-]
+__all__ = ["examine_packages", "pip_command", "requirements", "torchvision_pair"]
 
 _DISTRIBUTION = "dinov2-anywhere"
-_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*\(?([^;)]*)\)?\s*(?:;(.*))?")
-_EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
-# Tools of those who change this package, and the union of the others.
-_NOT_FOR_USERS = {"dev", "all"}
+# Tools for changing this package, the union of the others, and what is declared but not imported yet.
+_LEFT_OUT = {"dev", "all", "datasets", "dense", "quant", "slurm", "wandb"}
 # Extras that install only where there is an NVIDIA GPU.
 _FOR_CUDA = {"cuml"}
-# Extras and packages that are declared for what is not built yet: nothing here imports them.
-_NOT_USED_YET = {"datasets", "dense", "quant", "report", "slurm", "wandb"}
 _PURPOSES = {
     "hf": "transformers' classes and models by their Hugging Face names",
     "hub": "downloads from the Hugging Face hub",
@@ -47,161 +36,83 @@ _PURPOSES = {
     "logistic": "logistic regression by scikit-learn",
     "cuml": "logistic regression by cuML",
     "export": "ONNX files",
+    "report": "HTML pages",
     "tiff": "TIFF images of more than three channels",
     "track": "curves in TensorBoard",
     "timm": "timm's models and weights",
 }
 
 
-class Requirement(NamedTuple):
-    """One line of what is needed: distribution, least version (or ""), extra (or "" for always)."""
-
-    name: str
-    least: str
-    extra: str
-
-    def __str__(self) -> str:
-        return f"{self.name}>={self.least}" if self.least else self.name
-
-
 def examine_packages() -> Iterator[Finding]:
     """Python, torch with its torchvision, the other requirements, the optional ones."""
     yield fine("python", f"Python {'.'.join(map(str, sys.version_info[:3]))}", version=sys.version.split()[0])
     yield torchvision_pair()
-    wanted = requirements()
-    if not wanted:
-        yield note(
-            "packages",
-            "this package is neither installed nor beside its pyproject.toml, so what it needs is not known here",
-            f"{pip_command('install')} -e .",
-        )
-    installed: list[str] = []
-    for requirement in wanted:
-        if not requirement.extra:
-            finding = _needed(requirement)
-            if finding is None:
-                installed.append(f"{requirement.name} {version(requirement.name)}")
-            else:
-                yield finding
-    if installed:
-        yield fine("packages", f"all that is always needed is there: {', '.join(installed)}")
-    yield from _optional([requirement for requirement in wanted if requirement.extra])
+    groups = requirements()
+    for requirement in groups.get("", []):
+        fault = _fault(requirement)
+        if fault:
+            yield problem("packages", fault, f"{pip_command('install')} --upgrade '{_plain(requirement)}'")
+    if present := [f"{one.name} {version(one.name)}" for one in groups.get("", []) if not _fault(one)]:
+        yield fine("packages", f"all that is always needed is there: {', '.join(present)}")
+    optional = []
+    for extra, members in groups.items():
+        if not extra or (extra in _FOR_CUDA and not torch.cuda.is_available()):
+            continue
+        lacking = [one for one in members if _fault(one)]
+        optional += [f"{one.name} {version(one.name)}" for one in members if one not in lacking]
+        if lacking:
+            says = f"for {_PURPOSES.get(extra, extra)}: {' and '.join(map(_fault, lacking))}"
+            command = f"{pip_command('install')} {' '.join(repr(_plain(one)) for one in lacking)}"
+            yield note("optional packages", says, command)
+    if optional:
+        yield fine("optional packages", f"there: {', '.join(optional)}")
     if _installed("dinov2") is not None:
-        yield problem(
-            "packages",
-            "another distribution called dinov2 is installed and takes this package's import name",
-            f"{pip_command('uninstall')} dinov2",
-        )
+        says = "another distribution called dinov2 is installed and takes this package's import name"
+        yield problem("packages", says, f"{pip_command('uninstall')} dinov2")
 
 
-def requirements() -> list[Requirement]:
-    """What users of this package may need; empty where neither metadata nor `pyproject.toml` can be found."""
+def requirements() -> dict[str, list[Requirement]]:
+    """Requirements of users of this package, by extra; those under "" are always needed."""
     try:
-        lines = requires(_DISTRIBUTION) or []
-    except PackageNotFoundError:
-        lines = _from_clone(Path(__file__).parents[3] / "pyproject.toml")
-    found = [requirement for line in lines if (requirement := parse_requirement(line)) is not None]
-    left_out = _NOT_FOR_USERS | _NOT_USED_YET
-    return [one for one in found if not {one.extra, one.name} & left_out and one.name != _DISTRIBUTION]
+        project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        lines = {"": project["dependencies"], **project["optional-dependencies"]}
+        groups = {extra: [Requirement(line) for line in members] for extra, members in lines.items()}
+    except (OSError, KeyError, ValueError):  # not a clone
+        groups = _from_metadata()
+    chosen = {extra: [one for one in members if one.name not in _LEFT_OUT] for extra, members in groups.items()}
+    return {extra: members for extra, members in chosen.items() if extra not in _LEFT_OUT and members}
 
 
-def parse_requirement(line: str) -> Requirement | None:
-    """`transformers>=4.56; extra == "hf"` in its parts; None for what is no requirement."""
-    match = _REQUIREMENT.fullmatch(line)
-    if match is None:
-        return None
-    least = re.search(r"[>=]=\s*([0-9][0-9A-Za-z.+]*)", match[2])
-    extra = _EXTRA.search(match[3] or "")
-    return Requirement(match[1], least[1] if least else "", extra[1] if extra else "")
+def _from_metadata() -> dict[str, list[Requirement]]:
+    everything = [Requirement(line) for line in requires(_DISTRIBUTION) or []]
+    extras = metadata(_DISTRIBUTION).get_all("Provides-Extra") or []
+    groups: dict[str, list[Requirement]] = {"": [one for one in everything if one.marker is None]}
+    for extra in extras:
+        groups[extra] = [one for one in everything if one.marker is not None and one.marker.evaluate({"extra": extra})]
+    return groups
 
 
-def version_key(text: str) -> tuple[int, ...]:
-    """`2.11.0+cu126` -> (2, 11, 0): the leading numbers, good for comparing."""
-    return tuple(int(number) for number in re.findall(r"\d+", text.partition("+")[0])[:3])
-
-
-def torchvision_pair(lines: list[str] | None = None, found: Mapping[str, str] | None = None) -> Finding:
+def torchvision_pair(lines: Sequence[str] | None = None, installed: Mapping[str, str | None] | None = None) -> Finding:
     """Whether the installed torchvision was built for the installed torch, by its own metadata, and loads.
 
-    `lines` and `found` stand in for torchvision's requirements and the installed versions.
+    `lines` and `installed` stand in for torchvision's requirements and the installed versions.
     """
-    actual = found if found is not None else {name: _installed(name) or "" for name in ("torch", "torchvision")}
+    versions = installed or {name: _installed(name) for name in ("torch", "torchvision")}
     reinstall = f"{pip_command('install')} --upgrade --force-reinstall torch torchvision"
-    if missing := [name for name in ("torch", "torchvision") if not actual[name]]:
-        return problem(
-            "torch", f"{' and '.join(missing)} cannot be found", f"{pip_command('install')} {' '.join(missing)}"
-        )
-    facts = {"torch": actual["torch"], "torchvision": actual["torchvision"]}
-    needed = requires("torchvision") if lines is None else lines
-    line = next((line for line in needed or [] if re.match(r"torch\b(?!vision)", line)), "")
-    parsed = parse_requirement(line)
-    made_for = "" if parsed is None else parsed.least
-    have, want = version_key(actual["torch"]), version_key(made_for)
-    # Older builds name one torch exactly, newer ones the oldest that they work with.
-    if made_for and (have < want if ">=" in line else have != want):
-        return problem(
-            "torch",
-            f"torchvision {actual['torchvision']} was built for torch {made_for}{' or newer' if '>=' in line else ''}, "
-            f"but torch {actual['torch']} is installed",
-            reinstall,
-            **facts,
-            made_for=made_for,
-        )
-    if found is None and (trouble := _loading_trouble()):
+    if missing := [name for name in ("torch", "torchvision") if not versions[name]]:
+        says = f"{' and '.join(missing)} cannot be found"
+        return problem("torch", says, f"{pip_command('install')} {' '.join(missing)}")
+    have = versions["torch"] or ""
+    facts = {"torch": have, "torchvision": versions["torchvision"]}
+    needed = [Requirement(line) for line in (requires("torchvision") if lines is None else lines) or []]
+    # The build (`+cpu`, `+cu126`) may differ: both come from one release.
+    made_for = ",".join(re.sub(r"\+[\w.]+", "", str(one.specifier)) for one in needed if one.name == "torch")
+    if not SpecifierSet(made_for).contains(have, prereleases=True):
+        says = f"torchvision {versions['torchvision']} was built for torch{made_for}, but torch {have} is installed"
+        return problem("torch", says, reinstall, **facts, made_for=made_for)
+    if installed is None and (trouble := _loading_trouble()):
         return problem("torch", f"torchvision does not load: {trouble}", reinstall, **facts)
-    return fine("torch", f"torch {actual['torch']} with its torchvision {actual['torchvision']}", **facts)
-
-
-def _loading_trouble() -> str:
-    try:
-        importlib.import_module("torchvision")
-        return ""
-    except Exception as error:  # a mismatch shows as ImportError, OSError, AttributeError or RuntimeError
-        return " ".join(str(error).split()) or type(error).__name__
-
-
-def _needed(requirement: Requirement) -> Finding | None:
-    found = _installed(requirement.name)
-    command = f"{pip_command('install')} --upgrade '{requirement}'"
-    if found is None:
-        return problem("packages", f"{requirement.name} is not installed", command)
-    if requirement.least and version_key(found) < version_key(requirement.least):
-        says = f"{requirement.name} {found} is older than {requirement.least}"
-        return problem("packages", says, command, version=found)
-    return None
-
-
-def _optional(wanted: list[Requirement]) -> Iterator[Finding]:
-    by_extra: dict[str, list[Requirement]] = {}
-    for requirement in wanted:
-        if requirement.extra in _FOR_CUDA and not torch.cuda.is_available():
-            continue
-        by_extra.setdefault(requirement.extra, []).append(requirement)
-    present = []
-    for extra, members in by_extra.items():
-        lacking = [one for one in members if (found := _installed(one.name)) is None or _is_older(found, one.least)]
-        present += [f"{one.name} {_installed(one.name)}" for one in members if one not in lacking]
-        if lacking:
-            names = " and ".join(
-                one.name if _installed(one.name) is None else f"{one.name} (too old: {_installed(one.name)})"
-                for one in lacking
-            )
-            purpose = _PURPOSES.get(extra, extra)
-            quoted = " ".join(f"'{one}'" for one in lacking)
-            yield note("optional packages", f"for {purpose}: {names} not there", f"{pip_command('install')} {quoted}")
-    if present:
-        yield fine("optional packages", f"there: {', '.join(present)}")
-
-
-def _is_older(found: str, least: str) -> bool:
-    return bool(least) and version_key(found) < version_key(least)
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return fine("torch", f"torch {have} with its torchvision {versions['torchvision']}", **facts)
 
 
 def pip_command(verb: str) -> str:
@@ -214,12 +125,30 @@ def pip_command(verb: str) -> str:
     return f"{python} -m pip {verb}"
 
 
-def _from_clone(file: Path) -> list[str]:
+def _fault(requirement: Requirement) -> str:
+    """Why a requirement is not met, in a few words; "" where it is."""
+    have = _installed(requirement.name)
+    if have is None:
+        return f"{requirement.name} is not installed"
+    if not requirement.specifier.contains(have, prereleases=True):
+        return f"{requirement.name} {have} is not {requirement.specifier}"
+    return ""
+
+
+def _plain(requirement: Requirement) -> str:
+    return f"{requirement.name}{requirement.specifier}"
+
+
+def _installed(name: str) -> str | None:
     try:
-        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-    except (OSError, KeyError, ValueError):
-        return []
-    lines = list(project.get("dependencies", []))
-    for extra, members in project.get("optional-dependencies", {}).items():
-        lines += [f'{member}; extra == "{extra}"' for member in members]
-    return lines
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _loading_trouble() -> str:
+    try:
+        importlib.import_module("torchvision")
+        return ""
+    except Exception as error:  # a mismatch shows as ImportError, OSError, AttributeError or RuntimeError
+        return " ".join(str(error).split()) or type(error).__name__

@@ -20,18 +20,16 @@ from dinov2.eval.knn.search import nearest_neighbours
 from dinov2.eval.outcome import Mistake, Outcome, class_recalls, confused_pairs, confusion, worst_mistakes
 from dinov2.eval.result import environment
 from dinov2.eval.retrieval import Ranking, average_precision, rank_gallery
-from dinov2.report.evaluation.page import evaluation_page
-from dinov2.report.evaluation.record import (
+from dinov2.report.evaluation import (
     EvaluationRecord,
     MethodRecord,
     ModelRecord,
     PairRecord,
     PicturedMistake,
-    QueryGroup,
-    RetrievalRecord,
+    evaluation_page,
 )
-from dinov2.report.evaluation.retrieval_page import retrieval_page
-from dinov2.report.neighbour_page import Shot, ShotRow, thumbnail
+from dinov2.report.neighbours import Shot, ShotRow, thumbnail
+from dinov2.report.retrieval import QueryGroup, RetrievalRecord, retrieval_page
 from dinov2.whole_files import write_text
 
 __all__ = [

@@ -14,9 +14,15 @@ from PIL import Image
 from dinov2.analysis.patch_maps import PatchView, mutual_nearest, patch_norms, similarity_map
 from dinov2.analysis.pca import fit_foreground_pca, fit_image_pca
 from dinov2.errors import DataError
-from dinov2.report import viz_data, viz_page
-from dinov2.report.viz_data import PageImage, PageMatches, PageModel, quantised_features
-from dinov2.report.viz_page import PAGE_LIMIT, write_viz_page
+from dinov2.report import patch_page
+from dinov2.report.patch_page import (
+    PAGE_LIMIT,
+    PageImage,
+    PageMatches,
+    PageModel,
+    quantised_features,
+    write_patch_page,
+)
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
 
@@ -56,14 +62,14 @@ def images():
 
 
 def test_the_page_needs_nothing_beside_itself(tmp_path, images):
-    _, page = content(write_viz_page(tmp_path / "p.html", models=[model(images)], images=images).path)
+    _, page = content(write_patch_page(tmp_path / "p.html", models=[model(images)], images=images).path)
     assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttp|<link[^>]*stylesheet|<script src", page)
     assert "default-src 'none'" in page
     assert [path.name for path in tmp_path.iterdir()] == ["p.html"]
 
 
 def test_similarities_on_the_page_are_those_of_the_features(tmp_path, images):
-    written = write_viz_page(tmp_path / "p.html", models=[model(images)], images=images)
+    written = write_patch_page(tmp_path / "p.html", models=[model(images)], images=images)
     data, _ = content(written.path)
     features = [values(one["panes"][0]["features"], np.int8, 4, 6, 16) for one in data["images"]]
     exact = similarity_map(images[2].views[0].patches, images[0].views[0].patches[1, 3])
@@ -74,7 +80,9 @@ def test_similarities_on_the_page_are_those_of_the_features(tmp_path, images):
 
 def test_maps_on_the_page_are_those_of_the_views(tmp_path, images):
     basis = model(images)
-    pane = content(write_viz_page(tmp_path / "p.html", models=[basis], images=images).path)[0]["images"][1]["panes"][0]
+    pane = content(write_patch_page(tmp_path / "p.html", models=[basis], images=images).path)[0]["images"][1]["panes"][
+        0
+    ]
     one = images[1].views[0]
     norms = pane["norm_low"] + values(pane["norms"], np.uint8, 4, 6) / 255 * (pane["norm_high"] - pane["norm_low"])
     assert torch.allclose(norms.float(), one.norms, atol=0.02)
@@ -95,14 +103,14 @@ def test_background_is_marked_and_not_coloured(tmp_path):
         PageImage(f"{i}", Image.new("RGB", (30, 30)), (PatchView(map_, patch_norms(map_)),))
         for i, map_ in enumerate(maps)
     ]
-    written = write_viz_page(tmp_path / "p.html", models=[model(images, fit=fit_foreground_pca)], images=images)
+    written = write_patch_page(tmp_path / "p.html", models=[model(images, fit=fit_foreground_pca)], images=images)
     mask = values(content(written.path)[0]["images"][0]["panes"][0]["pca"], np.uint8, 6, 6, 4)[..., 3] > 0
     assert int(mask.sum()) == 4 and bool(mask[2:4, 2:4].all())
 
 
 def test_models_without_attention_have_no_view_of_it(tmp_path, images):
     bare = [PageImage(one.name, one.picture, (PatchView(one.views[0].patches, one.views[0].norms),)) for one in images]
-    page = content(write_viz_page(tmp_path / "p.html", models=[model(bare)], images=bare).path)[1]
+    page = content(write_patch_page(tmp_path / "p.html", models=[model(bare)], images=bare).path)[1]
     assert 'value="attention"' not in page and "head by head" not in page
 
 
@@ -112,7 +120,7 @@ def test_two_models_stand_side_by_side_and_share_the_picture(tmp_path):
         for i, one in enumerate([image(0), image(1)])
     ]
     models = [model(images, name="first"), model(images, name="second", m=1)]
-    data, page = content(write_viz_page(tmp_path / "p.html", models=models, images=images).path)
+    data, page = content(write_patch_page(tmp_path / "p.html", models=models, images=images).path)
     assert [(pane["rows"], pane["cols"]) for pane in data["images"][0]["panes"]] == [(4, 6), (3, 5)]
     assert page.count('src="data:image/jpeg') == 2
     assert 'id="stage-1-1"' in page and "first and second" in page
@@ -121,7 +129,7 @@ def test_two_models_stand_side_by_side_and_share_the_picture(tmp_path):
 def test_matches_become_lines_between_the_centres_of_patches(tmp_path, images):
     matches = mutual_nearest(images[0].views[0].patches, images[1].views[0].patches)
     pair = PageMatches(0, 1, 0, matches)
-    page = content(write_viz_page(tmp_path / "p.html", models=[model(images)], images=images, matches=[pair]).path)[1]
+    page = content(write_patch_page(tmp_path / "p.html", models=[model(images)], images=images, matches=[pair]).path)[1]
     assert page.count('stroke-width=".26"') == min(len(matches.first), 40) > 0
     assert f"{len(matches.first)} pairs" in page
     row, column = matches.first[0].tolist()
@@ -131,15 +139,15 @@ def test_matches_become_lines_between_the_centres_of_patches(tmp_path, images):
 
 def test_names_never_become_markup(tmp_path):
     images = [image(0, name="</script><b>&.jpg")]
-    page = content(write_viz_page(tmp_path / "p.html", models=[model(images, name="<i>")], images=images).path)[1]
+    page = content(write_patch_page(tmp_path / "p.html", models=[model(images, name="<i>")], images=images).path)[1]
     assert "<b>&" not in page and "<i>" not in re.sub(r'<i id="scale-bar"></i>', "", page)
     assert html.escape("</script><b>&.jpg") in page
 
 
 def test_features_are_shortened_until_they_fit_and_the_page_says_what_that_cost(tmp_path, monkeypatch, images):
-    monkeypatch.setattr(viz_data, "PATCH_BYTES", 4 * 6 * 3 * (16 + 8 + 4))
+    monkeypatch.setattr(patch_page, "_PATCH_BYTES", 4 * 6 * 3 * (16 + 8 + 4))
     wide = [PageImage(one.name, one.picture, (view(dim=64, seed=i),)) for i, one in enumerate(images)]
-    written = write_viz_page(tmp_path / "p.html", models=[model(wide)], images=wide)
+    written = write_patch_page(tmp_path / "p.html", models=[model(wide)], images=wide)
     data, page = content(written.path)
     assert written.dims == (20,)
     assert len(base64.b64decode(data["images"][0]["panes"][0]["features"])) == 4 * 6 * 20
@@ -147,11 +155,11 @@ def test_features_are_shortened_until_they_fit_and_the_page_says_what_that_cost(
 
 
 def test_what_does_not_fit_at_all_is_refused(tmp_path, monkeypatch, images):
-    monkeypatch.setattr(viz_data, "PATCH_BYTES", 1000)
+    monkeypatch.setattr(patch_page, "_PATCH_BYTES", 1000)
     with pytest.raises(DataError, match="72 patches are too many for one page"):
-        write_viz_page(tmp_path / "p.html", models=[model(images)], images=images)
+        write_patch_page(tmp_path / "p.html", models=[model(images)], images=images)
     with pytest.raises(DataError, match="1 to 12 images, got 13"):
-        write_viz_page(tmp_path / "p.html", models=[model(images)], images=images * 4 + images[:1])
+        write_patch_page(tmp_path / "p.html", models=[model(images)], images=images * 4 + images[:1])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,16 +171,16 @@ def test_shortening_features_of_few_directions_costs_nothing():
 
 
 def test_pictures_that_do_not_compress_are_made_smaller(tmp_path, monkeypatch):
-    monkeypatch.setattr(viz_page, "_PICTURE_BYTES", 3_000)
+    monkeypatch.setattr(patch_page, "_PICTURE_BYTES", 3_000)
     one = image(0)
     large = PageImage("noise", one.picture.resize((600, 400), Image.Resampling.NEAREST), one.views)
-    page = content(write_viz_page(tmp_path / "p.html", models=[model([large])], images=[large]).path)[1]
+    page = content(write_patch_page(tmp_path / "p.html", models=[model([large])], images=[large]).path)[1]
     encoded = re.search(r"data:image/jpeg;base64,([^\"]+)", page)[1]
     assert len(base64.b64decode(encoded)) <= 3_000
 
 
 def test_the_parts_together_stay_below_the_limit():
-    assert (viz_page.MOST_IMAGES * viz_page._PICTURE_BYTES + viz_data.PATCH_BYTES) * 4 / 3 + 500_000 < PAGE_LIMIT
+    assert (patch_page.MOST_IMAGES * patch_page._PICTURE_BYTES + patch_page._PATCH_BYTES) * 4 / 3 + 500_000 < PAGE_LIMIT
 
 
 def in_browser(path, script):
@@ -191,7 +199,7 @@ def in_browser(path, script):
 @pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason="no Chromium to open the page in")
 def test_a_click_compares_its_patch_with_every_image_and_arrow_keys_move_it(tmp_path, images):
-    written = write_viz_page(tmp_path / "p.html", models=[model(images)], images=images)
+    written = write_patch_page(tmp_path / "p.html", models=[model(images)], images=images)
     result = in_browser(
         written.path,
         """
@@ -221,7 +229,7 @@ def test_a_click_compares_its_patch_with_every_image_and_arrow_keys_move_it(tmp_
 def test_every_view_of_the_page_draws_and_no_error_is_thrown(tmp_path, images):
     two = [PageImage(one.name, one.picture, (*one.views, view(3, 5, 8, seed=7))) for one in images]
     models = [model(two, name="first"), model(two, name="second", m=1)]
-    written = write_viz_page(tmp_path / "p.html", models=models, images=two)
+    written = write_patch_page(tmp_path / "p.html", models=models, images=two)
     result = in_browser(
         written.path,
         """

@@ -11,7 +11,7 @@ from dinov2.errors import DataError
 from dinov2.eval.result import Result, write_results
 from dinov2.report import write_report
 from dinov2.report.pictures import neighbour_gallery, write_gallery
-from dinov2.report.sources import read_run
+from dinov2.report.run_record import read_run
 
 VOID = {"meta", "link", "img"}
 

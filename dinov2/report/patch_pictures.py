@@ -1,4 +1,4 @@
-"""Picture files of what models see: a sheet for each image and kind of map, or a moving picture of all images.
+"""Picture files of patch maps: a sheet for each image and kind of map, or a moving picture of all images.
 
 A row of a sheet is the image, then the map of each model, so that two models stand side by side.
 """
@@ -23,14 +23,14 @@ from dinov2.report.map_pictures import (
     sheet,
     write_gif,
 )
-from dinov2.report.viz_data import PageImage, PageMatches, PageModel
+from dinov2.report.patch_page import PageImage, PageMatches, PageModel
 
-__all__ = ["found_matches", "write_pictures"]
+__all__ = ["match_images", "write_pictures"]
 
 _MOST_MATCHED = 6  # images that the first one is matched with
 
 
-def found_matches(images: Sequence[PageImage], models: Sequence[PageModel]) -> list[PageMatches]:
+def match_images(images: Sequence[PageImage], models: Sequence[PageModel]) -> list[PageMatches]:
     """Matches of the first image with the next ones, at most six, by each model."""
     return [
         PageMatches(0, other, m, mutual_nearest(images[0].views[m].patches, images[other].views[m].patches))
@@ -56,7 +56,7 @@ def write_pictures(
     views hold its attention. `moving` makes one GIF of each kind instead of one file an image.
     """
     stems = _stems(images)
-    draw = _drawing(images, models, place)
+    draw = _drawers(images, models, place)
     files: list[Path] = []
     for kind in maps:
         if kind not in draw or (kind == "attention" and images[0].views[0].attention is None and len(models) == 1):
@@ -93,7 +93,7 @@ def _stems(images: Sequence[PageImage]) -> list[str]:
     return stems
 
 
-def _drawing(
+def _drawers(
     images: Sequence[PageImage], models: Sequence[PageModel], place: tuple[float, float]
 ) -> dict[str, Callable[[int], list[Cell]]]:
     """For each kind of map the function that draws it of image i, on scales that all images share."""

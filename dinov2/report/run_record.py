@@ -1,4 +1,4 @@
-"""What a run's folder holds for its report. Every file may be missing, and a broken one is told apart from that.
+"""The files of a run's folder, read for its report. Each may be missing; a broken one is named among the problems.
 
 config.yaml, training_metrics.json, evaluation_metrics.json, knn_curve.json, summary.json, results_eval_knn.json,
 unreadable_images.json and skipped_steps.json are written by training and evaluation; the pictures of `report_data/` by
@@ -17,29 +17,14 @@ from dinov2.errors import DataError
 from dinov2.eval.result import Result, read_results
 from dinov2.logging import read_metrics
 from dinov2.report.charts import Point
+from dinov2.report.neighbours import Shot, ShotRow
+from dinov2.report.render import PNG_START
 from dinov2.whole_files import read_json
 
-__all__ = ["GalleryRow", "Picture", "RunRecord", "read_evaluations", "read_run"]
+__all__ = ["RunRecord", "read_run"]
 
 _EVALUATIONS = {"knn": "k-NN", "logistic": "logistic regression", "linear": "linear probe"}
-_PICTURE_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An encoded image."""
-
-    data: bytes
-    mime: str
-
-
-@dataclass(frozen=True)
-class GalleryRow:
-    """A query and its nearest neighbours: (picture, label, similarity, whether of the query's class or None)."""
-
-    query: Picture
-    label: str
-    neighbours: list[tuple[Picture, str, float | None, bool | None]]
+_PICTURE_STARTS = (PNG_START, b"\xff\xd8\xff")  # PNG, JPEG
 
 
 @dataclass
@@ -47,19 +32,20 @@ class RunRecord:
     """All that a report shows; empty where the folder holds nothing."""
 
     name: str
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, dict[object, object]] = field(default_factory=dict)
     metrics: dict[str, list[Point]] = field(default_factory=dict)
     """Key of `training_metrics.json` -> (iteration, value)."""
     knn_curve: list[Point] = field(default_factory=list)
     evaluations: dict[str, list[Point]] = field(default_factory=dict)
     """Name of an accuracy -> (iteration, per cent)."""
     summary: dict[str, float] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, object] = field(default_factory=dict)
     """Versions and hardware, as noted when the figures were made."""
     results: list[Result] = field(default_factory=list)
-    pca_images: Picture | None = None
-    pca_strips: list[tuple[int, Picture]] = field(default_factory=list)
-    gallery: list[GalleryRow] = field(default_factory=list)
+    pca_images: bytes | None = None
+    pca_strips: list[tuple[int, bytes]] = field(default_factory=list)
+    gallery: list[ShotRow] = field(default_factory=list)
+    """Queries and their neighbours, nearest first."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     skipped_steps: int = 0
     problems: list[str] = field(default_factory=list)
@@ -76,7 +62,7 @@ def read_run(folder: Path | str) -> RunRecord:
         "config.yaml": _config,
         "training_metrics.json": _metrics,
         "knn_curve.json": _knn_curve,
-        "evaluation_metrics.json": lambda path, run: run.evaluations.update(read_evaluations(path)),
+        "evaluation_metrics.json": lambda path, run: run.evaluations.update(_evaluations(path)),
         "summary.json": _summary,
         "results_eval_knn.json": _results,
         "unreadable_images.json": _unreadable,
@@ -84,16 +70,16 @@ def read_run(folder: Path | str) -> RunRecord:
         "report_data/pca": _pca,
         "report_data/neighbours.json": _gallery,
     }
-    found = 0
+    present = 0
     for name, read in readers.items():
         if not (folder / name).exists():
             continue
-        found += 1
+        present += 1
         try:
             read(folder / name, run)
         except Exception as error:  # a report about half a run is worth more than none; the page says what is missing
             run.problems.append(f"{name} cannot be used: {' '.join(str(error).split()) or type(error).__name__}")
-    if not found:
+    if not present:
         raise DataError(
             f"{folder} holds nothing of a training run (no config.yaml, training_metrics.json or summary.json); "
             "give the output folder of a training"
@@ -101,14 +87,14 @@ def read_run(folder: Path | str) -> RunRecord:
     return run
 
 
-def read_evaluations(file: Path) -> dict[str, list[Point]]:
+def _evaluations(file: Path) -> dict[str, list[Point]]:
     """The curves of `evaluation_metrics.json`: a name such as `k-NN top-1 (k=20)` -> (iteration, per cent)."""
-    found: dict[str, list[Point]] = {}
+    curves: dict[str, list[Point]] = {}
     for row in read_metrics(file):
         if row["value"] is not None:
             name = f"{_EVALUATIONS.get(row['task'], row['task'])} {row['metric']} ({row['setting']})"
-            found.setdefault(name, []).append((float(row["iteration"]), float(row["value"])))
-    return found
+            curves.setdefault(name, []).append((float(row["iteration"]), float(row["value"])))
+    return curves
 
 
 def _config(path: Path, run: RunRecord) -> None:
@@ -168,18 +154,20 @@ def _pca(folder: Path, run: RunRecord) -> None:
 
 
 def _gallery(path: Path, run: RunRecord) -> None:
-    def entry(item: Mapping[str, Any]) -> tuple[Picture, str]:
-        return _picture(path.parent / item["image"]), str(item.get("label") or "")
+    def shot(item: Mapping[str, Any], note: str, kind: str = "") -> Shot:
+        return Shot(_picture(path.parent / item["image"]), str(item.get("label") or ""), note, kind=kind)
 
     for row in read_json(path, list):
-        query, label = entry(row["query"])
-        neighbours = [(*entry(item), item.get("similarity"), item.get("correct")) for item in row["neighbours"]]
-        run.gallery.append(GalleryRow(query, label, neighbours))
+        shots = [shot(row["query"], "query", "query")]
+        for item in row["neighbours"]:
+            similarity, correct = item.get("similarity"), item.get("correct")
+            note = "" if similarity is None else f"{similarity:.2f}"
+            shots.append(shot(item, note, "" if correct is None else "right" if correct else "wrong"))
+        run.gallery.append(ShotRow(tuple(shots)))
 
 
-def _picture(path: Path) -> Picture:
+def _picture(path: Path) -> bytes:
     data = path.read_bytes()
-    for start, mime in _PICTURE_TYPES.items():
-        if data.startswith(start):
-            return Picture(data, mime)
-    raise DataError(f"{path.name} is neither PNG nor JPEG")
+    if not data.startswith(_PICTURE_STARTS):
+        raise DataError(f"{path.name} is neither PNG nor JPEG")
+    return data

@@ -29,11 +29,11 @@ from torch._inductor import config as inductor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dinov2.checkpoints.adapters import from_original
-from dinov2.checkpoints.adapters.huggingface_config import config_from_table
+from dinov2.checkpoints.adapters.huggingface import huggingface_config
 from dinov2.checkpoints.files import write_tensors
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.eval.result import environment
-from dinov2.models.config import model_table
+from dinov2.models.config import BackboneConfig
 from dinov2.models.inference import converted, prepared
 from dinov2.models.vision_transformer import DinoVisionTransformer, vit_base, vit_large, vit_nano, vit_small
 
@@ -67,7 +67,7 @@ def in_transformers(
     with tempfile.TemporaryDirectory() as folder:
         state = {key: value.cpu().contiguous() for key, value in from_original(model.state_dict(), "hf").state.items()}
         write_tensors(Path(folder, "model.safetensors"), state)
-        Path(folder, "config.json").write_text(json.dumps(config_from_table(model_table(model))))
+        Path(folder, "config.json").write_text(json.dumps(huggingface_config(BackboneConfig.from_model(model))))
         peer: nn.Module = getattr(family or transformers, f"Dinov2{kind}").from_pretrained(folder, **settings)
     return peer.to(model.cls_token.device).eval()
 

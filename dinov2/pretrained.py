@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from dinov2.checkpoints.files import read_file, state_digest
 from dinov2.checkpoints.heads import head_from_state
-from dinov2.checkpoints.locate import Found, ShowProgress, find
-from dinov2.checkpoints.open import LoadReport, load_into, open_weights
+from dinov2.checkpoints.load import LoadReport, load_into
+from dinov2.checkpoints.locate import CheckpointLocation, ShowProgress, locate_checkpoint
+from dinov2.checkpoints.open import open_checkpoint
 from dinov2.configs import Config
-from dinov2.data.eval_transform import EvalTransform, Fit, pad_to_multiple
+from dinov2.data.eval_transform import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, EvalTransform, Fit, pad_to_multiple
 from dinov2.encode.external_models import ExternalModel, is_external_model, load_external_model
 from dinov2.encode.image_inputs import as_list, to_model_input
 from dinov2.encode.tokens import (
@@ -37,10 +38,9 @@ from dinov2.encode.tokens import (
 from dinov2.engine.parallel import autocast, choose_device, choose_precision
 from dinov2.errors import ConfigError
 from dinov2.models import build_model_from_cfg
-from dinov2.models.config import build_from_table, model_table
+from dinov2.models.config import BackboneConfig
 from dinov2.models.heads import LinearHead, classifier_input
 from dinov2.models.inference import prepared
-from dinov2.models.recognise import recognise
 from dinov2.models.vision_transformer import DinoVisionTransformer
 
 __all__ = ["Pretrained", "digest_of_files", "load"]
@@ -75,6 +75,11 @@ class Pretrained:
     def patch_size(self) -> int:
         """Side of a patch in pixels."""
         return int(self.table["patch_size"])
+
+    @property
+    def in_chans(self) -> int:
+        """Channels C of an image."""
+        return int(self.table.get("in_chans", 3))
 
     @property
     def embed_dim(self) -> int:
@@ -134,7 +139,7 @@ class Pretrained:
             raise ConfigError(f"{self.name} is a model of another library, of which no untrained twin can be made")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return build_from_table(self.table).eval()
+            return BackboneConfig.from_table(self.table).build().eval()
 
     def encode(self, images: Tensor, *, layers: Sequence[int] = ()) -> Tokens:
         """Tokens, float32 on the model's device, of normalised images `[B, C, H, W]`; no gradients.
@@ -178,7 +183,7 @@ class Pretrained:
         found: list[ImageFeatures] = []
         for start in range(0, len(items), max(batch_size, 1)):
             inputs = [
-                to_model_input(item, transform, patch_size=self.patch_size, channels=int(self.table.get("in_chans", 3)))
+                to_model_input(item, transform, patch_size=self.patch_size, channels=self.in_chans)
                 for item in items[start : start + max(batch_size, 1)]
             ]
             found += self._features_of(inputs, layers)
@@ -266,7 +271,7 @@ def load(
     if is_external_model(str(source)) and not Path(source).exists():
         model = _load_external(str(source))
     else:
-        model = _load_ours(find(source, layers=layers, progress=progress), cfg)
+        model = _load_ours(locate_checkpoint(source, layers=layers, progress=progress), cfg)
     model.autocast_dtype = dtype
     if stride is not None and stride != model.patch_size:
         _set_stride(model, stride)
@@ -303,59 +308,64 @@ def _load_external(source: str) -> Pretrained:
     return Pretrained(peer, peer.transform, table, source, source, state_digest(peer.state_dict()), None)
 
 
-def _load_ours(found: Found, cfg: Config | None) -> Pretrained:
-    opened = open_weights(found.path)
-    table = opened.table
+def _load_ours(location: CheckpointLocation, cfg: Config | None) -> Pretrained:
+    checkpoint = open_checkpoint(location.path)
     if cfg is not None:
-        table = _table_from_config(cfg)
-    elif table is None:
-        table = found.table or recognise(opened.state, source=str(found.path))
+        config = _config_of(cfg)
+    else:
+        config = checkpoint.config or location.config or checkpoint.architecture()
     with torch.device("meta"):  # compared with the tensors before any memory is taken
-        backbone = build_from_table(table).eval()
-    # The table goes along because the grid of positions may not be square, which its length alone does not tell.
-    report = load_into(backbone, {**opened.state, "model": opened.table}, source=str(found.path))
-    head, head_source = (opened.head, found.path) if found.head is None else (read_file(found.head), found.head)
+        backbone = config.build().eval()
+    report = load_into(backbone, checkpoint)
+    head, head_source = checkpoint.head, location.path
+    if location.head is not None:
+        head, head_source = read_file(location.head), location.head
     classifier = None if head is None else head_from_state(head, embed_dim=backbone.embed_dim, source=str(head_source))
     return Pretrained(
         backbone,
-        _transform_for(table),
-        table,
-        found.name,
-        str(found.path),
-        _identity(opened.state, table, classifier),
-        report._replace(dropped=opened.dropped, notes=opened.notes),
+        _transform_for(config),
+        config.table(),
+        location.name,
+        str(location.path),
+        _identity(checkpoint.state, config, classifier),
+        report._replace(dropped=checkpoint.dropped),
         classifier,
         head_layers=1 if classifier is None else classifier.layers,
-        files=(*opened.files, *([found.head] if found.head else [])),
+        files=(*checkpoint.files, *([location.head] if location.head else [])),
     )
 
 
-def _identity(state: Mapping[str, Tensor], table: Mapping[str, Any], head: LinearHead | None) -> str:
-    told_by_no_tensor = [table[key] for key in ("num_heads", "interpolate_offset", "interpolate_antialias")]
+def _identity(state: Mapping[str, Tensor], config: BackboneConfig, head: LinearHead | None) -> str:
+    in_no_tensor = [config.num_heads, config.interpolate_offset, config.interpolate_antialias]
     of_head = state_digest({} if head is None else head.state_dict())
-    parts = [state_digest(state), json.dumps(told_by_no_tensor), of_head]
+    parts = [state_digest(state), json.dumps(in_no_tensor), of_head]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
-def _table_from_config(cfg: Config) -> dict[str, Any]:
-    """The table that a configuration describes; where it and the tensors disagree, loading fails."""
+def _config_of(cfg: Config) -> BackboneConfig:
+    """The architecture in a configuration; where it and the tensors disagree, loading fails."""
     try:
         with torch.device("meta"):
             backbone, _ = build_model_from_cfg(cfg, only_teacher=True)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return model_table(backbone, mean=cfg.crops.mean, std=cfg.crops.std)
+    return BackboneConfig.from_model(backbone, mean=cfg.crops.mean, std=cfg.crops.std)
 
 
-def _transform_for(table: dict[str, Any]) -> EvalTransform:
-    normalisation = {key: table[key] for key in ("mean", "std") if table.get(key)}
-    if not normalisation and table["in_chans"] != 3:
+def _transform_for(config: BackboneConfig) -> EvalTransform:
+    mean, std = config.mean, config.std
+    if not mean and not std and config.in_chans != 3:
         # Nothing is known of such images; values about -1 to 1 are what models of any kind start from.
-        normalisation = {"mean": [0.5] * table["in_chans"], "std": [0.5] * table["in_chans"]}
+        mean = std = (0.5,) * config.in_chans
     # Weights trained at 518 pixels are evaluated at 224, as published; others at the size they were trained at.
-    size = 224 if table["img_size"][0] > 224 else table["img_size"][0]
-    patch = table["patch_size"]
-    return EvalTransform(crop_size=max(size // patch, 1) * patch, patch_size=patch, **normalisation)
+    size = min(config.img_size[0], 224)
+    patch = config.patch_size
+    return EvalTransform(
+        crop_size=max(size // patch, 1) * patch,
+        patch_size=patch,
+        mean=mean or IMAGENET_DEFAULT_MEAN,
+        std=std or IMAGENET_DEFAULT_STD,
+    )
 
 
 def digest_of_files(files: Sequence[Path]) -> str:

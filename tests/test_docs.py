@@ -63,14 +63,13 @@ def released_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     import dinov2.checkpoints.locate
-    from dinov2.models.config import build_from_table
-    from dinov2.models.releases import RELEASES, backbone_table
+    from dinov2.models.releases import RELEASES, backbone_config
 
     def download(url: str, **options: object) -> Path:
         (row,) = (row for row in RELEASES if row.url == url)
         path = tmp_path / row.filename
         if row.kind == "backbone":
-            torch.save(build_from_table(backbone_table(row)).state_dict(), path)
+            torch.save(backbone_config(row).build().state_dict(), path)
         else:
             torch.save({"weight": torch.zeros(1000, 384 * (1 + (row.layers or 1))), "bias": torch.zeros(1000)}, path)
         return path

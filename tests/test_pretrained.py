@@ -9,11 +9,10 @@ import torch
 from PIL import Image
 
 import dinov2
-from dinov2.checkpoints.files import write_tensors
-from dinov2.checkpoints.open import save_teacher
+from dinov2.checkpoints.files import save_teacher, write_tensors
 from dinov2.configs import load_config, to_yaml
 from dinov2.errors import ConfigError, DataError, WeightsError
-from dinov2.models.config import model_table
+from dinov2.models.config import BackboneConfig
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import digest_of_files, load
 from tests.golden.loading import golden_json
@@ -51,7 +50,7 @@ def test_a_run_in_the_home_folder_is_found(run, monkeypatch):
 def test_the_transform_is_that_of_the_training(tmp_path):
     model = small(img_size=40, in_chans=1)
     teacher = {f"backbone.{key}": value for key, value in model.state_dict().items()}
-    save_teacher(tmp_path / "t.pth", teacher, model_table(model, mean=[0.1], std=[0.7]))
+    save_teacher(tmp_path / "t.pth", teacher, BackboneConfig.from_model(model, mean=[0.1], std=[0.7]))
     transform = load(tmp_path / "t.pth").transform
     assert (transform.crop_size, transform.mean, transform.std) == (40, (0.1,), (0.7,))
 
@@ -153,7 +152,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "w.pth"
     model = small(num_register_tokens=2, interpolate_offset=0.0, interpolate_antialias=True)
     teacher = {f"backbone.{key}": value for key, value in model.state_dict().items()}
-    save_teacher(path, teacher, model_table(model, mean=[0.5] * 3, std=[0.25] * 3))
+    save_teacher(path, teacher, BackboneConfig.from_model(model, mean=[0.5] * 3, std=[0.25] * 3))
     return path
 
 
@@ -263,8 +262,9 @@ def test_bare_weights_for_other_channels_get_a_normalisation_of_as_many(tmp_path
 
 def test_the_identity_of_a_model_is_that_of_its_tensors_and_not_of_its_file(tmp_path):
     model = small(num_heads=2)
-    table = model_table(model)
-    save_teacher(tmp_path / "t.pth", {f"backbone.{key}": value for key, value in model.state_dict().items()}, table)
+    config = BackboneConfig.from_model(model)
+    table = config.table()
+    save_teacher(tmp_path / "t.pth", {f"backbone.{key}": value for key, value in model.state_dict().items()}, config)
     torch.save({"extra": 1, "model": table, "teacher": model.state_dict()}, tmp_path / "other.pth")
     digests = {load(tmp_path / name).digest for name in ("t.pth", "backbone.safetensors", "other.pth")}
     assert len(digests) == 1
@@ -286,7 +286,7 @@ def test_a_digest_of_the_files_is_still_known(tmp_path):
 
 def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
     """Tensors of a safetensors file are mapped into memory; a model has its own."""
-    write_tensors(tmp_path / "w.safetensors", small().state_dict(), model_table(small()))
+    write_tensors(tmp_path / "w.safetensors", small().state_dict(), BackboneConfig.from_model(small()).table())
     loaded = load(tmp_path / "w.safetensors")
     before = loaded.backbone.norm.weight.clone()
     with open(tmp_path / "w.safetensors", "r+b") as file:

@@ -18,8 +18,8 @@ from dinov2.checkpoints.download import download
 from dinov2.checkpoints.files import read_file
 from dinov2.errors import DinoError
 from dinov2.hub import backbones, classifiers
-from dinov2.models.recognise import recognise
-from dinov2.models.releases import RELEASES, backbone_table, release
+from dinov2.models.config import BackboneConfig
+from dinov2.models.releases import RELEASES, backbone_config, release
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
@@ -65,8 +65,8 @@ def test_a_backbone_loads_strictly_and_is_what_the_table_says(name: str) -> None
     row = release(name)
     state = read_file(download(row.url))
     assert_close(dict(model.state_dict()), state, atol=0, rtol=0)
-    table = backbone_table(row)
-    assert recognise(state, mean=table["mean"], std=table["std"]) == table
+    table = backbone_config(row)
+    assert BackboneConfig.from_state_dict(state, mean=table.mean, std=table.std) == table
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in state.values())
     with torch.inference_mode():
         assert model(torch.zeros(1, 3, 224, 224)).isfinite().all()

@@ -167,7 +167,7 @@ def _decoded(paths: Sequence[str], model: Pretrained, *, ahead: int) -> Iterator
 
     def read(path: str) -> Tensor | str:
         try:
-            channels = int(model.table.get("in_chans", 3))
+            channels = model.in_chans
             return to_model_input(path, model.transform, patch_size=model.patch_size, channels=channels)
         except (DataError, OSError) as error:
             return str(error)

@@ -14,20 +14,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dinov2.apps.converting.checks import verify
-from dinov2.apps.converting.model_card import Provenance, model_card
-from dinov2.apps.converting.targets import Target, Whole, is_file_name, write_target
+from dinov2.apps.conversion import ConvertedModel, Provenance, Target, is_file_name, model_card, verify, write_target
 from dinov2.apps.places import output_folder
 from dinov2.checkpoints.files import read_file, write_text
 from dinov2.checkpoints.heads import head_from_state
-from dinov2.checkpoints.locate import ShowProgress, find
-from dinov2.checkpoints.open import OpenedWeights, check_fit, open_weights
-from dinov2.checkpoints.resize import adapt
+from dinov2.checkpoints.load import check_fit
+from dinov2.checkpoints.locate import ShowProgress, locate_checkpoint
+from dinov2.checkpoints.open import Checkpoint, open_checkpoint
+from dinov2.checkpoints.resize import resize_model
 from dinov2.errors import ConfigError, DinoError
 from dinov2.models.heads import LinearHead
-from dinov2.models.recognise import recognise
 from dinov2.pretrained import digest_of_files
 
 __all__ = ["Conversion", "convert"]
@@ -47,7 +44,7 @@ class Conversion:
     source: str
     sha256: str
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain values."""
         return {**self.__dict__, "output": str(self.output), "files": list(self.files), "notes": list(self.notes)}
 
@@ -80,27 +77,27 @@ def convert(
     target = Path(os.path.abspath(Path(out).expanduser()))  # a name also for `.`
     command = _command(source, out, to, head, layers, labels, without_head, img_size, patch_size, in_chans)
     _check_place(target, source, to)
-    found = find(str(source).removeprefix("hf:"), layers=layers or (1 if to == "hf" else 4), progress=progress)
-    opened = open_weights(found.path)
-    table = opened.table or found.table
-    if table is None:
-        native = _native_size(opened, img_size)
-        table = recognise(opened.state, source=str(found.path), **({} if native is None else {"img_size": native}))
-    check_fit(opened.state, table, source=str(source))
-    adapted = adapt(opened.state, table, img_size=img_size, patch_size=patch_size, in_chans=in_chans)
-    head_path = Path(head).expanduser() if head is not None else found.head
-    classifier = None if without_head else _head(opened, head_path, table["embed_dim"], found.path)
-    notes = [*opened.notes, *adapted.notes]
-    if opened.dropped:
-        notes.append(f"{len(opened.dropped)} tensors of projection heads: left out, a backbone needs none")
-    if without_head and (opened.head or head_path):
+    location = locate_checkpoint(
+        str(source).removeprefix("hf:"), layers=layers or (1 if to == "hf" else 4), progress=progress
+    )
+    checkpoint = open_checkpoint(location.path)
+    native = _native_size(checkpoint, img_size)
+    config = checkpoint.config or location.config or checkpoint.architecture(**native)
+    check_fit(checkpoint.state, config, source=str(source))
+    resized = resize_model(checkpoint.state, config, img_size=img_size, patch_size=patch_size, in_chans=in_chans)
+    head_path = Path(head).expanduser() if head is not None else location.head
+    classifier = None if without_head else _head(checkpoint, head_path, config.embed_dim, location.path)
+    notes = [*checkpoint.notes, *resized.notes]
+    if checkpoint.dropped:
+        notes.append(f"{len(checkpoint.dropped)} tensors of projection heads: left out, a backbone needs none")
+    if without_head and (checkpoint.head or head_path):
         notes.append("classifier: left out, as asked")
     if labels is not None and classifier is None:
         raise ConfigError(f"{labels} names classes, but {source} has no classifier; add --head, or leave --labels out")
     names = None if classifier is None else _labels(labels, classifier.out_features)
-    model = Whole(dict(adapted.state), dict(adapted.table), classifier, names)
-    read = [*opened.files, *([head_path] if classifier is not None and head_path is not None else [])]
-    origin = Provenance(str(source), digest_of_files(read), command, found.name)
+    model = ConvertedModel(resized.state, resized.config, classifier, names)
+    read = [*checkpoint.files, *([head_path] if classifier is not None and head_path is not None else [])]
+    origin = Provenance(str(source), digest_of_files(read), command, location.name)
     with _staging(target) as stage:
         staged = stage / target.name
         notes += write_target(model, staged, to)
@@ -131,24 +128,20 @@ def _check_place(target: Path, source: str | os.PathLike[str], to: Target) -> No
     output_folder(target.absolute().parent, task="convert")
 
 
-def _native_size(opened: OpenedWeights, img_size: Sequence[int] | int | None) -> list[int] | None:
-    """The size asked for, where it is the native one of positions that are no square and so do not tell it."""
-    if (
-        isinstance(img_size, int)
-        or img_size is None
-        or not {"pos_embed", "patch_embed.proj.weight"} <= set(opened.state)
-    ):
-        return None
-    positions, patch = opened.state["pos_embed"].shape[1] - 1, opened.state["patch_embed.proj.weight"].shape[-1]
+def _native_size(checkpoint: Checkpoint, img_size: Sequence[int] | int | None) -> dict[str, object]:
+    """The requested size, where it is the native one of positions that are no square and so do not tell it."""
+    if not isinstance(img_size, Sequence) or not {"pos_embed", "patch_embed.proj.weight"} <= set(checkpoint.state):
+        return {}
+    positions, patch = checkpoint.state["pos_embed"].shape[1] - 1, checkpoint.state["patch_embed.proj.weight"].shape[-1]
     is_native = math.isqrt(positions) ** 2 != positions and math.prod(side // patch for side in img_size) == positions
-    return list(img_size) if is_native else None
+    return {"img_size": list(img_size)} if is_native else {}
 
 
-def _head(opened: OpenedWeights, file: Path | None, embed_dim: int, path: Path) -> LinearHead | None:
+def _head(checkpoint: Checkpoint, file: Path | None, embed_dim: int, path: Path) -> LinearHead | None:
     if file is not None:
         return head_from_state(read_file(file), embed_dim=embed_dim, source=str(file))
-    if opened.head is not None:
-        return head_from_state(opened.head, embed_dim=embed_dim, source=str(path))
+    if checkpoint.head is not None:
+        return head_from_state(checkpoint.head, embed_dim=embed_dim, source=str(path))
     return None
 
 
@@ -214,7 +207,14 @@ def _put_in_place(stage: Path, target: Path, card: str, *, force: bool) -> tuple
 
 
 def _command(
-    source: Any, out: Any, to: str, head: Any, layers: Any, labels: Any, without_head: bool, *sizes: Any
+    source: object,
+    out: object,
+    to: str,
+    head: object,
+    layers: object,
+    labels: object,
+    without_head: bool,
+    *sizes: object,
 ) -> str:
     words = ["dinov2", "convert", str(source), str(out), "--to", to]
     options = {"--head": head, "--layers": layers, "--labels": labels}

@@ -152,7 +152,7 @@ def embed(
             parts,
             batch_size,
             threads or _threads(loaded),
-            channels=int(loaded.table.get("in_chans", 3)),
+            channels=loaded.in_chans,
             pin_memory=loaded.device.type == "cuda",
             notes=request,
         )

@@ -23,9 +23,10 @@ from dinov2.apps.exporting.programs import open_program, write_program
 from dinov2.apps.places import output_folder
 from dinov2.checkpoints.files import read_file
 from dinov2.checkpoints.heads import head_from_state
+from dinov2.checkpoints.load import check_fit
 from dinov2.checkpoints.locate import ShowProgress
-from dinov2.checkpoints.open import check_fit
 from dinov2.errors import ConfigError, DinoError, UnknownRelease
+from dinov2.models.config import BackboneConfig
 from dinov2.models.heads import LinearHead
 from dinov2.models.releases import release
 from dinov2.models.vision_transformer import DinoVisionTransformer
@@ -81,7 +82,7 @@ def export(
     loaded = load(model, device="cpu", precision="fp32", progress=progress)
     if not isinstance(loaded.backbone, DinoVisionTransformer):
         raise ConfigError(f"{loaded.name} is a model of another library; export it with that library")
-    check_fit(loaded.backbone.state_dict(), loaded.table, source=str(model))
+    check_fit(loaded.backbone.state_dict(), BackboneConfig.from_table(loaded.table), source=str(model))
     if path.is_dir():
         path = path / f"{Path(loaded.name).stem}{_SUFFIXES[kind]}"
     try:

@@ -222,7 +222,7 @@ def _query_vectors(
     layers = (int(prefix.removeprefix("layer")),) if prefix else ()
     vectors, images = [], []
     single = [range(number, number + 1) for number in range(len(dataset))]
-    channels = int(loaded.table.get("in_chans", 3))
+    channels = loaded.in_chans
     for path, batch in zip(queries, decoded_batches(dataset, transform, single, channels=channels), strict=True):
         if batch.unreadable:
             raise DataError(batch.unreadable[0][1])

@@ -177,7 +177,7 @@ def _check_model(model: Pretrained, size: int | None, block: int) -> None:
     """Raise `ConfigError` when the model cannot show images of that size, or has no such block."""
     if size is not None and size < model.patch_size:
         raise ConfigError(f"images of {size} pixels hold no patch of {model.name}, which is {model.patch_size} wide")
-    channels = int(model.table.get("in_chans", 3))
+    channels = model.in_chans
     if channels not in (1, 3):
         raise ConfigError(f"{model.name} takes images of {channels} channels; pictures have 3, or 1")
     if block != -1:
@@ -257,7 +257,7 @@ def view_patches(
     `point` (x and y as shares of width and height) asks for the attention of the patch there too. Models of other
     libraries give neither attention nor the tokens before their final norm; their norms are those after it.
     """
-    channels = int(model.table.get("in_chans", 3))
+    channels = model.in_chans
     transform = model.transform_with(size=size, fit="aspect", max_tokens=max_tokens)
     pixels = transform(image if channels == 3 else image.convert("L"))[None].to(model.device)  # [1, C, H, W]
     if not isinstance(model.backbone, DinoVisionTransformer):

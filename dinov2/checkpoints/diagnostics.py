@@ -1,12 +1,12 @@
-"""Why weights do not fit a model, in words: the first differences and the likely cause."""
+"""Reasons why weights do not fit a model: the first differences and the likely cause."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-__all__ = ["family_of", "refusal"]
+__all__ = ["explain_mismatch", "model_family"]
 
-# A part of a key, and whose it is. In this order: the first that is found.
+# Part of a key -> family of models, most telling first.
 _FAMILIES = [
     ("decode_head.", "a depth or segmentation head"),
     ("visual.", "CLIP"),
@@ -25,13 +25,13 @@ _FAMILIES = [
 ]
 
 
-def family_of(keys: Iterable[str]) -> str | None:
-    """The kind of model that the keys of a state dict belong to, where it is none of ours and known."""
+def model_family(keys: Iterable[str]) -> str | None:
+    """Kind of model with such state-dict keys, where it is a known one and not ours."""
     names = list(keys)
     return next((family for mark, family in _FAMILIES if any(mark in name for name in names)), None)
 
 
-def refusal(source: str, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+def explain_mismatch(source: str, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     """One sentence on what differs between two state dicts and why that may be; None when they agree in every shape."""
     missing = [key for key in expected if key not in given]
     unexpected = [key for key in given if key not in expected]
@@ -49,7 +49,7 @@ def refusal(source: str, given: Mapping[str, Tensor], expected: Mapping[str, Ten
 
 
 def _likely_cause(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    if family := family_of(unexpected):
+    if family := model_family(unexpected):
         return f"The file looks like {family}."
     if unexpected == ["register_tokens"] and not missing:
         return "The file is of a model with registers: set student.num_register_tokens."

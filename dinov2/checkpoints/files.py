@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinov2.checkpoints.adapters import flat_key
 from dinov2.checkpoints.download import cache_folder
 from dinov2.errors import DinoError, WeightsError, short_repr
+from dinov2.models.config import BackboneConfig
 from dinov2.whole_files import replacing, utf8_path
 
 __all__ = [
@@ -30,10 +32,10 @@ __all__ = [
     "read_json",
     "refuse_odd_tensors",
     "refuse_special_file",
+    "save_teacher",
     "shard_refused",
     "state_digest",
     "write_state_dict",
-    "write_teacher",
     "write_tensors",
     "write_text",
     "write_whole",
@@ -213,10 +215,20 @@ def write_state_dict(path: Path, tensors: Mapping[str, Tensor], table: Mapping[s
     write_whole(path, lambda file: torch.save(state, file))
 
 
-def write_teacher(path: Path, teacher: Mapping[str, Tensor], table: Mapping[str, Any]) -> None:
-    """Writes `{"teacher": tensors, "model": table}` and its checksum in torch's format; errors as in `write_whole`."""
-    content = {"teacher": dict(teacher), _TABLE: dict(table), _CHECKSUM: checksum(teacher, table)}
+def save_teacher(path: str | os.PathLike[str], teacher: Mapping[str, Tensor], config: BackboneConfig) -> None:
+    """Write `{"teacher": tensors, "model": table}` as the release does, and the backbone as safetensors beside it.
+
+    The first file carries a checksum; errors as in `write_whole`.
+    """
+    path, table = Path(path), config.table()
+    teacher = {key: value.detach().cpu().contiguous() for key, value in teacher.items()}
+    content = {"teacher": teacher, _TABLE: table, _CHECKSUM: checksum(teacher, table)}
     write_whole(path, lambda file: torch.save(content, file))
+
+    backbone = {
+        flat_key(key.removeprefix("backbone.")): value for key, value in teacher.items() if key.startswith("backbone.")
+    }
+    write_tensors(path.with_name("backbone.safetensors"), backbone, table)
 
 
 def write_text(path: Path, text: str) -> None:

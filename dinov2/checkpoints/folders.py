@@ -1,4 +1,4 @@
-"""Folders with a model in them, as Hugging Face and timm write them: which files belong to it, and what they say."""
+"""Model folders as Hugging Face and timm write them: the weight files, and what the JSON files say."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dinov2.checkpoints.adapters.huggingface_config import facts_of_config, normalisation_of
+from dinov2.checkpoints.adapters.huggingface import read_huggingface_config, read_normalisation
 from dinov2.checkpoints.files import read_file, read_json
 from dinov2.errors import WeightsError, short_repr
 from dinov2.models.config import BackboneConfig
-from dinov2.models.recognise import recognise
 
 __all__ = ["FolderFacts", "facts_beside", "read_folder"]
 
@@ -21,18 +20,19 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin", "backbone.safetensors")
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """What the JSON files of a folder say about the architecture, as entries of a `model` table."""
+    """Values of a `BackboneConfig` that the JSON files of a folder state."""
 
     where: str
-    claims: dict[str, Any] = field(default_factory=dict)
-    """Entries that the tensors must agree with."""
-    known: dict[str, Any] = field(default_factory=dict)
-    """Entries that no tensor tells."""
+    claims: dict[str, object] = field(default_factory=dict)
+    """Values that the tensors must agree with."""
+    known: dict[str, object] = field(default_factory=dict)
+    """Values that no tensor tells."""
 
-    def table(self, state: Mapping[str, Tensor], *, source: str) -> dict[str, Any]:
-        """The `model` table of the tensors in the folder; raises `WeightsError` where the two disagree."""
+    def config(self, state: Mapping[str, Tensor], *, source: str) -> BackboneConfig:
+        """The architecture of the tensors in the folder; raises `WeightsError` where the two disagree."""
         size = {"img_size": self.claims["img_size"]} if "img_size" in self.claims else {}
-        table = recognise(state, source=source, **size, **self.known)
+        config = BackboneConfig.from_state_dict(state, source=source, **size, **self.known)
+        table = config.table()
         for key, claim in self.claims.items():
             if table[key] != claim:
                 text = claim if isinstance(claim, str) else short_repr(claim)
@@ -40,19 +40,18 @@ class FolderFacts:
                     f"{self.where} and the tensors beside it disagree: {key} is {text} in the one and {table[key]} in "
                     "the other; take both from the same model"
                 )
-        BackboneConfig.from_table(table, source=str(Path(self.where).parent))
-        height, width = (side // table["patch_size"] for side in table["img_size"])
+        height, width = (side // config.patch_size for side in config.img_size)
         patches = state["pos_embed"].shape[1] - 1
         if height * width != patches:
             raise WeightsError(
                 f"{self.where} and the tensors beside it disagree: image_size makes a grid of {height}x{width} patches "
                 f"and the positions are {patches}; take both from the same model"
             )
-        return table
+        return config
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...], FolderFacts | None]:
-    """The tensors in a folder, the files read, and what its configuration says (None: it has none).
+    """The tensors in a folder, the files read, and the facts of its configuration (None without one).
 
     Raises `WeightsError` when weights or a shard of them are missing, or the configuration is of another model.
     """
@@ -65,7 +64,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...], FolderF
 
 
 def facts_beside(file: Path) -> FolderFacts | None:
-    """What the configuration beside a single weight file says, where the file has the name of a folder's weights."""
+    """Facts of the configuration beside a weight file that has the name of a folder's weights."""
     config = file.parent / _CONFIG
     return _facts(read_json(config), file.parent) if file.name in _WHOLE and config.exists() else None
 
@@ -78,13 +77,13 @@ def _facts(config: dict[str, Any], folder: Path) -> FolderFacts:
         arguments = config.get("model_args")
         heads = arguments.get("num_heads") if isinstance(arguments, dict) else None
         known = {} if heads is None else {"num_heads": heads}
-        return FolderFacts(where, known={**known, **normalisation_of(statistics)})
-    facts = facts_of_config(config, source=where)
+        return FolderFacts(where, known={**known, **read_normalisation(statistics)})
+    facts = read_huggingface_config(config, source=where)
     told = ("num_heads", "interpolate_offset", "interpolate_antialias")
     known = {key: facts.pop(key) for key in told if key in facts}
     preprocessor = folder / "preprocessor_config.json"
     if preprocessor.exists():
-        known |= normalisation_of(read_json(preprocessor))
+        known |= read_normalisation(read_json(preprocessor))
     return FolderFacts(where, facts, known)
 
 

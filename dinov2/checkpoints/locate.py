@@ -1,4 +1,4 @@
-"""What the name of a model stands for: a release, a file, a run, a Hugging Face folder or id, a URL.
+"""Weights by the name of a model: a release, a file, a run, a Hugging Face folder or id, a URL.
 
 An existing path always wins. Names are looked up before anything is asked of the network, and whatever is fetched is
 cached (`dinov2.checkpoints.download`).
@@ -8,13 +8,14 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dinov2.checkpoints.download import download
 from dinov2.errors import MissingDependency, WeightsError
-from dinov2.models.releases import Release, backbone_table, release
+from dinov2.models.config import BackboneConfig
+from dinov2.models.releases import Release, backbone_config, release
 
-__all__ = ["Found", "ShowProgress", "find"]
+__all__ = ["CheckpointLocation", "ShowProgress", "locate_checkpoint"]
 
 ShowProgress = Callable[[str], Callable[[int, int], None] | None]
 """Called with what is being done; gives a function of (done, in all), or None where nobody would see it."""
@@ -24,19 +25,21 @@ _HUGGING_FACE_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUGGING_FACE_FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
 
 
-class Found(NamedTuple):
-    """Where a model's weights lie on this machine, and what is known of them besides."""
+class CheckpointLocation(NamedTuple):
+    """Place of a model's weights on this machine, and what is known of them besides."""
 
     name: str
     path: Path
     """A weight file, or a Hugging Face folder."""
     head: Path | None = None
     """The file of a released linear classifier on top."""
-    table: dict[str, Any] | None = None
-    """The `model` table of a release, whose files hold none."""
+    config: BackboneConfig | None = None
+    """Architecture of a release, whose files do not state it."""
 
 
-def find(source: str | os.PathLike[str], *, layers: int = 4, progress: ShowProgress | None = None) -> Found:
+def locate_checkpoint(
+    source: str | os.PathLike[str], *, layers: int = 4, progress: ShowProgress | None = None
+) -> CheckpointLocation:
     """The files behind a model's name, fetched where necessary.
 
     A classifier's name (`dinov2_vits14_lc`) gets the head on `layers` blocks (1 or 4), as `torch.hub` gives it.
@@ -52,13 +55,13 @@ def find(source: str | os.PathLike[str], *, layers: int = 4, progress: ShowProgr
     except (OSError, RuntimeError) as error:  # a name that is too long, or the home of a user who does not exist
         raise WeightsError(f"{text[:200]} is no path that can be read ({_reason(error)}); check it") from error
     if exists:
-        return _found_at(path)
+        return _existing(path)
     if "://" in text:
-        return Found(text.rpartition("/")[2] or text, download(text, progress=_FromFirstByte(progress)))
+        return CheckpointLocation(text.rpartition("/")[2] or text, download(text, progress=_FromFirstByte(progress)))
     if path.suffix in _WEIGHT_SUFFIXES or path.is_absolute() or text.startswith((".", "~")):
         raise WeightsError(f"there is no weight file {text}; check the path")
     if _HUGGING_FACE_ID.fullmatch(text):
-        return Found(text, _hugging_face(text))
+        return CheckpointLocation(text, _hugging_face(text))
     return _release(release(text), text, layers, _FromFirstByte(progress))
 
 
@@ -66,29 +69,29 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _found_at(path: Path) -> Found:
+def _existing(path: Path) -> CheckpointLocation:
     if not path.is_dir():
-        return Found(path.name, path)
+        return CheckpointLocation(path.name, path)
     is_run = (path / "eval").is_dir() or (path / "config.yaml").exists()
     if not is_run and any((path / name).exists() for name in ("config.json", "model.safetensors")):
-        return Found(path.name, path)
+        return CheckpointLocation(path.name, path)
     from dinov2.checkpoints.runs import newest_teacher  # reads configurations, which a weight file does not need
 
     teacher = newest_teacher(path)
-    return Found(f"{path.absolute().name}/{teacher.parent.name}", teacher)
+    return CheckpointLocation(f"{path.absolute().name}/{teacher.parent.name}", teacher)
 
 
-def _release(row: Release, name: str, layers: int, progress: "_FromFirstByte") -> Found:
+def _release(row: Release, name: str, layers: int, progress: "_FromFirstByte") -> CheckpointLocation:
     if row.kind not in ("backbone", "classifier"):
         raise WeightsError(f"{row.name} is a {row.kind} head, which does not load as a model; give a backbone")
     if row.hub_name == name and row.kind == "classifier" and row.layers != layers:
         row = release(f"{row.backbone}_linear_head")
     backbone = release(row.backbone)
-    table = backbone_table(backbone)
+    config = backbone_config(backbone)
     path = download(backbone.url, sha256=backbone.sha256, progress=progress)
     if row is backbone:
-        return Found(name, path, table=table)
-    return Found(name, path, download(row.url, sha256=row.sha256, progress=progress), table)
+        return CheckpointLocation(name, path, config=config)
+    return CheckpointLocation(name, path, download(row.url, sha256=row.sha256, progress=progress), config)
 
 
 class _FromFirstByte:

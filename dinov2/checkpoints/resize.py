@@ -10,71 +10,74 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dinov2.errors import WeightsError
 from dinov2.layers.pos_embed import resize_pos_embed
+from dinov2.models.config import BackboneConfig
 
-__all__ = ["Adapted", "adapt", "resize_patch_kernel"]
+__all__ = ["Resized", "resize_model", "resize_patch_kernel"]
 
 _KERNEL = "patch_embed.proj.weight"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Adapted(NamedTuple):
-    """A backbone's tensors and table after the changes, and a sentence for each change."""
+class Resized(NamedTuple):
+    """A backbone's tensors and architecture after the changes, and a sentence for each change."""
 
     state: dict[str, Tensor]
-    table: dict[str, Any]
+    config: BackboneConfig
     notes: tuple[str, ...]
 
 
-def adapt(
+def resize_model(
     state: Mapping[str, Tensor],
-    table: Mapping[str, Any],
+    config: BackboneConfig,
     *,
     img_size: int | Sequence[int] | None = None,
     patch_size: int | None = None,
     in_chans: int | None = None,
-) -> Adapted:
-    """A copy of backbone tensors (the release's keys) and their `model` table for what is asked; the rest is shared.
+) -> Resized:
+    """A copy of backbone tensors (the release's keys) and their architecture for other sizes; the rest is shared.
 
     `img_size` is one side or height and width. Raises `WeightsError` for sizes that are no multiple of the patch.
     """
-    result, entries, notes = dict(state), dict(table), []
-    if in_chans is not None and in_chans != table["in_chans"]:
+    result, notes = dict(state), []
+    if in_chans is not None and in_chans != config.in_chans:
         if in_chans < 1:
             raise WeightsError(f"a model cannot have {in_chans} input channels; give at least 1")
         result[_KERNEL] = _other_channels(result[_KERNEL], in_chans)
-        for key, usual in (("mean", _MEAN), ("std", _STD)):
-            entries[key] = _statistics(table.get(key) or usual, in_chans)
-        entries["in_chans"] = in_chans
         how = "kernels summed" if in_chans == 1 else "kernels repeated in turn"
-        notes.append(f"channels {table['in_chans']} -> {in_chans} ({how})")
-    old_patch = table["patch_size"]
-    patch = old_patch if patch_size is None else patch_size
+        notes.append(f"channels {config.in_chans} -> {in_chans} ({how})")
+        mean, std = (_statistics(v or usual, in_chans) for v, usual in ((config.mean, _MEAN), (config.std, _STD)))
+        config = replace(config, in_chans=in_chans, mean=mean, std=std)
+    patch = config.patch_size if patch_size is None else patch_size
     if patch < 1:
         raise WeightsError(f"a patch cannot be {patch} pixels wide; give at least 1")
-    grid = tuple(side // old_patch for side in table["img_size"])
-    if patch != old_patch:
+    rows, columns = (side // config.patch_size for side in config.img_size)
+    if patch != config.patch_size:
         result[_KERNEL] = resize_patch_kernel(result[_KERNEL], patch)
-        entries["patch_size"], entries["img_size"] = patch, [side * patch for side in grid]
-        notes.append(f"patch size {old_patch} -> {patch} (kernels resized by the pseudo-inverse of bilinear resizing)")
+        change = f"{config.patch_size} -> {patch}"
+        notes.append(f"patch size {change} (kernels resized by the pseudo-inverse of bilinear resizing)")
+        config = replace(config, patch_size=patch, img_size=(rows * patch, columns * patch))
     if img_size is not None:
-        size = [img_size, img_size] if isinstance(img_size, int) else [int(side) for side in img_size]
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(int(side) for side in img_size)
         if len(size) != 2 or any(side < patch or side % patch for side in size):
             shown = "x".join(str(side) for side in size)
             raise WeightsError(f"images of {shown} pixels are no whole number of patches of {patch}; give a multiple")
         target = (size[0] // patch, size[1] // patch)
-        entries["img_size"] = size
-        if target != grid:
-            result["pos_embed"] = _other_grid(result["pos_embed"], grid, target, table)
-            change = f"{grid[0]}x{grid[1]} -> {target[0]}x{target[1]}"
+        config = replace(config, img_size=(size[0], size[1]))
+        if target != (rows, columns):
+            position, offset, antialias = result["pos_embed"], config.interpolate_offset, config.interpolate_antialias
+            resized = resize_pos_embed(position, (rows, columns), target, offset=offset, antialias=antialias)
+            result["pos_embed"] = resized.to(position.dtype)
+            change = f"{rows}x{columns} -> {target[0]}x{target[1]}"
             notes.append(f"position grid {change} (resampled by the model's rule)")
-    return Adapted(result, entries, tuple(notes))
+    return Resized(result, config, tuple(notes))
 
 
 def resize_patch_kernel(kernel: Tensor, patch_size: int) -> Tensor:  # [D, C, p, p] -> [D, C, p', p']
@@ -97,11 +100,6 @@ def _linear_resize_matrix(source: int, target: int) -> Tensor:  # [target, sourc
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def _other_grid(position: Tensor, grid: tuple[int, ...], target: tuple[int, int], table: Mapping[str, Any]) -> Tensor:
-    rule = {"offset": table["interpolate_offset"], "antialias": table["interpolate_antialias"]}
-    return resize_pos_embed(position, (grid[0], grid[1]), target, **rule).to(position.dtype)
-
-
 def _other_channels(kernel: Tensor, in_chans: int) -> Tensor:  # [D, C, p, p] -> [D, C', p, p]
     old = kernel.shape[1]
     if in_chans == 1:
@@ -109,7 +107,7 @@ def _other_channels(kernel: Tensor, in_chans: int) -> Tensor:  # [D, C, p, p] ->
     return kernel[:, torch.arange(in_chans) % old] * (old / in_chans)
 
 
-def _statistics(values: Sequence[float], in_chans: int) -> list[float]:
+def _statistics(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
     if in_chans == 1:
-        return [sum(values) / len(values)]
-    return [values[index % len(values)] for index in range(in_chans)]
+        return (sum(values) / len(values),)
+    return tuple(values[index % len(values)] for index in range(in_chans))

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from dinov2.checkpoints.open import save_teacher
+from dinov2.checkpoints.files import save_teacher
 from dinov2.configs import Config, load_config
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.engine.state_tree import must_fit
 from dinov2.errors import WeightsError
 from dinov2.models import build_model_from_cfg
-from dinov2.models.config import model_table
+from dinov2.models.config import BackboneConfig
 
 __all__ = ["export_from_checkpoint", "newest_teacher"]
 
@@ -51,5 +51,5 @@ def export_from_checkpoint(run: Path, step: int, cfg: Config) -> Path:
     given = {"backbone": {key: value for key, value in teacher.items() if key.startswith("backbone.")}}
     must_fit(given, {"backbone": {f"backbone.{key}": value for key, value in backbone.state_dict().items()}})
     file = run / "eval" / f"manual_{step}" / "teacher_checkpoint.pth"
-    save_teacher(file, teacher, model_table(backbone, mean=cfg.crops.mean, std=cfg.crops.std))
+    save_teacher(file, teacher, BackboneConfig.from_model(backbone, mean=cfg.crops.mean, std=cfg.crops.std))
     return file

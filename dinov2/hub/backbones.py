@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from dinov2.checkpoints.files import read_file
-from dinov2.checkpoints.open import backbone_state, load_into
+from dinov2.checkpoints.load import load_into
+from dinov2.checkpoints.open import open_checkpoint
 from dinov2.hub.files import WrongArgument, file_behind
 from dinov2.models.releases import Release, release
 from dinov2.models.vision_transformer import ARCHITECTURES, DinoVisionTransformer
@@ -53,11 +53,11 @@ def released_backbone(
     if file.is_released and kwargs:
         _refuse_other_shapes(row, kwargs)
     path = file.fetch()
-    content = read_file(path)
+    checkpoint = open_checkpoint(path)
     if not file.is_released:
-        _refuse_another_grid(options, backbone_state(content)[0].get("pos_embed"), str(path))
+        _refuse_another_grid(options, checkpoint.state.get("pos_embed"), str(path))
     model = _unfilled(options)
-    load_into(model, content, source=str(path))
+    load_into(model, checkpoint)
     return model
 
 

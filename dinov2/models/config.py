@@ -1,26 +1,31 @@
-"""The architecture of a backbone as typed, validated values (`BackboneConfig`), and as the `model` table of files.
+"""Architecture of a backbone as typed, validated values: from a `model` table, a model, or bare tensors.
 
 Files written here carry the table (position rule and normalisation included), so that nobody has to remember with which
 options weights were trained. A table from a file is never trusted: each entry is checked before anything is built.
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from torch import Tensor
 
 from dinov2.errors import WeightsError, short_repr
 from dinov2.models.vision_transformer import DinoVisionTransformer
 
-__all__ = ["TABLE_VERSION", "BackboneConfig", "build_from_table", "model_table", "ratio_for"]
+__all__ = ["BackboneConfig", "ratio_for"]
 
-TABLE_VERSION = 1
-"""Version of the tables that this package writes and reads."""
+_TABLE_VERSION = 1
 
 _FEED_FORWARD = ("mlp", "swiglu", "swiglufused", "identity")
 # Far beyond any model, and small enough that a module on the meta device is built at once.
 _LARGEST = 1 << 20
 _DEEPEST = 1000
+_HEAD_WIDTH = 64
+# Flat or chunked: the last number is the index among all blocks.
+_BLOCK = re.compile(r"(blocks\.(?:[0-9]{1,9}\.)?([0-9]{1,9})\.)norm1\.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +78,13 @@ class BackboneConfig:
             )
 
     @classmethod
-    def from_table(cls, table: Mapping[str, Any], *, source: str = "the model table of this file") -> "BackboneConfig":
+    def from_table(
+        cls, table: Mapping[str, object], *, source: str = "the model table of this file"
+    ) -> "BackboneConfig":
         """The architecture in a `model` table; raises `WeightsError`, naming `source`, for a table of none."""
-        if table.get("version") != TABLE_VERSION:
+        if table.get("version") != _TABLE_VERSION:
             raise WeightsError(
-                f"{source} has version {short_repr(table.get('version'))}, this package reads {TABLE_VERSION}; "
+                f"{source} has version {short_repr(table.get('version'))}, this package reads {_TABLE_VERSION}; "
                 "update the package"
             )
         values: dict[str, Any] = {"mean": None, "std": None}
@@ -93,7 +100,75 @@ class BackboneConfig:
             raise WeightsError(f"{source} describes no model ({error}); copy the file again") from error
 
     @classmethod
-    def from_model(cls, model: DinoVisionTransformer, *, mean: Any = None, std: Any = None) -> "BackboneConfig":
+    def from_state_dict(
+        cls, state: Mapping[str, Tensor], *, source: str = "the file", **known: object
+    ) -> "BackboneConfig":
+        """The architecture of backbone tensors under the release's keys.
+
+        Two facts are in no tensor and follow the releases: heads are 64 wide, and models with registers resize
+        positions by the size rule with antialias, those without by the offset rule. `known` overrides any value.
+        Raises `WeightsError` where a tensor is missing that tells the architecture.
+        """
+        try:
+            _, channels, _, patch = state["patch_embed.proj.weight"].shape
+            _, tokens, dim = state["pos_embed"].shape
+        except KeyError as error:
+            linear = "; it looks like a linear head" if set(state) <= {"weight", "bias"} and state else ""
+            raise WeightsError(
+                f"{source} holds no vision transformer of this kind: {error.args[0]} is missing{linear}; "
+                "give the weights of a DINOv2 backbone"
+            ) from error
+        except ValueError as error:
+            raise WeightsError(
+                f"{source} has patch or position weights of another shape; give a DINOv2 backbone"
+            ) from error
+        side = math.isqrt(max(tokens - 1, 0))
+        if side * side != tokens - 1 and "img_size" not in known:
+            raise WeightsError(
+                f"{source} has a grid of {tokens - 1} positions, which is not square, and does not say its height and "
+                "width; write a file that does with: dinov2 convert FILE NEW.pth --to original --img-size HEIGHT WIDTH"
+            )
+        if dim % _HEAD_WIDTH and "num_heads" not in known:
+            raise WeightsError(
+                f"{source} is {dim} wide, which heads of {_HEAD_WIDTH} channels do not fill; give a configuration with "
+                "student.num_heads"
+            )
+        blocks = {int(match[2]): match[1] for key in state if (match := _BLOCK.fullmatch(key))}
+        if 0 not in blocks:
+            raise WeightsError(f"{source} holds no transformer blocks, or not the first one; copy or download it again")
+        if len(blocks) != max(blocks) + 1:
+            raise WeightsError(f"{source} holds {len(blocks)} of {max(blocks) + 1} transformer blocks; copy it again")
+        first = blocks[0]
+        try:
+            registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
+            feed_forward = _feed_forward(state, first, dim)
+        except (IndexError, ZeroDivisionError) as error:
+            raise WeightsError(
+                f"{source} has weights of another shape than a DINOv2 backbone; copy it again"
+            ) from error
+        table = {
+            "version": _TABLE_VERSION,
+            "img_size": [side * patch, side * patch],
+            "patch_size": patch,
+            "in_chans": channels,
+            "embed_dim": dim,
+            "depth": max(blocks) + 1,
+            "num_heads": max(dim // _HEAD_WIDTH, 1),
+            **feed_forward,
+            "qkv_bias": f"{first}attn.qkv.bias" in state,
+            "proj_bias": f"{first}attn.proj.bias" in state,
+            "layerscale": f"{first}ls1.gamma" in state,
+            "num_register_tokens": registers,
+            "interpolate_offset": 0.0 if registers else 0.1,
+            "interpolate_antialias": bool(registers),
+            **known,
+        }
+        return cls.from_table(table, source=source)
+
+    @classmethod
+    def from_model(
+        cls, model: DinoVisionTransformer, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> "BackboneConfig":
         """The architecture of a model, and the normalisation of its images where it is given."""
         block: Any = model.block_list[0]
         gated = hasattr(block.mlp, "w12")
@@ -120,10 +195,15 @@ class BackboneConfig:
             std=None if std is None else tuple(std),
         )
 
+    @property
+    def is_gated(self) -> bool:
+        """Whether the feed-forward networks are SwiGLU."""
+        return self.ffn_layer in ("swiglu", "swiglufused")
+
     def table(self) -> dict[str, Any]:
         """Plain values, as files hold them."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {"version": TABLE_VERSION, **values}
+        return {"version": _TABLE_VERSION, **values}
 
     def build(self) -> DinoVisionTransformer:
         """A fresh model of this architecture; blocks in a flat list."""
@@ -151,19 +231,6 @@ class BackboneConfig:
             raise WeightsError(f"{key} is {short_repr(getattr(self, key))}")
 
 
-def model_table(model: DinoVisionTransformer, *, mean: Any = None, std: Any = None) -> dict[str, Any]:
-    """Plain values from which `build_from_table` makes the same architecture again."""
-    return BackboneConfig.from_model(model, mean=mean, std=std).table()
-
-
-def build_from_table(table: Mapping[str, Any]) -> DinoVisionTransformer:
-    """A fresh model of the architecture in a `model` table; blocks in a flat list.
-
-    Raises `WeightsError` for a table of another version, or one that describes no model.
-    """
-    return BackboneConfig.from_table(table).build()
-
-
 def ratio_for(hidden: int, width: int) -> float:
     """The `mlp_ratio` with which a transformer of that width gets exactly `hidden` features."""
     ratio = hidden / width
@@ -183,3 +250,18 @@ def _is_number(value: Any) -> bool:
 def _last_linear_has_bias(feed_forward: Any) -> bool:
     last = getattr(feed_forward, "w3", getattr(feed_forward, "fc2", None))
     return last is None or last.bias is not None
+
+
+def _feed_forward(state: Mapping[str, Tensor], block: str, dim: int) -> dict[str, object]:
+    if f"{block}mlp.w12.weight" in state:
+        hidden = state[f"{block}mlp.w12.weight"].shape[0] // 2
+        # The width asked for before two thirds of it were kept, rounded up to 8.
+        return {
+            "ffn_layer": "swiglufused",
+            "mlp_ratio": ratio_for(hidden * 3 // 2, dim),
+            "ffn_bias": f"{block}mlp.w3.bias" in state,
+        }
+    if f"{block}mlp.fc1.weight" in state:
+        hidden = state[f"{block}mlp.fc1.weight"].shape[0]
+        return {"ffn_layer": "mlp", "mlp_ratio": ratio_for(hidden, dim), "ffn_bias": f"{block}mlp.fc1.bias" in state}
+    return {"ffn_layer": "identity", "mlp_ratio": 4.0, "ffn_bias": True}

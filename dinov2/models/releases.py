@@ -10,9 +10,12 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from dinov2.errors import UnknownRelease
+
+if TYPE_CHECKING:
+    from dinov2.models.config import BackboneConfig
 
 __all__ = [
     "BASE_URL",
@@ -23,7 +26,7 @@ __all__ = [
     "Metric",
     "Release",
     "Reported",
-    "backbone_table",
+    "backbone_config",
     "release",
 ]
 
@@ -143,28 +146,28 @@ def release(name: str) -> Release:
     )
 
 
-def backbone_table(row: Release) -> dict[str, Any]:
-    """The `model` table (`dinov2.checkpoints.open.model_table`) of a release's backbone, whose file holds none."""
+def backbone_config(row: Release) -> "BackboneConfig":
+    """The architecture of a release's backbone, whose file holds no `model` table."""
+    from dinov2.models.config import BackboneConfig
     from dinov2.models.vision_transformer import ARCHITECTURES
 
-    return {
-        "version": 1,
-        "img_size": [row.img_size, row.img_size],
-        "patch_size": row.patch_size,
-        "in_chans": 3,
+    return BackboneConfig(
+        img_size=(row.img_size, row.img_size),
+        patch_size=row.patch_size,
+        in_chans=3,
         **ARCHITECTURES[row.arch]._asdict(),
-        "mlp_ratio": 4.0,
-        "ffn_layer": row.ffn_layer,
-        "qkv_bias": True,
-        "proj_bias": True,
-        "ffn_bias": True,
-        "layerscale": True,
-        "num_register_tokens": row.num_register_tokens,
-        "interpolate_offset": row.interpolate_offset,
-        "interpolate_antialias": row.interpolate_antialias,
-        "mean": list(row.mean),
-        "std": list(row.std),
-    }
+        mlp_ratio=4.0,
+        ffn_layer=row.ffn_layer,
+        qkv_bias=True,
+        proj_bias=True,
+        ffn_bias=True,
+        layerscale=True,
+        num_register_tokens=row.num_register_tokens,
+        interpolate_offset=row.interpolate_offset,
+        interpolate_antialias=row.interpolate_antialias,
+        mean=row.mean,
+        std=row.std,
+    )
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinov2.checkpoints.open import save_teacher
+from dinov2.checkpoints.files import save_teacher
 from dinov2.data.crops.collate import CropBatch
 from dinov2.data.stream import SampleStream
 from dinov2.distributed import all_reduce_sum, get_global_size, is_main_process
@@ -17,7 +17,7 @@ from dinov2.engine.progress import ProgressFigures
 from dinov2.engine.schedules import Hyper
 from dinov2.errors import TrainingDiverged
 from dinov2.logging import MetricsWriter
-from dinov2.models.config import model_table
+from dinov2.models.config import BackboneConfig
 from dinov2.train.objective import LossTerms
 from dinov2.train.setup import Training
 
@@ -141,8 +141,8 @@ def export_teacher(training: Training, file: Path) -> None:
     if not is_main_process():
         return
     backbone: Any = training.objective.teacher["backbone"]
-    table = model_table(backbone, mean=training.cfg.crops.mean, std=training.cfg.crops.std)
-    save_teacher(file, training.objective.teacher.state_dict(), table)
+    config = BackboneConfig.from_model(backbone, mean=training.cfg.crops.mean, std=training.cfg.crops.std)
+    save_teacher(file, training.objective.teacher.state_dict(), config)
 
 
 def _plain(value: Tensor) -> float | str:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dinov2.checkpoints.files import read_file
-from dinov2.checkpoints.open import load_into
+from dinov2.checkpoints.load import load_into
+from dinov2.checkpoints.locate import locate_checkpoint
+from dinov2.checkpoints.open import open_checkpoint
 from dinov2.configs import Config
 from dinov2.data.crops.cache import DecodedCache
 from dinov2.data.crops.collate import CropBatch
@@ -24,6 +25,7 @@ from dinov2.engine.optim import LossScaler, build_optimizer
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.engine.schedules import Schedules, total_steps
 from dinov2.errors import ConfigError, DataError
+from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.train.limits import estimated_memory, excesses
 from dinov2.train.objective import Objective
 from dinov2.train.run_folder import RunFolder
@@ -221,12 +223,14 @@ def _check_images(dataset: ImageDataset, cfg: Config) -> None:
 
 
 def _load_starting_weights(ssl: SSLMetaArch, cfg: Config) -> None:
-    path = cfg.student.pretrained_weights or cfg.MODEL.WEIGHTS
-    if not path:
+    name = cfg.student.pretrained_weights or cfg.MODEL.WEIGHTS
+    if not name:
         return
-    report = load_into(ssl.student["backbone"], read_file(path), source=path)  # type: ignore[arg-type]
+    backbone = ssl.student["backbone"]
+    assert isinstance(backbone, DinoVisionTransformer)
+    report = load_into(backbone, open_checkpoint(locate_checkpoint(name).path))
     ssl.copy_student_to_teacher()
-    _LOG.info(f"starting from {path}: {report}")
+    _LOG.info(f"starting from {name}: {report}")
 
 
 def _image_cache(dataset: ImageDataset, cfg: Config) -> DecodedCache | None:

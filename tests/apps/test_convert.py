@@ -11,14 +11,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from dinov2.apps import conversion
 from dinov2.apps.convert import convert
-from dinov2.apps.converting import checks, targets
 from dinov2.checkpoints import files
 from dinov2.checkpoints.files import read_file, write_tensors
 from dinov2.checkpoints.heads import head_from_state
-from dinov2.checkpoints.open import load_into, open_weights
+from dinov2.checkpoints.load import load_into
+from dinov2.checkpoints.open import open_checkpoint
 from dinov2.errors import ConfigError, DinoError, WeightsError
-from dinov2.models.config import build_from_table, model_table
+from dinov2.models.config import BackboneConfig
 from dinov2.models.heads import linear_logits
 from tests.golden.recipe import images, pictures
 from tests.models.tiny_backbones import all_tokens, tiny
@@ -37,7 +38,7 @@ OUTPUTS = {"original": "out/w.pth", "hf": "out/m", "timm": "out/t"}
 def saved(path: str, **options) -> Path:
     """A tiny model in a file with its table."""
     model = tiny(**options)
-    write_tensors(Path(path), model.state_dict(), model_table(model))
+    write_tensors(Path(path), model.state_dict(), BackboneConfig.from_model(model).table())
     return Path(path)
 
 
@@ -48,8 +49,8 @@ def head_of(layers: int = 1, classes: int = 5) -> dict[str, torch.Tensor]:
 
 
 def loaded(path: str | Path):
-    opened = open_weights(path)
-    model = build_from_table(opened.table).eval()
+    opened = open_checkpoint(path)
+    model = opened.architecture().build().eval()
     load_into(model, opened.state)
     return model
 
@@ -97,7 +98,7 @@ def test_a_folder_for_hugging_face_opens_in_the_stock_classes(registers):
     torch.save(head_of(classes=1000), "head.pth")
     result = convert(saved("w.safetensors", num_register_tokens=registers), "m", to="hf", head="head.pth")
     assert result.files == ("README.md", "config.json", "model.safetensors", "preprocessor_config.json")
-    with targets._quiet_transformers():
+    with conversion._quiet_transformers():
         classifier = transformers.AutoModelForImageClassification.from_pretrained("m").eval()
         backbone = transformers.AutoModel.from_pretrained("m").eval()
         processor = transformers.AutoImageProcessor.from_pretrained("m")
@@ -121,7 +122,7 @@ def test_a_folder_for_hugging_face_works_in_its_pipelines():
     torch.save(head_of(classes=5), "head.pth")
     Path("names.txt").write_text("eins\nzwei\ndrei\nvier\nfünf\n", encoding="utf-8")
     convert(saved("w.safetensors"), "m", to="hf", head="head.pth", labels="names.txt")
-    with targets._quiet_transformers():
+    with conversion._quiet_transformers():
         classify = transformers.pipeline("image-classification", model="m")
         guesses = classify(Image.fromarray(pictures(1, 120, 140)[0]))
     assert {guess["label"] for guess in guesses} == {"eins", "zwei", "drei", "vier", "fünf"}
@@ -142,12 +143,12 @@ def test_a_single_file_for_timm_is_checked_as_well(name):
     pytest.importorskip("timm")
     result = convert(saved("w.safetensors", num_register_tokens=4, ffn_layer="swiglufused"), name, to="timm")
     assert len(result.differences) == 2 and result.files == ("t.md", name)
-    assert open_weights(name).table["num_register_tokens"] == 4
+    assert open_checkpoint(name).config.num_register_tokens == 4
 
 
 def test_a_run_keeps_its_normalisation(run):
     result = convert(run, "m", to="hf")
-    table = open_weights("m").table
+    table = open_checkpoint("m").config.table()
     preprocessor = json.loads(Path("m/preprocessor_config.json").read_text())
     assert table["mean"] == preprocessor["image_mean"] and table["img_size"][0] == preprocessor["crop_size"]["height"]
     assert any("of projection heads: left out" in note for note in result.notes)
@@ -185,9 +186,9 @@ def test_weights_that_are_not_finite_are_named_as_the_cause(here, value):
 
 def test_half_precision_stays_half_precision():
     state = {key: value.bfloat16() for key, value in tiny().state_dict().items()}
-    write_tensors(Path("w.safetensors"), state, model_table(tiny()))
+    write_tensors(Path("w.safetensors"), state, BackboneConfig.from_model(tiny()).table())
     result = convert("w.safetensors", "m", to="hf")
-    assert open_weights("m").state["norm.weight"].dtype == torch.bfloat16
+    assert open_checkpoint("m").state["norm.weight"].dtype == torch.bfloat16
     assert json.loads(Path("m/config.json").read_text())["torch_dtype"] == "bfloat16"
     assert max(result.differences.values()) < 1e-5
 
@@ -235,7 +236,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(here, options, rea
 def test_a_classifier_can_be_left_behind():
     torch.save(head_of(4), "four.pth")
     result = convert(saved("w.safetensors", depth=4), "m", to="hf", head="four.pth", without_head=True)
-    assert "classifier: left out, as asked" in result.notes and open_weights("m").head is None
+    assert "classifier: left out, as asked" in result.notes and open_checkpoint("m").head is None
 
 
 def test_a_different_result_is_only_overwritten_when_told_to(here):
@@ -260,14 +261,14 @@ def test_a_folder_with_other_files_is_left_alone_even_when_forced(here):
 
 @pytest.mark.parametrize("to", OUTPUTS)
 def test_a_tensor_that_gets_lost_on_the_way_is_noticed(here, monkeypatch, to):
-    honest = targets.from_original
+    honest = conversion.from_original
 
     def lossy(state, layout):
         converted = honest(state, layout)
         key = next(key for key in converted.state if key.endswith("norm1.bias"))
         return converted._replace(state={**converted.state, key: converted.state[key] + 1e-6})
 
-    monkeypatch.setattr(targets, "from_original", lossy)
+    monkeypatch.setattr(conversion, "from_original", lossy)
     saved("w.safetensors")
     with pytest.raises(WeightsError, match=r"could be carried over: blocks.0.norm1.bias would be lost or changed"):
         convert("w.safetensors", OUTPUTS[to], to=to)
@@ -278,7 +279,7 @@ def test_a_library_that_disagrees_is_believed(here, monkeypatch):
     def wrong(path, x, table, has_head):
         return "peer 1.0", [all_tokens(tiny(), x) + 0.01]
 
-    monkeypatch.setitem(checks.STOCK, "hf", wrong)
+    monkeypatch.setitem(conversion._STOCK, "hf", wrong)
     with pytest.raises(DinoError, match=r"peer 1.0 differs from the source by 0.01; nothing was written"):
         convert(saved("w.safetensors"), "m", to="hf")
     assert sorted(contents(here)) == ["w.safetensors"]
@@ -292,7 +293,7 @@ def test_a_library_that_cannot_open_the_result_is_quoted(monkeypatch, failure, r
     def broken(*arguments):
         raise failure
 
-    monkeypatch.setitem(checks.STOCK, "timm", broken)
+    monkeypatch.setitem(conversion._STOCK, "timm", broken)
     with pytest.raises(DinoError, match=rf"the library cannot open the result \({reason}.*--skip-library"):
         convert(saved("w.safetensors"), "t", to="timm")
 
@@ -301,7 +302,7 @@ def test_without_the_library_the_result_is_still_read_back(monkeypatch):
     def absent(*arguments):
         raise ImportError("no module named transformers")
 
-    monkeypatch.setitem(checks.STOCK, "hf", absent)
+    monkeypatch.setitem(conversion._STOCK, "hf", absent)
     result = convert(saved("w.safetensors"), "m", to="hf")
     assert result.differences == {"read back": 0.0}
     assert "not compared with transformers itself, which is not installed" in result.notes

@@ -10,11 +10,11 @@ from dinov2.apps.evaluation import features
 from dinov2.apps.evaluation.datasets import labelled
 from dinov2.apps.evaluation.knn import knn, knn_of_backbone
 from dinov2.apps.evaluation.session import Inputs
-from dinov2.checkpoints.open import save_teacher
+from dinov2.checkpoints.files import save_teacher
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.errors import ConfigError, DataError, WeightsError
 from dinov2.eval.baselines import RawPixels
-from dinov2.models.config import model_table
+from dinov2.models.config import BackboneConfig
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import load
 from tests.golden.recipe import fill
@@ -69,7 +69,9 @@ def test_images_of_any_number_of_channels_and_their_baselines(here, channels):
         )
     )
     teacher = {f"backbone.{key}": value for key, value in model.state_dict().items()}
-    save_teacher(here / "t.pth", teacher, model_table(model, mean=[0.5] * channels, std=[0.25] * channels))
+    save_teacher(
+        here / "t.pth", teacher, BackboneConfig.from_model(model, mean=[0.5] * channels, std=[0.25] * channels)
+    )
     report = knn(Inputs(model="t.pth", train_dataset="images", val_dataset="images"), nb_knn=[1], baselines=True)
     assert report.unreadable == []
     for rows in (report.rows, *report.baselines.values()):

@@ -9,8 +9,7 @@ from dinov2.apps.evaluation.everything import everything
 from dinov2.apps.evaluation.linear import linear
 from dinov2.apps.evaluation.session import Inputs
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
-from dinov2.models.config import build_from_table
-from dinov2.models.releases import RELEASES, backbone_table
+from dinov2.models.releases import RELEASES, backbone_config
 from tests.runs import pictures
 
 
@@ -26,7 +25,7 @@ def released(tmp_path_factory, monkeypatch):
         if path.exists():
             return path
         if row.kind == "backbone":
-            torch.save(build_from_table(backbone_table(row)).state_dict(), path)
+            torch.save(backbone_config(row).build().state_dict(), path)
         else:
             bias = torch.zeros(1000)
             bias[3 if row.layers == 1 else 5] = 1.0

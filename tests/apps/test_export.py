@@ -17,9 +17,9 @@ from dinov2.apps.exporting import onnx_files
 from dinov2.apps.exporting.comparison import Comparison
 from dinov2.apps.exporting.onnx_files import open_onnx
 from dinov2.apps.exporting.programs import open_program
-from dinov2.checkpoints.open import save_teacher
+from dinov2.checkpoints.files import save_teacher
 from dinov2.errors import ConfigError, DinoError, MissingDependency, WeightsError
-from dinov2.models.config import model_table
+from dinov2.models.config import BackboneConfig
 from dinov2.models.heads import LinearHead, linear_logits
 from dinov2.models.vision_transformer import DinoVisionTransformer, vit_small
 from tests.golden.recipe import fill, images
@@ -175,7 +175,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_weight_file_becomes_a_file_named_after_it_with_its_normalisation(here):
     model = tiny(img_size=56)
-    table = model_table(model, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    table = BackboneConfig.from_model(model, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
     save_teacher(here / "mine.pth", {f"backbone.{key}": value for key, value in model.state_dict().items()}, table)
     (here / "out").mkdir()
     report = export(here / "mine.pth", output="out", format="torch", json_file="summary.json")

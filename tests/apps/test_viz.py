@@ -12,9 +12,9 @@ from torch.testing import assert_close
 
 from dinov2.analysis.pca import fit_image_pca, load_pca
 from dinov2.apps.viz import view_patches, viz
-from dinov2.checkpoints.open import save_teacher
+from dinov2.checkpoints.files import save_teacher
 from dinov2.errors import ConfigError, DataError, MissingDependency
-from dinov2.models.config import model_table
+from dinov2.models.config import BackboneConfig
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import load
 from dinov2.report import render
@@ -231,7 +231,7 @@ def test_unreadable_images_are_left_out_and_listed(here, model, photos):
 def test_grey_models_see_grey_and_others_are_refused(here, photos):
     grey = fill(DinoVisionTransformer(img_size=32, patch_size=8, in_chans=1, embed_dim=64, depth=1, num_heads=1))
     teacher = {f"backbone.{key}": value for key, value in grey.state_dict().items()}
-    save_teacher(here / "grey.pth", teacher, model_table(grey, mean=[0.5], std=[0.2]))
+    save_teacher(here / "grey.pth", teacher, BackboneConfig.from_model(grey, mean=[0.5], std=[0.2]))
     viz(photos, model=here / "grey.pth", output=here / "out", size=16, what=["pca"], page=False)
     with pytest.raises(ConfigError, match="takes images of 5 channels"):
         viz(photos, model=weights(here / "five.pth", in_chans=5), output=here / "out", size=16)

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 import dinov2
-from dinov2.checkpoints.files import read_file, write_tensors
-from dinov2.checkpoints.open import open_weights, save_teacher
+from dinov2.checkpoints.files import read_file, save_teacher, write_tensors
+from dinov2.checkpoints.open import open_checkpoint
 from dinov2.errors import WeightsError
-from dinov2.models.config import BackboneConfig, model_table
+from dinov2.models.config import BackboneConfig
 from tests.models.tiny_backbones import huggingface_folder, tiny
 
 STATE = tiny().state_dict()
-TABLE = model_table(tiny(), mean=[0.5] * 3, std=[0.25] * 3)
+CONFIG = BackboneConfig.from_model(tiny(), mean=[0.5] * 3, std=[0.25] * 3)
+TABLE = CONFIG.table()
 DIGITS = int("9" * 4000)
 
 
@@ -360,7 +361,7 @@ def test_an_absurd_safetensors_header_is_refused(tmp_path, header):
 
 @pytest.mark.parametrize("name", ["t.pth", "backbone.safetensors"])
 def test_a_flipped_bit_is_noticed(tmp_path, name):
-    save_teacher(tmp_path / "t.pth", {f"backbone.{key}": value for key, value in STATE.items()}, TABLE)
+    save_teacher(tmp_path / "t.pth", {f"backbone.{key}": value for key, value in STATE.items()}, CONFIG)
     good = (tmp_path / name).read_bytes()
     place = good.index(STATE["blocks.1.mlp.fc1.weight"].numpy().tobytes()) + 17
     (tmp_path / name).write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
@@ -369,10 +370,10 @@ def test_a_flipped_bit_is_noticed(tmp_path, name):
     for place in generator.integers(len(good), size=40):
         (tmp_path / name).write_bytes(good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :])
         try:
-            opened = open_weights(tmp_path / name)  # the bit lies in padding, or in a figure that nobody reads
+            opened = open_checkpoint(tmp_path / name)  # the bit lies in padding, or in a figure that nobody reads
         except WeightsError:
             continue
-        assert opened.table == TABLE and all(torch.equal(opened.state[key], value) for key, value in STATE.items())
+        assert opened.config == CONFIG and all(torch.equal(opened.state[key], value) for key, value in STATE.items())
 
 
 def test_a_changed_setting_is_noticed(tmp_path):
@@ -387,4 +388,4 @@ def test_files_without_a_checksum_still_load(tmp_path):
     torch.save(
         {"teacher": {f"backbone.{key}": value for key, value in STATE.items()}, "model": TABLE}, tmp_path / "t.pth"
     )
-    assert open_weights(tmp_path / "t.pth").table == TABLE
+    assert open_checkpoint(tmp_path / "t.pth").config == CONFIG

@@ -9,17 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dinov2.checkpoints.adapters import from_original
-from dinov2.checkpoints.adapters.timm import timm_config_from_table
-from dinov2.checkpoints.open import load_into, open_weights
+from dinov2.checkpoints.adapters.timm import timm_config
+from dinov2.checkpoints.load import load_into
+from dinov2.checkpoints.open import open_checkpoint
 from dinov2.errors import WeightsError
-from dinov2.models.config import build_from_table, model_table
+from dinov2.models.config import BackboneConfig
 from tests.golden.recipe import images
 from tests.models.tiny_backbones import all_tokens, huggingface_folder, tiny
 
 
 def refused(path: Path) -> str:
     with pytest.raises(WeightsError) as refusal:
-        open_weights(path)
+        open_checkpoint(path)
     assert "\n" not in str(refusal.value)
     return str(refusal.value)
 
@@ -57,9 +58,10 @@ def test_a_hugging_face_folder_is_read_in_every_form(tmp_path, form, registers):
         torch.save(content, folder / "pytorch_model-00001-of-00001.bin")
         places = dict.fromkeys(content, "pytorch_model-00001-of-00001.bin")
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
-    opened = open_weights(folder)
+    opened = open_checkpoint(folder)
     assert opened.layout == "hf" and opened.notes == () and opened.dropped == ()
-    assert opened.table == {**model_table(model), "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    expected = BackboneConfig.from_model(model, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    assert opened.config == expected
     assert opened.head is not None and torch.equal(opened.head["weight"], head["weight"])
     assert list(opened.state) == list(model.state_dict())
     assert all(torch.equal(opened.state[key], value) for key, value in model.state_dict().items())
@@ -70,13 +72,13 @@ def test_a_hugging_face_folder_is_read_in_every_form(tmp_path, form, registers):
 
 def test_a_timm_folder_is_read_with_its_statistics_and_heads(tmp_path):
     model = tiny(num_register_tokens=2, num_heads=4)
-    config = timm_config_from_table(model_table(model), mean=[0.5, 0.5, 0.5], std=[0.1, 0.2, 0.3])
+    config = timm_config(BackboneConfig.from_model(model), mean=[0.5, 0.5, 0.5], std=[0.1, 0.2, 0.3])
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(from_original(model.state_dict(), "timm").state, tmp_path / "model.safetensors")
-    opened = open_weights(tmp_path)
+    opened = open_checkpoint(tmp_path)
     assert opened.layout == "timm" and len(opened.notes) == 2
-    assert opened.table == {**model_table(model), "mean": [0.5, 0.5, 0.5], "std": [0.1, 0.2, 0.3]}
-    again = build_from_table(opened.table).eval()
+    assert opened.config == BackboneConfig.from_model(model, mean=[0.5] * 3, std=[0.1, 0.2, 0.3])
+    again = opened.config.build().eval()
     load_into(again, opened.state)
     torch.testing.assert_close(all_tokens(again, images(1, 98, 98)), all_tokens(model, images(1, 98, 98)))
 
@@ -84,9 +86,9 @@ def test_a_timm_folder_is_read_with_its_statistics_and_heads(tmp_path):
 def test_the_file_in_a_folder_means_the_folder(tmp_path):
     """Else the number of heads, which no tensor tells, would be a guess although it is written beside the file."""
     folder = huggingface_folder(tmp_path / "m", tiny(num_heads=2))
-    assert open_weights(folder / "model.safetensors").table == open_weights(folder).table
+    assert open_checkpoint(folder / "model.safetensors").config == open_checkpoint(folder).config
     (folder / "model.safetensors").rename(folder / "mine.safetensors")
-    assert open_weights(folder / "mine.safetensors").table is None
+    assert open_checkpoint(folder / "mine.safetensors").config is None
 
 
 def test_the_stock_folder_without_a_position_rule_gets_that_of_the_release(tmp_path):
@@ -94,8 +96,8 @@ def test_the_stock_folder_without_a_position_rule_gets_that_of_the_release(tmp_p
     config = json.loads((folder / "config.json").read_text())
     del config["interpolate_offset"], config["interpolate_antialias"]
     (folder / "config.json").write_text(json.dumps(config))
-    table = open_weights(folder).table
-    assert table is not None and table["interpolate_offset"] == 0.1 and table["interpolate_antialias"] is False
+    config = open_checkpoint(folder).config
+    assert config is not None and (config.interpolate_offset, config.interpolate_antialias) == (0.1, False)
 
 
 @pytest.mark.parametrize(
@@ -128,9 +130,9 @@ def test_absurd_values_are_refused_or_do_not_matter(tmp_path, value):
         for key in json.loads(original):
             (folder / file).write_text(json.dumps({**json.loads(original), key: value}))
             try:
-                table = open_weights(folder).table
+                table = open_checkpoint(folder).config
                 with torch.device("meta"):
-                    assert table is not None and build_from_table(table).n_blocks == 2
+                    assert table is not None and table.build().n_blocks == 2
             except WeightsError as error:
                 refusals.append(error)
         (folder / file).write_text(original)
@@ -196,4 +198,4 @@ def test_a_folder_without_weights_says_what_it_lacks(tmp_path):
 
 def test_the_only_weight_file_of_a_folder_is_its_model(tmp_path):
     torch.save(tiny().state_dict(), tmp_path / "w.pth")
-    assert open_weights(tmp_path).files == (tmp_path / "w.pth",)
+    assert open_checkpoint(tmp_path).files == (tmp_path / "w.pth",)

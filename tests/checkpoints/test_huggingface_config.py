@@ -2,15 +2,14 @@
 
 import pytest
 
-from dinov2.checkpoints.adapters.huggingface_config import (
-    config_from_table,
-    facts_of_config,
-    normalisation_of,
-    preprocessor_from_table,
+from dinov2.checkpoints.adapters.huggingface import (
+    huggingface_config,
+    huggingface_preprocessor,
+    read_huggingface_config,
+    read_normalisation,
 )
 from dinov2.errors import WeightsError
-from dinov2.models.config import model_table
-from dinov2.models.recognise import recognise
+from dinov2.models.config import BackboneConfig
 from tests.checkpoints.test_adapters import NAMES, released
 from tests.models.tiny_backbones import tiny
 
@@ -19,7 +18,7 @@ SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_released_backbones_get_the_configuration_of_the_published_folders(name):
-    config = config_from_table(recognise(released(name)))
+    config = huggingface_config(BackboneConfig.from_state_dict(released(name)))
     dim, depth, heads = SIZES[NAMES[name].rpartition("-")[2]]
     registers = "_reg" in name
     expected = {
@@ -52,7 +51,9 @@ def test_released_backbones_get_the_configuration_of_the_published_folders(name)
 def test_stock_configuration_classes_keep_every_value():
     transformers = pytest.importorskip("transformers")
     for registers, family in ((0, "Dinov2"), (4, "Dinov2WithRegisters")):
-        config = config_from_table(model_table(tiny(num_register_tokens=registers)), labels=["cat", "dog", "owl"])
+        config = huggingface_config(
+            BackboneConfig.from_model(tiny(num_register_tokens=registers)), labels=["cat", "dog", "owl"]
+        )
         stock = getattr(transformers, f"{family}Config").from_dict(config).to_dict()
         stock["torch_dtype"] = str(stock.pop("dtype")).removeprefix("torch.")
         stock["id2label"] = {str(key): value for key, value in stock["id2label"].items()}
@@ -61,16 +62,16 @@ def test_stock_configuration_classes_keep_every_value():
 
 def test_a_table_survives_the_way_to_a_configuration_and_back():
     for options in ({}, {"num_register_tokens": 3}, {"ffn_layer": "swiglufused"}, {"qkv_bias": False, "num_heads": 2}):
-        table = model_table(tiny(**options))
-        facts = facts_of_config(config_from_table(table), source="config.json")
+        config = BackboneConfig.from_model(tiny(**options))
+        table, facts = config.table(), read_huggingface_config(huggingface_config(config), source="config.json")
         assert facts == {key: table[key] for key in facts}
         assert {"num_heads", "interpolate_offset", "interpolate_antialias", "img_size"} <= set(facts)
 
 
 def test_defaults_are_those_of_the_stock_classes():
-    plain = facts_of_config({"model_type": "dinov2"}, source="c")
+    plain = read_huggingface_config({"model_type": "dinov2"}, source="c")
     assert (plain["patch_size"], plain["img_size"], plain["embed_dim"]) == (14, [224, 224], 768)
-    registers = facts_of_config({"model_type": "dinov2_with_registers"}, source="c")
+    registers = read_huggingface_config({"model_type": "dinov2_with_registers"}, source="c")
     assert (registers["patch_size"], registers["num_register_tokens"]) == (16, 4)
     assert "interpolate_offset" not in plain  # stock files do not say it, and the release's rule holds
 
@@ -92,7 +93,9 @@ def test_defaults_are_those_of_the_stock_classes():
 )
 def test_a_configuration_of_another_kind_is_refused(change, reason):
     with pytest.raises(WeightsError) as refusal:
-        facts_of_config({**config_from_table(model_table(tiny())), **change}, source="config.json")
+        read_huggingface_config(
+            {**huggingface_config(BackboneConfig.from_model(tiny())), **change}, source="config.json"
+        )
     assert str(refusal.value).startswith("config.json ") and reason in str(refusal.value)
 
 
@@ -105,36 +108,34 @@ def test_a_configuration_of_another_kind_is_refused(change, reason):
 )
 def test_models_that_the_stock_classes_cannot_be_are_refused(options, reason):
     with pytest.raises(WeightsError) as refusal:
-        config_from_table(model_table(tiny(**options)))
+        huggingface_config(BackboneConfig.from_model(tiny(**options)))
     assert reason in str(refusal.value)
 
 
 def test_the_preprocessor_of_released_models_is_the_published_file():
-    for name in NAMES:
-        assert preprocessor_from_table(recognise(released(name))) == {
-            "do_resize": True,
-            "do_center_crop": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "do_convert_rgb": True,
-            "size": {"shortest_edge": 256},
-            "crop_size": {"height": 224, "width": 224},
-            "resample": 3,
-            "rescale_factor": 0.00392156862745098,
-            "image_mean": [0.485, 0.456, 0.406],
-            "image_std": [0.229, 0.224, 0.225],
-            "image_processor_type": "BitImageProcessor",
-        }
+    assert huggingface_preprocessor(518, patch_size=14) == {
+        "do_resize": True,
+        "do_center_crop": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "size": {"shortest_edge": 256},
+        "crop_size": {"height": 224, "width": 224},
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "image_processor_type": "BitImageProcessor",
+    }
 
 
 def test_models_of_ones_own_keep_their_size_and_statistics():
-    table = model_table(tiny(), mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
-    preprocessor = preprocessor_from_table(table)
+    preprocessor = huggingface_preprocessor(98, patch_size=14, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
     assert preprocessor["crop_size"] == {"height": 98, "width": 98} and preprocessor["size"] == {"shortest_edge": 112}
-    assert normalisation_of(preprocessor) == {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    assert read_normalisation(preprocessor) == {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 
 
 def test_what_normalises_nothing_tells_nothing():
-    assert normalisation_of({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": False}) == {}
-    assert normalisation_of({}) == {} and normalisation_of({"image_mean": [0.5] * 3}) == {}
-    assert normalisation_of({"image_mean": 0.5, "image_std": 2}) == {"mean": [0.5], "std": [2]}
+    assert read_normalisation({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": False}) == {}
+    assert read_normalisation({}) == {} and read_normalisation({"image_mean": [0.5] * 3}) == {}
+    assert read_normalisation({"image_mean": 0.5, "image_std": 2}) == {"mean": [0.5], "std": [2]}

@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dinov2.checkpoints import open as weights
-from dinov2.checkpoints.files import read_file
-from dinov2.checkpoints.open import backbone_state, load_into, save_teacher
+from dinov2.checkpoints.files import read_file, save_teacher
+from dinov2.checkpoints.load import load_into
+from dinov2.checkpoints.open import checkpoint_from
 from dinov2.errors import DinoError, WeightsError
-from dinov2.models.config import build_from_table, model_table, ratio_for
+from dinov2.models.config import BackboneConfig, ratio_for
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from tests.golden.loading import golden_json
 from tests.golden.recipe import fill, images
@@ -45,7 +45,7 @@ def as_teacher(model: DinoVisionTransformer) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("variant", TINY)
 def test_a_model_rebuilt_from_its_table_computes_the_same(variant):
     model = tiny(variant)
-    rebuilt = build_from_table(model_table(model)).eval()
+    rebuilt = BackboneConfig.from_model(model).build().eval()
     report = load_into(rebuilt, model.state_dict())
     assert report.matched == len(model.state_dict()) and report.resized == () and report.dropped == ()
     patch = TINY[variant]["patch_size"]
@@ -68,10 +68,11 @@ def test_a_model_rebuilt_from_its_table_computes_the_same(variant):
 )
 def test_unusual_options_survive_the_table(options):
     model = small(**options)
-    table = model_table(model, mean=(0.5,), std=(0.25,))
-    assert (table["mean"], table["std"]) == ([0.5], [0.25])
-    rebuilt = build_from_table(table)
-    assert model_table(rebuilt, mean=(0.5,), std=(0.25,)) == table
+    table = BackboneConfig.from_model(model, mean=(0.5,), std=(0.25,))
+    assert (table.mean, table.std) == ((0.5,), (0.25,))
+    assert BackboneConfig.from_table(table.table()) == table
+    rebuilt = table.build()
+    assert BackboneConfig.from_model(rebuilt, mean=(0.5,), std=(0.25,)) == table
     assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
@@ -95,10 +96,10 @@ def test_a_ratio_gives_back_exactly_the_hidden_width():
     ],
 )
 def test_a_table_that_describes_no_model_is_refused(change, reason):
-    table = model_table(small())
+    table = BackboneConfig.from_model(small()).table()
     table = {**table, **change} if isinstance(change, dict) else {k: v for k, v in table.items() if k != change}
     with pytest.raises(WeightsError) as refusal:
-        build_from_table(table)
+        BackboneConfig.from_table(table).build()
     assert reason in str(refusal.value)
 
 
@@ -123,8 +124,9 @@ WRAPPINGS = {
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_backbones_are_found_in_every_wrapping(wrapping):
     model = small()
-    state, heads = backbone_state(WRAPPINGS[wrapping](model.state_dict()))
-    assert heads == () and list(state) == list(model.state_dict())
+    checkpoint = checkpoint_from(WRAPPINGS[wrapping](model.state_dict()), "w.pth")
+    state = checkpoint.state
+    assert checkpoint.dropped == () and list(state) == list(model.state_dict())
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
 
@@ -314,20 +316,20 @@ def test_what_is_no_file_or_no_dictionary_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("variant", ["plain_mlp", "plain_mlp_chunked", "plain_bare", "reg_swiglu_chunked"])
 def test_a_teacher_is_written_as_the_release_does_and_as_safetensors_beside_it(tmp_path, variant):
     model = tiny(variant)
-    teacher, table = as_teacher(model), model_table(model, mean=[0.5] * 3, std=[0.2] * 3)
+    teacher, table = as_teacher(model), BackboneConfig.from_model(model, mean=[0.5] * 3, std=[0.2] * 3)
     file = tmp_path / "eval" / "training_0" / "teacher_checkpoint.pth"
     save_teacher(file, teacher, table)
     assert sorted(path.name for path in file.parent.iterdir()) == ["backbone.safetensors", "teacher_checkpoint.pth"]
 
     content = torch.load(file, weights_only=True)
-    assert list(content) == ["teacher", "model", "checksum"] and content["model"] == table
+    assert list(content) == ["teacher", "model", "checksum"] and content["model"] == table.table()
     assert list(content["teacher"]) == list(teacher)  # chunked keys stay, as released training files have them
     with safe_open(file.with_name("backbone.safetensors"), framework="pt") as beside:
         flat = DinoVisionTransformer(**{**TINY[variant], "block_chunks": 0}).state_dict()
         assert set(beside.keys()) == set(flat)
 
     for path in (file, file.with_name("backbone.safetensors")):
-        rebuilt = build_from_table(read_file(path)["model"]).eval()
+        rebuilt = BackboneConfig.from_table(read_file(path)["model"]).build().eval()
         load_into(rebuilt, read_file(path))
         x = images(1, 98, 98)
         with torch.no_grad():
@@ -336,25 +338,27 @@ def test_a_teacher_is_written_as_the_release_does_and_as_safetensors_beside_it(t
 
 def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(tmp_path, monkeypatch):
     file = tmp_path / "teacher_checkpoint.pth"
-    save_teacher(file, as_teacher(small()), model_table(small()))
+    save_teacher(file, as_teacher(small()), BackboneConfig.from_model(small()))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(value, path):
         Path(path).write_bytes(b"PK half of it")
         raise RuntimeError("[enforce fail at inline_container.cc:815] . PytorchStreamWriter failed writing file")
 
-    monkeypatch.setattr(weights.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(
         DinoError, match="teacher_checkpoint.pth could not be written .the disk may be full.; free some"
     ):
-        save_teacher(file, as_teacher(small(depth=3)), model_table(small(depth=3)))
+        save_teacher(file, as_teacher(small(depth=3)), BackboneConfig.from_model(small(depth=3)))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "eval").write_text("in the way")
     with pytest.raises(DinoError, match="could not be written"):
-        save_teacher(tmp_path / "eval" / "training_0" / "t.pth", as_teacher(small()), model_table(small()))
+        save_teacher(
+            tmp_path / "eval" / "training_0" / "t.pth", as_teacher(small()), BackboneConfig.from_model(small())
+        )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes")
@@ -364,13 +368,14 @@ def test_a_disk_that_is_really_full_is_one_sentence_for_either_file(tmp_path, li
     code = f"""
 import resource, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
-import torch
+import types, torch
 from dinov2.errors import DinoError
-from dinov2.checkpoints.open import save_teacher
+from dinov2.checkpoints.files import save_teacher
 shared = torch.zeros(100_000)  # 400 kB, which torch writes once and safetensors twice
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 try:
-    save_teacher({str(tmp_path / "t.pth")!r}, {{"backbone.a": shared, "backbone.b": shared}}, {{}})
+    no_config = types.SimpleNamespace(table=dict)
+    save_teacher({str(tmp_path / "t.pth")!r}, {{"backbone.a": shared, "backbone.b": shared}}, no_config)
 except DinoError as error:
     print(error)
 """

@@ -10,16 +10,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dinov2.checkpoints.adapters import flat_key, from_original
-from dinov2.checkpoints.files import read_file, write_state_dict, write_tensors
-from dinov2.checkpoints.open import load_into, open_weights, save_teacher
+from dinov2.checkpoints.files import read_file, save_teacher, write_state_dict, write_tensors
+from dinov2.checkpoints.load import load_into
+from dinov2.checkpoints.open import open_checkpoint
 from dinov2.errors import WeightsError
-from dinov2.models.config import build_from_table, model_table
+from dinov2.models.config import BackboneConfig
 from tests.models.tiny_backbones import tiny
 
 
 def refused(path: Path | str) -> str:
     with pytest.raises(WeightsError) as refusal:
-        open_weights(path)
+        open_checkpoint(path)
     assert "\n" not in str(refusal.value)
     return str(refusal.value)
 
@@ -38,41 +39,41 @@ def training_state(model: nn.Module, *, infix: str = "") -> dict[str, Any]:
 def test_a_released_file_is_found_under_flat_keys_without_a_table(tmp_path, chunks):
     model = tiny(block_chunks=chunks)
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    opened = open_weights(str(tmp_path / "w.pth"))
-    assert opened.layout == "original" and opened.table is None and opened.head is None
+    opened = open_checkpoint(str(tmp_path / "w.pth"))
+    assert opened.layout == "original" and opened.config is None and opened.head is None
     assert list(opened.state) == list(tiny().state_dict())
     assert opened.files == (tmp_path / "w.pth",)
 
 
 def test_our_own_files_bring_their_table(tmp_path):
     model = tiny(num_heads=2)
-    table = model_table(model, mean=[0.1] * 3, std=[0.2] * 3)
+    table = BackboneConfig.from_model(model, mean=[0.1] * 3, std=[0.2] * 3)
     save_teacher(tmp_path / "t.pth", {f"backbone.{key}": value for key, value in model.state_dict().items()}, table)
-    write_state_dict(tmp_path / "bare.pth", model.state_dict(), table)
-    write_tensors(tmp_path / "timm.safetensors", from_original(model.state_dict(), "timm").state, table)
+    write_state_dict(tmp_path / "bare.pth", model.state_dict(), table.table())
+    write_tensors(tmp_path / "timm.safetensors", from_original(model.state_dict(), "timm").state, table.table())
     for name in ("t.pth", "backbone.safetensors", "bare.pth", "timm.safetensors"):
-        opened = open_weights(tmp_path / name)
-        assert opened.layout == "own" and opened.table == table
+        opened = open_checkpoint(tmp_path / name)
+        assert opened.layout == "own" and opened.config == table
         assert all(torch.equal(opened.state[k], v) for k, v in model.state_dict().items() if k != "mask_token")
 
 
 def test_a_bare_state_dict_with_a_table_is_nothing_but_tensors_to_others(tmp_path):
     """The release's code loads it strictly, and so does any module of torch."""
     model = tiny()
-    write_state_dict(tmp_path / "w.pth", model.state_dict(), model_table(model))
+    write_state_dict(tmp_path / "w.pth", model.state_dict(), BackboneConfig.from_model(model).table())
     content = torch.load(tmp_path / "w.pth", weights_only=True)
     assert isinstance(content, OrderedDict) and list(content) == list(model.state_dict())
     tiny().load_state_dict(content, strict=True)
-    assert read_file(tmp_path / "w.pth")["model"] == model_table(model)
+    assert read_file(tmp_path / "w.pth")["model"] == BackboneConfig.from_model(model).table()
 
 
 def test_a_timm_file_of_ours_without_layer_scale_knows_what_it_is(tmp_path):
     model = tiny(init_values=None)
     state = from_original(model.state_dict(), "timm").state
-    write_tensors(tmp_path / "w.safetensors", state, model_table(model))
-    assert "mask_token" in open_weights(tmp_path / "w.safetensors").state
+    write_tensors(tmp_path / "w.safetensors", state, BackboneConfig.from_model(model).table())
+    assert "mask_token" in open_checkpoint(tmp_path / "w.safetensors").state
     write_tensors(tmp_path / "w.safetensors", state)
-    assert open_weights(tmp_path / "w.safetensors").notes == ("mask_token: zeros, the source has none",)
+    assert open_checkpoint(tmp_path / "w.safetensors").notes == ("mask_token: zeros, the source has none",)
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
@@ -80,7 +81,7 @@ def test_a_classifier_of_torch_hub_gives_backbone_and_head(tmp_path, prefix):
     model = tiny()
     head = {"linear_head.weight": torch.ones(3, 128), "linear_head.bias": torch.zeros(3)}
     torch.save({**{f"{prefix}{key}": value for key, value in model.state_dict().items()}, **head}, tmp_path / "w.pth")
-    opened = open_weights(tmp_path / "w.pth")
+    opened = open_checkpoint(tmp_path / "w.pth")
     assert list(opened.state) == list(model.state_dict())
     assert opened.head is not None and set(opened.head) == {"weight", "bias"}
     report = load_into(tiny(), read_file(tmp_path / "w.pth"))
@@ -93,7 +94,7 @@ def test_a_classifier_of_torch_hub_gives_backbone_and_head(tmp_path, prefix):
 def test_a_whole_file_of_a_training_process_gives_the_teacher(tmp_path, infix, chunks):
     model = tiny(block_chunks=chunks)
     torch.save(training_state(model, infix=infix), tmp_path / "model_0000012.rank_0.pth")
-    opened = open_weights(tmp_path / "model_0000012.rank_0.pth")
+    opened = open_checkpoint(tmp_path / "model_0000012.rank_0.pth")
     assert opened.layout == "training"
     assert all(torch.equal(opened.state[flat_key(key)], value) for key, value in model.state_dict().items())
     assert opened.dropped == ("dino_head.last_layer.weight_v",)
@@ -148,7 +149,9 @@ def test_models_of_other_kinds_are_refused_by_name(tmp_path, keys, reason):
 
 @pytest.mark.parametrize("change", [{"depth": 10**9}, {"embed_dim": 10**9}, {"depth": "two"}])
 def test_a_table_of_another_model_is_refused_before_anything_is_built(tmp_path, change):
-    write_tensors(tmp_path / "w.safetensors", tiny().state_dict(), {**model_table(tiny()), **change})
+    write_tensors(
+        tmp_path / "w.safetensors", tiny().state_dict(), {**BackboneConfig.from_model(tiny()).table(), **change}
+    )
     assert "the model table and the tensors of" in refused(tmp_path / "w.safetensors")
 
 
@@ -173,7 +176,7 @@ def test_the_format_is_told_by_the_content_and_not_by_the_name(tmp_path):
     save_file(state, tmp_path / "really.pth")
     torch.save(state, tmp_path / "really.safetensors")
     for name in ("really.pth", "really.safetensors"):
-        assert list(open_weights(tmp_path / name).state) == list(state)
+        assert list(open_checkpoint(tmp_path / name).state) == list(state)
 
 
 def test_a_truncated_file_and_a_missing_one_are_refused(tmp_path):
@@ -187,7 +190,7 @@ def test_a_truncated_file_and_a_missing_one_are_refused(tmp_path):
 
 def test_positions_of_a_file_that_says_its_grid_need_not_be_square(tmp_path):
     wide = tiny(img_size=(42, 126))
-    write_tensors(tmp_path / "w.safetensors", wide.state_dict(), model_table(wide))
+    write_tensors(tmp_path / "w.safetensors", wide.state_dict(), BackboneConfig.from_model(wide).table())
     report = load_into(tiny(img_size=(126, 42)), read_file(tmp_path / "w.safetensors"))
     assert report.resized == ("pos_embed 27 -> 27 patches",)
     assert load_into(tiny(img_size=(42, 126)), read_file(tmp_path / "w.safetensors")).resized == ()
@@ -196,7 +199,7 @@ def test_positions_of_a_file_that_says_its_grid_need_not_be_square(tmp_path):
 def test_a_model_without_memory_takes_the_tensors_over():
     model = tiny()
     with torch.device("meta"):
-        empty = build_from_table(model_table(model))
+        empty = BackboneConfig.from_model(model).build()
     load_into(empty, {key: value.half() for key, value in model.state_dict().items()})
     assert empty.cls_token.dtype == torch.float32 and not any(p.is_meta for p in empty.parameters())
     assert torch.equal(empty.norm.weight, model.norm.weight.half().float())
@@ -251,7 +254,7 @@ NESTED: dict[str, dict[Any, Any]] = {
 @pytest.mark.parametrize("name", NESTED)
 def test_a_backbone_is_found_by_its_keys_wherever_it_is(tmp_path, name):
     torch.save(NESTED[name], tmp_path / "w.pth")
-    opened = open_weights(tmp_path / "w.pth")
+    opened = open_checkpoint(tmp_path / "w.pth")
     model = tiny(init_values=None) if name == "no mask token" else tiny()
     state = {key: value for key, value in model.state_dict().items() if key != "mask_token"}
     assert set(opened.state) == {*state, "mask_token"}
@@ -272,7 +275,7 @@ def test_a_backbone_is_found_by_its_keys_wherever_it_is(tmp_path, name):
 )
 def test_of_several_backbones_the_averaged_one_is_taken_and_named(tmp_path, content, taken):
     torch.save(content, tmp_path / "w.pth")
-    note = open_weights(tmp_path / "w.pth").notes[0]
+    note = open_checkpoint(tmp_path / "w.pth").notes[0]
     assert note.startswith(f"backbone of {taken!r} taken")
     assert ("and not of" in note) == (str(content).count("patch_embed.proj.weight") > 1)
 
@@ -281,7 +284,7 @@ def test_what_lies_beside_a_backbone_is_counted(tmp_path):
     torch.save(
         below("pretrained.", **{"depth_head.a": torch.zeros(1), "depth_head.b": torch.zeros(1)}), tmp_path / "w.pth"
     )
-    opened = open_weights(tmp_path / "w.pth")
+    opened = open_checkpoint(tmp_path / "w.pth")
     assert opened.dropped == ("depth_head.a", "depth_head.b")
     report = load_into(tiny(), read_file(tmp_path / "w.pth"))
     assert str(report) == f"{report.matched} tensors loaded; 2 of other parts left out"
@@ -291,7 +294,7 @@ def test_a_classifier_on_other_features_is_left_out_with_a_note(tmp_path):
     """Of somebody's fine-tuned model: on the class token alone, where the released heads read the patches as well."""
     head = {"classifier.weight": torch.ones(3, 64), "classifier.bias": torch.zeros(3)}
     torch.save({"state_dict": below("model.", **head)}, tmp_path / "w.pth")
-    opened = open_weights(tmp_path / "w.pth")
+    opened = open_checkpoint(tmp_path / "w.pth")
     assert opened.head is None and "classifier left out, it reads other features" in opened.notes[0]
 
 
@@ -311,7 +314,7 @@ def test_a_refusal_names_the_place_of_the_backbone(tmp_path):
 
 def test_the_same_tensors_give_the_same_bytes_in_every_process(tmp_path):
     """The writer of the format takes metadata from a hash map; eight files without a fixed order would differ."""
-    table, contents = model_table(tiny()), set()
+    table, contents = BackboneConfig.from_model(tiny()).table(), set()
     for _ in range(8):
         write_tensors(tmp_path / "w.safetensors", tiny().state_dict(), table)
         contents.add((tmp_path / "w.safetensors").read_bytes())

@@ -4,25 +4,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dinov2.checkpoints.open import load_into
-from dinov2.checkpoints.resize import adapt, resize_patch_kernel
+from dinov2.checkpoints.load import load_into
+from dinov2.checkpoints.resize import resize_model, resize_patch_kernel
 from dinov2.errors import WeightsError
-from dinov2.models.config import build_from_table, model_table
+from dinov2.models.config import BackboneConfig
 from tests.golden.recipe import images
 from tests.models.tiny_backbones import all_tokens, tiny
 
 
 def adapted(model, **asked):
-    result = adapt(model.state_dict(), model_table(model), **asked)
-    changed = build_from_table(result.table).eval()
-    assert load_into(changed, {**result.state, "model": result.table}).resized == ()
+    result = resize_model(model.state_dict(), BackboneConfig.from_model(model), **asked)
+    changed = result.config.build().eval()
+    assert load_into(changed, {**result.state, "model": result.config.table()}).resized == ()
     return changed, result
 
 
 def test_nothing_is_changed_unasked():
     model = tiny()
-    result = adapt(model.state_dict(), model_table(model), img_size=98, patch_size=14, in_chans=3)
-    assert result.notes == () and result.table == model_table(model)
+    result = resize_model(model.state_dict(), BackboneConfig.from_model(model), img_size=98, patch_size=14, in_chans=3)
+    assert result.notes == () and result.config == BackboneConfig.from_model(model)
     assert all(torch.equal(result.state[key], value) for key, value in model.state_dict().items())
 
 
@@ -40,7 +40,7 @@ def test_another_image_size_gives_what_the_model_itself_makes_of_that_size(regis
 
 def test_a_grid_that_is_not_square_can_be_left_again():
     wide, result = adapted(tiny(), img_size=(42, 126))
-    back = adapt(result.state, result.table, img_size=98)
+    back = resize_model(result.state, result.config, img_size=98)
     assert back.state["pos_embed"].shape == (1, 50, 64)
     assert wide.pos_embed.shape == (1, 28, 64)
 
@@ -82,7 +82,7 @@ def test_one_channel_gives_the_tokens_of_a_grey_image():
     expected = all_tokens(model, grey.expand(-1, 3, -1, -1))
     torch.testing.assert_close(all_tokens(changed, grey), expected, rtol=0, atol=1e-5)
     assert result.notes == ("channels 3 -> 1 (kernels summed)",)
-    assert result.table["mean"] == [pytest.approx((0.485 + 0.456 + 0.406) / 3)] and len(result.table["std"]) == 1
+    assert result.config.mean == (pytest.approx((0.485 + 0.456 + 0.406) / 3),) and len(result.config.std) == 1
 
 
 @pytest.mark.parametrize("channels", [4, 6])
@@ -91,7 +91,7 @@ def test_more_channels_repeat_the_kernels_and_keep_the_size_of_tokens(channels):
     changed, result = adapted(model, in_chans=channels)
     kernel, new = model.patch_embed.proj.weight, changed.patch_embed.proj.weight
     assert torch.equal(new[:, 3], kernel[:, 0] * (3 / channels))
-    assert len(result.table["mean"]) == channels and result.table["mean"][3] == result.table["mean"][0]
+    assert len(result.config.mean) == channels and result.config.mean[3] == result.config.mean[0]
     if channels == 6:
         x = images(1, 98, 98)
         torch.testing.assert_close(all_tokens(changed, x.repeat(1, 2, 1, 1)), all_tokens(model, x), rtol=0, atol=1e-5)
@@ -110,12 +110,12 @@ def test_more_channels_repeat_the_kernels_and_keep_the_size_of_tokens(channels):
 )
 def test_what_cannot_be_is_refused(asked, reason):
     with pytest.raises(WeightsError) as refusal:
-        adapt(tiny().state_dict(), model_table(tiny()), **asked)
+        resize_model(tiny().state_dict(), BackboneConfig.from_model(tiny()), **asked)
     assert reason in str(refusal.value)
 
 
 def test_the_source_is_left_alone():
     state = tiny().state_dict()
     before = {key: value.clone() for key, value in state.items()}
-    adapt(state, model_table(tiny()), img_size=(42, 70), patch_size=7, in_chans=1)
+    resize_model(state, BackboneConfig.from_model(tiny()), img_size=(42, 70), patch_size=7, in_chans=1)
     assert all(torch.equal(before[key], value) for key, value in state.items())

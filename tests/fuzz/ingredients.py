@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dinov2.checkpoints.files import write_tensors
-from dinov2.models.config import model_table
+from dinov2.models.config import BackboneConfig
 from tests.models.tiny_backbones import huggingface_folder, tiny
 from tests.runs import pictures
 
@@ -37,7 +37,7 @@ def prepare(folder: Path) -> Ingredients:
     """Writes the good files into `folder`: a model 64 wide with one block, for pictures of 28 pixels."""
     model = tiny(img_size=28, depth=1)
     state = {key: value.detach().clone() for key, value in model.state_dict().items()}
-    table = model_table(model)
+    table = BackboneConfig.from_model(model).table()
     weights, release, head = folder / "good.safetensors", folder / "good.pth", folder / "head.pth"
     write_tensors(weights, state, table)
     torch.save(state, release)

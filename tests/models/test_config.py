@@ -7,8 +7,7 @@ from torch import Tensor
 from dinov2.configs import load_config
 from dinov2.errors import WeightsError
 from dinov2.models import build_model_from_cfg
-from dinov2.models.config import build_from_table, model_table
-from dinov2.models.recognise import recognise
+from dinov2.models.config import BackboneConfig
 from dinov2.models.vision_transformer import ARCHITECTURES, DinoVisionTransformer
 from tests.golden.loading import golden_json
 
@@ -39,14 +38,14 @@ def chunked(state: dict[str, Tensor], size: int) -> dict[str, Tensor]:
 def test_each_released_backbone_is_recognised(name, in_chunks):
     arch, registers = RELEASED[name]
     state = released_tensors(name)
-    table = recognise(chunked(state, 3) if in_chunks else state)
-    assert (table["embed_dim"], table["depth"], table["num_heads"]) == ARCHITECTURES[arch]
-    assert table["num_register_tokens"] == registers
-    assert table["ffn_layer"] == ("swiglufused" if arch == "vit_giant2" else "mlp")
-    assert (table["img_size"], table["patch_size"], table["in_chans"]) == ([518, 518], 14, 3)
-    assert (table["interpolate_offset"], table["interpolate_antialias"]) == ((0.0, True) if registers else (0.1, False))
+    config = BackboneConfig.from_state_dict(chunked(state, 3) if in_chunks else state)
+    assert (config.embed_dim, config.depth, config.num_heads) == ARCHITECTURES[arch]
+    assert config.num_register_tokens == registers
+    assert config.ffn_layer == ("swiglufused" if arch == "vit_giant2" else "mlp")
+    assert (config.img_size, config.patch_size, config.in_chans) == ((518, 518), 14, 3)
+    assert (config.interpolate_offset, config.interpolate_antialias) == ((0.0, True) if registers else (0.1, False))
     with torch.device("meta"):
-        model = build_from_table(table)
+        model = config.build()
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in state.items()}
 
 
@@ -55,16 +54,16 @@ def test_the_packaged_configuration_of_a_released_backbone_says_the_same(name):
     cfg = load_config(f"eval/{name.replace('_reg', '_reg4')}_pretrain")
     with torch.device("meta"):
         backbone, width = build_model_from_cfg(cfg, only_teacher=True)
-    assert model_table(backbone) == recognise(released_tensors(name))
+    assert BackboneConfig.from_model(backbone) == BackboneConfig.from_state_dict(released_tensors(name))
     assert width == ARCHITECTURES[RELEASED[name][0]].embed_dim
 
 
 @pytest.mark.parametrize("variant", TINY)
 def test_what_the_tensors_do_not_tell_can_be_given(variant):
     model = DinoVisionTransformer(**TINY[variant])
-    table = model_table(model)
-    told = {key: table[key] for key in ("num_heads", "interpolate_offset", "interpolate_antialias")}
-    assert recognise(model.state_dict(), **told) == table
+    config = BackboneConfig.from_model(model)
+    told = {key: getattr(config, key) for key in ("num_heads", "interpolate_offset", "interpolate_antialias")}
+    assert BackboneConfig.from_state_dict(model.state_dict(), **told) == config
 
 
 def test_weights_of_another_number_of_channels_without_layer_scale_or_biases():
@@ -72,7 +71,7 @@ def test_weights_of_another_number_of_channels_without_layer_scale_or_biases():
         img_size=32, patch_size=8, in_chans=5, embed_dim=64, depth=2, num_heads=1, mlp_ratio=1.5, block_chunks=0,
         qkv_bias=False, proj_bias=False, ffn_bias=False, interpolate_offset=0.1,
     )  # fmt: skip
-    assert recognise(model.state_dict()) == model_table(model)
+    assert BackboneConfig.from_state_dict(model.state_dict()) == BackboneConfig.from_model(model)
 
 
 @pytest.mark.parametrize("hidden", [61, 115, 230, 453, 1792])
@@ -81,7 +80,7 @@ def test_the_width_of_the_feed_forward_network_is_met_exactly(hidden):
     model = DinoVisionTransformer(
         img_size=8, patch_size=8, embed_dim=448, depth=1, num_heads=7, mlp_ratio=(hidden + 0.5) / 448, block_chunks=0
     )
-    rebuilt = build_from_table(recognise(model.state_dict()))
+    rebuilt = BackboneConfig.from_state_dict(model.state_dict()).build()
     assert rebuilt.blocks[0].mlp.fc1.out_features == model.blocks[0].mlp.fc1.out_features == hidden
 
 
@@ -109,10 +108,10 @@ def altered(**changes: Tensor | None) -> dict[str, Tensor]:
 )
 def test_tensors_that_do_not_tell_an_architecture_are_refused(state, reason):
     with pytest.raises(WeightsError, match="w.pth.*") as refusal:
-        recognise(state, source="w.pth")
+        BackboneConfig.from_state_dict(state, source="w.pth")
     assert reason in str(refusal.value)
 
 
 def test_keys_that_merely_end_alike_are_no_blocks():
     state = altered(norm1__weight=torch.zeros(384), encoder__layers__x__norm1__weight=torch.zeros(384))
-    assert recognise(state)["depth"] == 12
+    assert BackboneConfig.from_state_dict(state).depth == 12

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from dinov2.checkpoints.adapters import from_original, to_original
-from dinov2.checkpoints.adapters.huggingface_config import config_from_table
+from dinov2.checkpoints.adapters.huggingface import huggingface_config
 from dinov2.checkpoints.heads import head_from_state
-from dinov2.checkpoints.open import load_into, open_weights
-from dinov2.models.config import build_from_table, model_table
+from dinov2.checkpoints.load import load_into
+from dinov2.checkpoints.open import open_checkpoint
+from dinov2.models.config import BackboneConfig
 from dinov2.models.heads import linear_logits
-from dinov2.models.recognise import recognise
 from dinov2.models.vision_transformer import DinoVisionTransformer, vit_small
 from tests.checkpoints.test_adapters import NAMES, released
 from tests.golden.recipe import fill, images
@@ -58,7 +58,7 @@ def stock_transformers(folder: Path, model: DinoVisionTransformer) -> nn.Module:
 
 def empty_timm(model: DinoVisionTransformer, **changes: Any) -> nn.Module:
     """timm's class in the same size, with weights of its own."""
-    table = model_table(model)
+    table = BackboneConfig.from_model(model).table()
     gated = table["ffn_layer"] == "swiglufused"
     inner = model.blocks[0].mlp.w12 if gated else model.blocks[0].mlp.fc1
     options = {
@@ -133,13 +133,13 @@ def test_weights_that_transformers_made_and_saved_give_the_same_tokens_here(tmp_
         for parameter in peer.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     peer.save_pretrained(tmp_path / "m")
-    opened = open_weights(tmp_path / "m")
+    opened = open_checkpoint(tmp_path / "m")
     assert opened.layout == "hf" and opened.table["num_heads"] == 2  # which no tensor tells
-    model = build_from_table(opened.table).eval()
+    model = BackboneConfig.from_table(opened.table).build().eval()
     load_into(model, opened.state)
     assert_same(all_tokens(model, images(2, *NATIVE)), tokens_of(peer, images(2, *NATIVE)))
     # The same tensors from memory, under the names that the library uses there.
-    again = build_from_table(opened.table).eval()
+    again = BackboneConfig.from_table(opened.table).build().eval()
     load_into(again, peer.state_dict())
     assert torch.equal(all_tokens(again, images(1, *NATIVE)), all_tokens(model, images(1, *NATIVE)))
 
@@ -163,7 +163,7 @@ def test_classifiers_give_the_same_logits_in_transformers(tmp_path, registers):
     head = {"weight": torch.randn(7, 128) / 11, "bias": torch.randn(7)}
     folder = huggingface_folder(tmp_path / "m", model, head=head)
     peer = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
-    ours = head_from_state(open_weights(folder).head, embed_dim=64)
+    ours = head_from_state(open_checkpoint(folder).head, embed_dim=64)
     x = images(2, *NATIVE)
     with torch.no_grad():
         assert_same(linear_logits(model, ours, x), peer(x).logits)
@@ -178,7 +178,7 @@ def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
 def test_the_stock_classes_of_every_released_size_hold_exactly_these_tensors(name):
     """Built without memory from the configuration that is written, and by timm's own name."""
     state = released(name)
-    config = config_from_table(recognise(state))
+    config = huggingface_config(BackboneConfig.from_state_dict(state))
     family = "Dinov2WithRegisters" if "_reg" in name else "Dinov2"
     size = {"s": "small", "b": "base", "l": "large", "g": "giant"}[name[3]]
     with torch.device("meta"):

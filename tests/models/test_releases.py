@@ -10,8 +10,8 @@ import torch
 
 from dinov2.data.eval_transform import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from dinov2.errors import UnknownRelease
-from dinov2.models.config import build_from_table, model_table
-from dinov2.models.releases import BASE_URL, KINDS, METRICS, RELEASES, Release, backbone_table, release
+from dinov2.models.config import BackboneConfig
+from dinov2.models.releases import BASE_URL, KINDS, METRICS, RELEASES, Release, backbone_config, release
 from tests.golden.loading import golden_json
 
 BACKBONES = [row for row in RELEASES if row.kind == "backbone"]
@@ -61,12 +61,12 @@ def test_a_row_repeats_what_its_backbone_says(row: Release) -> None:
 @pytest.mark.parametrize("row", BACKBONES, ids=lambda row: row.name)
 def test_the_table_of_a_backbone_builds_the_released_model(row: Release) -> None:
     with torch.device("meta"):
-        model = build_from_table(backbone_table(row))
+        model = backbone_config(row).build()
     golden = golden_json(f"backbone_{row.name.removeprefix('dinov2_')}.keys")
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == golden
     assert sum(parameter.numel() for parameter in model.parameters()) == row.parameters
-    assert model_table(model, mean=row.mean, std=row.std) == backbone_table(row)
-    json.dumps(backbone_table(row))
+    assert BackboneConfig.from_model(model, mean=row.mean, std=row.std) == backbone_config(row)
+    json.dumps(backbone_config(row).table())
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from dinov2.checkpoints.adapters import from_original
-from dinov2.checkpoints.adapters.huggingface import with_classifier
-from dinov2.checkpoints.adapters.huggingface_config import config_from_table, preprocessor_from_table
+from dinov2.checkpoints.adapters.huggingface import huggingface_config, huggingface_preprocessor, with_classifier
 from dinov2.checkpoints.files import write_tensors
-from dinov2.models.config import model_table
+from dinov2.models.config import BackboneConfig
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from tests.golden.recipe import fill
 
@@ -46,12 +45,13 @@ def huggingface_folder(
     folder: Path, model: DinoVisionTransformer, *, head: dict[str, Tensor] | None = None, **config: Any
 ) -> Path:
     """A folder as Hugging Face lays it out; `config` overrides entries of config.json."""
-    table = model_table(model)
+    table = BackboneConfig.from_model(model)
     labels = None if head is None else [f"class {index}" for index in range(len(head["bias"]))]
     folder.mkdir(parents=True)
     state = from_original(model.state_dict(), "hf").state
     named = with_classifier(state, head, registers=bool(model.num_register_tokens))
     write_tensors(folder / "model.safetensors", named)
-    (folder / "config.json").write_text(json.dumps({**config_from_table(table, labels=labels), **config}))
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor_from_table(table)))
+    (folder / "config.json").write_text(json.dumps({**huggingface_config(table, labels=labels), **config}))
+    preprocessor = huggingface_preprocessor(model.patch_embed.img_size[0], patch_size=model.patch_size)
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return folder

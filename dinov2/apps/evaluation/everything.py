@@ -17,7 +17,7 @@ from dinov2.apps.evaluation.methods import METHODS, OWN_CLASSIFIER, Method
 from dinov2.apps.evaluation.released_head import head_parts, knows_classes_of, score_head
 from dinov2.apps.evaluation.session import Inputs, Session, session
 from dinov2.apps.evaluation.subjects import Subject, called, subject_of
-from dinov2.checkpoints.locate import find
+from dinov2.checkpoints.locate import locate_checkpoint
 from dinov2.distributed import is_main_process
 from dinov2.encode.external_models import is_external_model
 from dinov2.errors import ConfigError
@@ -327,7 +327,7 @@ def _look_for(models: Sequence[str | os.PathLike[str]], inputs: Inputs) -> None:
         raise ConfigError(f"the model {twice[0]} was named twice; name each model once")
     for model in models:
         if not is_external_model(str(model)) or Path(model).exists():
-            find(model, progress=inputs.progress)
+            locate_checkpoint(model, progress=inputs.progress)
 
 
 def _distinct(name: str, taken: Sequence[str], number: int) -> str:

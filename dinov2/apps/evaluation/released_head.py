@@ -20,7 +20,7 @@ from dinov2.apps.evaluation.stored import StoredCache
 from dinov2.apps.evaluation.subjects import Subject
 from dinov2.checkpoints.files import read_file
 from dinov2.checkpoints.heads import head_from_state
-from dinov2.checkpoints.locate import ShowProgress, find
+from dinov2.checkpoints.locate import ShowProgress, locate_checkpoint
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
 from dinov2.encode.scoring import Scoring
 from dinov2.encode.stream import Features
@@ -58,7 +58,7 @@ def attach_head(
 
     Raises `WeightsError` when it does not fit or is none.
     """
-    found = find(source, progress=progress)
+    found = locate_checkpoint(source, progress=progress)
     path = found.head or found.path
     loaded.head = head_from_state(read_file(path), embed_dim=loaded.embed_dim, source=str(source)).to(loaded.device)
     return HeadFile(Path(str(source)).name, digest_of_files([path]))

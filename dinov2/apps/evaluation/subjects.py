@@ -92,7 +92,7 @@ def subject_of(loaded: Pretrained, *, name: str | None = None) -> Subject:
         transform=loaded.transform,
         precision=str(loaded.autocast_dtype or torch.float32).removeprefix("torch."),
         device=loaded.device,
-        channels=int(loaded.table.get("in_chans", 3)),
+        channels=loaded.in_chans,
     )
 
 
@@ -119,7 +119,7 @@ def raw_pixels(loaded: Pretrained) -> Subject:
         transform=loaded.transform,
         precision="float32",
         device=loaded.device,
-        channels=int(loaded.table.get("in_chans", 3)),
+        channels=loaded.in_chans,
     )
 
 
@@ -160,7 +160,7 @@ def _blocks_of(loaded: Pretrained) -> int:
 
 def _probe(loaded: Pretrained) -> Tensor:
     """Two images that are the same on every machine, of the size that the model is evaluated at."""
-    shape = (2, int(loaded.table.get("in_chans", 3)), loaded.transform.crop_size, loaded.transform.crop_size)
+    shape = (2, loaded.in_chans, loaded.transform.crop_size, loaded.transform.crop_size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dinov2.checkpoints.adapters.huggingface import with_every_part
 from dinov2.layers.swiglu_ffn import swiglu_hidden_features
-from dinov2.models.config import ratio_for
+from dinov2.models.config import BackboneConfig, ratio_for
 
-__all__ = ["from_timm", "timm_config_from_table", "to_timm"]
+__all__ = ["from_timm", "timm_config", "to_timm"]
 
 _SIZES = {384: "small", 768: "base", 1024: "large"}
 
@@ -77,13 +77,12 @@ def _has_class_position(position: Tensor) -> bool:
     return math.isqrt(patches) ** 2 == patches
 
 
-def timm_config_from_table(table: Mapping[str, Any], *, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+def timm_config(config: BackboneConfig, *, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     """`config.json` with which `timm.create_model("local-dir:FOLDER")` builds the model in that folder."""
-    gated, dim = table["ffn_layer"] in ("swiglu", "swiglufused"), table["embed_dim"]
-    registers = table["num_register_tokens"]
+    gated, dim, registers = config.is_gated, config.embed_dim, config.num_register_tokens
     size = "giant" if gated else _SIZES.get(dim, "small")
-    hidden = int(dim * table["mlp_ratio"])
-    height, width = table["img_size"]
+    hidden = int(dim * config.mlp_ratio)
+    height, width = config.img_size
     return {
         "architecture": f"vit_{size}_patch14{'_reg4' if registers else ''}_dinov2",
         "num_classes": 0,
@@ -91,23 +90,23 @@ def timm_config_from_table(table: Mapping[str, Any], *, mean: Sequence[float], s
         "global_pool": "token",
         "model_args": {
             "img_size": [height, width],
-            "patch_size": table["patch_size"],
-            "in_chans": table["in_chans"],
+            "patch_size": config.patch_size,
+            "in_chans": config.in_chans,
             "embed_dim": dim,
-            "depth": table["depth"],
-            "num_heads": table["num_heads"],
+            "depth": config.depth,
+            "num_heads": config.num_heads,
             # timm's gated network counts both halves.
-            "mlp_ratio": ratio_for(2 * swiglu_hidden_features(hidden), dim) if gated else table["mlp_ratio"],
-            "qkv_bias": table["qkv_bias"],
-            "proj_bias": table["proj_bias"] or table["ffn_bias"],
-            "init_values": 1.0 if table["layerscale"] else None,
+            "mlp_ratio": ratio_for(2 * swiglu_hidden_features(hidden), dim) if gated else config.mlp_ratio,
+            "qkv_bias": config.qkv_bias,
+            "proj_bias": config.proj_bias or config.ffn_bias,
+            "init_values": 1.0 if config.layerscale else None,
             "reg_tokens": registers,
             "num_classes": 0,
         },
         "pretrained_cfg": {
             "tag": "",
             "custom_load": False,
-            "input_size": [table["in_chans"], height, width],
+            "input_size": [config.in_chans, height, width],
             "fixed_input_size": True,
             "interpolation": "bicubic",
             "crop_pct": 1.0,

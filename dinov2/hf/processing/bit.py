@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from dinov2.checkpoints.adapters.huggingface_config import preprocessor_from_table
+from dinov2.checkpoints.adapters.huggingface import huggingface_preprocessor
 from dinov2.data.eval_transform import middle_of_strip
 from dinov2.errors import ConfigError, WeightsError
 from dinov2.hf.processing.pixels import (
@@ -318,8 +318,6 @@ def _released_settings(folder: Path) -> dict[str, Any] | None:
         patch = config.get("patch_size", _PATCHES[config["model_type"]])
         sides = [config.get("image_size", 224), patch]
         image, patch = (int(min(side) if isinstance(side, list) else side) for side in sides)
-        return preprocessor_from_table(
-            {"img_size": [image, image], "patch_size": patch, "in_chans": config.get("num_channels", 3)}
-        )
+        return huggingface_preprocessor(image, patch_size=patch, in_chans=config.get("num_channels", 3))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, WeightsError):
         return None

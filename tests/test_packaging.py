@@ -27,11 +27,28 @@ def listed(*lists: list[str]) -> set[str]:
     return {str(Requirement(line)) for lines in lists for line in lines}
 
 
+# Distributions whose import name is another, or that another package imports for us.
+IMPORTED_AS = {"pillow": "PIL", "faiss-cpu": "faiss", "scikit-learn": "sklearn", "cuml-cu12": "cuml"}
+IMPORTED_BY_OTHERS = {
+    "accelerate": "transformers, for device_map",
+    "onnxscript": "torch.onnx, to export",
+    "tensorboard": "torch.utils.tensorboard",
+}
+
+
+def test_every_declared_package_is_imported_somewhere() -> None:
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "dinov2").rglob("*.py"))
+    extras = [line for name, lines in EXTRAS.items() if name not in ("dev", "all") for line in lines]
+    names = {Requirement(line).name for line in [*PROJECT["dependencies"], *extras]} - IMPORTED_BY_OTHERS.keys()
+    modules = {name: IMPORTED_AS.get(name, name) for name in names}
+    assert [n for n, m in modules.items() if not re.search(rf"^\s*(import|from) {m}\b", code, re.MULTILINE)] == []
+
+
 @pytest.mark.parametrize(
     ("name", "lists"),
     [
-        ("requirements.txt", [PROJECT["dependencies"], EXTRAS["slurm"]]),
-        ("requirements-extras.txt", [EXTRAS["dense"], EXTRAS["report"]]),
+        ("requirements.txt", [PROJECT["dependencies"]]),
+        ("requirements-extras.txt", [EXTRAS["report"]]),
         ("requirements-dev.txt", [EXTRAS["dev"]]),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinov2.checkpoints.download import cached_path, download
+from dinov2.checkpoints.locate import locate_checkpoint
 from dinov2.errors import ConfigError
 from dinov2.models.releases import Release
 
@@ -29,17 +30,17 @@ class WeightFile(NamedTuple):
 def file_behind(weights: object, members: type[Enum], row: Release) -> WeightFile:
     """The weight file which an entry's argument stands for.
 
-    `weights` is a member of `members` or its name in any case, both for the release's own file `row`, or the path or
-    http address of another file. Raises `WrongArgument` at once for anything else.
+    `weights` is a member of `members` or its name in any case, both for the release's own file `row`, or another
+    file, folder, run, address or Hugging Face id. Raises `WrongArgument` at once for anything else.
     """
     if isinstance(weights, members) or (isinstance(weights, str) and weights.upper() in members.__members__):
         return WeightFile(True, lambda: _fetched(row.url, row.sha256))
     if isinstance(weights, str) and "://" in weights:
         return WeightFile(False, lambda: _fetched(weights, None))
     if isinstance(weights, str | os.PathLike) and str(weights):
-        path = Path(weights).expanduser()
-        if path.suffix or path.exists():  # one that is missing is an error of the reader
-            return WeightFile(False, lambda: path)
+        path, is_id = Path(weights).expanduser(), isinstance(weights, str) and weights.count("/") == 1
+        if path.suffix or path.exists() or is_id:  # one that is missing is an error of the reader
+            return WeightFile(False, lambda: locate_checkpoint(weights).path)
     names = " or ".join(repr(name) for name in members.__members__)
     raise WrongArgument(
         f"Unsupported weights: {weights!r}; for {row.hub_name} give {names}, or the path or address of a weight file"

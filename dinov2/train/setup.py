@@ -31,7 +31,7 @@ from dinov2.train.objective import Objective
 from dinov2.train.run_folder import RunFolder
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 
-__all__ = ["Training", "batches", "build", "load_checkpoint", "refuse_several_processes"]
+__all__ = ["Training", "batches", "build", "load_checkpoint", "load_starting_weights", "refuse_several_processes"]
 
 _LOG = logging.getLogger("dinov2")
 _PROBES = 8
@@ -107,7 +107,7 @@ def build(
     torch.manual_seed(cfg.train.seed)
     objective = SSLMetaArch(cfg, precision=precision)
     if not first:
-        _load_starting_weights(objective, cfg)
+        load_starting_weights(objective, cfg)
     objective.to(device).train()
     scaled = precision == torch.float16 and cfg.compute_precision.grad_scaler and device.type == "cuda"
     return Training(
@@ -222,7 +222,8 @@ def _check_images(dataset: ImageDataset, cfg: Config) -> None:
         raise DataError(f"no image of {cfg.train.dataset_path} can be read; the last one: {reason}")
 
 
-def _load_starting_weights(ssl: SSLMetaArch, cfg: Config) -> None:
+def load_starting_weights(ssl: SSLMetaArch, cfg: Config) -> None:
+    """Fill student and teacher from `student.pretrained_weights`: anything that `dinov2.load` takes as a model."""
     name = cfg.student.pretrained_weights or cfg.MODEL.WEIGHTS
     if not name:
         return

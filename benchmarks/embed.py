@@ -22,9 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dinov2.apps.embed import embed
-from dinov2.apps.embed_plan import image_source
-from dinov2.encode.embedding import Wanted, decoded_batches, embedded
+from dinov2.apps.embed import embed, image_source
+from dinov2.encode.stream import EmbeddingSpec, decoded_batches, encode_batch
 from dinov2.engine.progress import peak_memory
 from dinov2.eval.result import environment
 from dinov2.pretrained import Pretrained, load
@@ -34,7 +33,7 @@ def model_alone(model: Pretrained, batches: list[Any]) -> float:
     """Images per second of batches in memory."""
     began = time.perf_counter()
     for batch in batches:
-        embedded(lambda pixels, layers: model.encode(pixels, layers=layers), batch, Wanted())
+        encode_batch(lambda pixels: EmbeddingSpec().columns(model.encode(pixels)), batch)
     return sum(len(batch.indices) for batch in batches) / (time.perf_counter() - began)
 
 
@@ -82,12 +81,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 whole_command([arguments.source], arguments, folder, 0)
         else:
-            model_alone(model, list(decoded_batches(source, model.transform, batches[:1])))
+            model_alone(model, list(decoded_batches(source, batches[:1], transform=model.transform)))
         print(json.dumps({"peak_bytes": peak_memory()}))
         return
 
     began = time.process_time()
-    decoded = list(decoded_batches(source, model.transform, batches))
+    decoded = list(decoded_batches(source, batches, transform=model.transform))
     decoding = (time.process_time() - began) / len(chosen)
     paths = [source.path_of(index) for index in chosen]
     model_alone(model, decoded[:1])

@@ -34,7 +34,7 @@ PRESET = ("--preset", "toy", *SMALL)
 
 
 NEEDS_PYARROW = pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
-TABLE_FORMATS = ("npz", "npy", "safetensors", pytest.param("parquet", marks=NEEDS_PYARROW))
+TABLE_FORMATS = ("npz", "npy", pytest.param("parquet", marks=NEEDS_PYARROW))
 """Formats of tables of features, for `pytest.mark.parametrize`."""
 
 

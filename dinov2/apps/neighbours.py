@@ -17,8 +17,8 @@ from dinov2.data.datasets.files import ImageFiles
 from dinov2.data.decoding import decode_rgb
 from dinov2.data.image_files import read_image
 from dinov2.data.loaders import make_dataset
-from dinov2.encode.embedding import Wanted, decoded_batches, embedded
 from dinov2.encode.store import StoredFeatures, open_features
+from dinov2.encode.stream import EmbeddingSpec, decoded_batches, encode_batch
 from dinov2.engine.parallel import choose_device
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.duplicates import groups_of_pairs, similar_pairs
@@ -223,12 +223,13 @@ def _query_vectors(
     vectors, images = [], []
     single = [range(number, number + 1) for number in range(len(dataset))]
     channels = loaded.in_chans
-    for path, batch in zip(queries, decoded_batches(dataset, transform, single, channels=channels), strict=True):
+    spec = EmbeddingSpec(mean=kind == "mean", layers=layers)
+    batches = decoded_batches(dataset, single, transform=transform, channels=channels)
+    for path, batch in zip(queries, batches, strict=True):
         if batch.unreadable:
             raise DataError(batch.unreadable[0][1])
-        wanted = Wanted(mean=kind == "mean", layers=layers)
-        columns = embedded(lambda pixels, blocks: loaded.encode(pixels, layers=blocks), batch, wanted)
-        vectors.append(torch.from_numpy(columns[column]))
+        columns = encode_batch(lambda pixels: spec.columns(loaded.encode(pixels, layers=layers)), batch)
+        vectors.append(columns[column].float().cpu())
         images.append((path, dataset.get_image(batch.indices[0])))
     return torch.cat(vectors), images
 

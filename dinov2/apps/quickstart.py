@@ -12,7 +12,6 @@ from dinov2.apps.evaluation.datasets import labelled
 from dinov2.apps.evaluation.knn import knn_of_backbone
 from dinov2.apps.pictures import picture_evaluation
 from dinov2.apps.train import check_training, run_training, training_config
-from dinov2.apps.transformed import WithTransform
 from dinov2.configs import Config
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.encode.stream import extract_features
@@ -93,7 +92,8 @@ def _write_gallery(folder: Path, backbone: Any, cfg: Config, train: ImageDataset
     features = [
         extract_features(
             backbone.to(device),
-            WithTransform(dataset, transform),
+            dataset,
+            transform=transform,
             device=device,
             autocast_dtype=choose_precision("auto", device),
         )

@@ -5,9 +5,10 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dinov2.cli.common import (
+    ExtractionProgress,
     add_command,
     add_compute_options,
     add_image_options,
@@ -20,7 +21,6 @@ from dinov2.cli.common import (
 
 if TYPE_CHECKING:
     from dinov2.apps.embed import EmbedReport
-    from dinov2.encode.part_work import EmbedProgress
 
 __all__ = ["add_to"]
 
@@ -50,12 +50,11 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument(
         "--model", "-m", required=True, metavar="M", help="a release, a weight file, a run's folder, timm:NAME, ..."
     )
-    parser.add_argument(
-        "--output", "-o", required=True, metavar="OUT", help="where to write: .parquet, .npz, .npy or .safetensors"
-    )
+    parser.add_argument("--output", "-o", required=True, metavar="OUT", help="where to write: .parquet, .npz or .npy")
     parser.add_argument(
         "--format",
-        choices=["parquet", "npz", "npy", "safetensors"],
+        dest="table_format",
+        choices=["parquet", "npz", "npy"],
         help="the format, where the output's name does not say it; a name without suffix becomes a folder of parts",
     )
     parser.add_argument("--registers", action="store_true", help="also keep the register tokens")
@@ -95,37 +94,20 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dinov2.apps.embed import embed
+    from dataclasses import fields
+
+    from dinov2.apps.embed import EmbedConfig, embed
     from dinov2.distributed import is_main_process
     from dinov2.whole_files import write_json
 
     check_file_place(arguments.json, task="embed")
-    with _Display() as display:
-        report = embed(
-            arguments.source,
-            model=arguments.model,
-            output=arguments.output,
-            table_format=arguments.format,
-            registers=arguments.registers,
-            mean=arguments.mean,
-            patches=arguments.patches,
-            layers=arguments.layers,
-            size=arguments.size,
-            fit=arguments.fit,
-            max_tokens=arguments.max_tokens,
-            stride=arguments.stride,
-            batch_size=arguments.batch_size,
-            threads=arguments.threads,
-            part_rows=arguments.part_rows,
-            merge=arguments.merge,
-            overwrite=arguments.overwrite,
-            dry_run=arguments.dry_run,
-            device=arguments.device,
-            precision=arguments.precision,
-            say=display.say,
-            progress=display,
-            downloads=display.download,
-        )
+    options = {field.name: getattr(arguments, field.name) for field in fields(EmbedConfig)}
+    with ExtractionProgress() as display:
+
+        def progress(label: str) -> Callable[[int, int], None] | None:
+            return display(label) or (_Lines() if label == "embedding" else None)
+
+        report = embed(arguments.source, say=_say_beside, progress=progress, **options)
     if not is_main_process():
         return _INTERRUPTED if report.stopped_by else 0
     for line in _lines(report, dry_run=arguments.dry_run):
@@ -133,6 +115,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(arguments.json, {**vars(report), "images_per_second": report.images_per_second})
     return _INTERRUPTED if report.stopped_by else 0  # a script must not go on with half of the features
+
+
+def _say_beside(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # above a bar, which is redrawn below it
 
 
 def _lines(report: "EmbedReport", *, dry_run: bool) -> list[str]:
@@ -166,66 +152,24 @@ def _bytes(count: int) -> str:
     return f"{count} bytes"
 
 
-class _Display:
-    """A bar with images/s and time to go on a terminal, a line every few seconds elsewhere; on standard error."""
+class _Lines:
+    """A line with images/s and time to go every few seconds, on standard error, where there is no terminal."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
+        self._first: int | None = None
 
-    def __enter__(self) -> "_Display":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def say(self, text: str) -> None:
-        """A line for the user beside the bar."""
-        if self._bar is not None:
-            self._bar.console.print(text)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-    def download(self, label: str) -> Callable[[int, int], None] | None:
-        """A bar of its own, which is gone when all bytes are there."""
-        if not sys.stderr.isatty():
-            return None
-        self._bar = _started_bar()
-        task = self._bar.add_task(label, total=None, figures="")
-
-        def show(done: int, total: int) -> None:
-            if self._bar is not None:
-                self._bar.update(task, completed=done, total=total)
-                if done >= total:
-                    self._bar.stop()
-                    self._bar = None
-
-        return show
-
-    def __call__(self, state: "EmbedProgress") -> None:
-        rate = "" if state.images_per_second is None else f"{state.images_per_second:.1f} images/s"
-        left = "" if state.seconds_to_go is None else f"{_duration(state.seconds_to_go)} to go"
-        if not sys.stderr.isatty():
-            if time.monotonic() - self._last >= _LINE_EVERY:
-                self._last = time.monotonic()
-                self.say(", ".join(filter(None, [f"{state.done:,} of {state.total:,} images", rate, left])))
+    def __call__(self, done: int, total: int) -> None:
+        """Called after every batch."""
+        now, self._first = time.monotonic(), done if self._first is None else self._first
+        if now - self._last < _LINE_EVERY:
             return
-        if self._bar is None:
-            self._bar = _started_bar()
-            self._task = self._bar.add_task("embedding", total=state.total, figures="")
-        self._bar.update(self._task, completed=state.done, figures=", ".join(filter(None, [rate, left])))
-
-
-def _started_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}")
-    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
-    bar.start()
-    return bar
+        self._last = now
+        parts = [f"{done:,} of {total:,} images"]
+        if done > self._first:
+            rate = (done - self._first) / (now - self._began)
+            parts += [f"{rate:.1f} images/s", f"{_duration((total - done) / rate)} to go"]
+        print(", ".join(parts), file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

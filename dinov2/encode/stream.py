@@ -1,36 +1,52 @@
-"""From a model and a data set to a matrix of features, on one process or several.
+"""Images of a data set through a frozen model: what evaluation, `embed`, `classify` and `neighbours` share.
 
-Every process takes its own contiguous range of the data set, without padding, so no image is counted twice and the rows
-that are gathered in rank order are already in the order of the data set. Images that cannot be read are left out and
-listed: one bad file in a million must not cost the evaluation. `Features.indices` says which image each row is.
+`decoded_batches` reads images ahead of the model, in threads or worker processes; `encode_batch` runs the model on the
+images of each size; `extract_features` collects the rows of all processes in memory. Batches come in the order given,
+and which images share one does not depend on threads or workers. Images that cannot be read are left out and listed:
+one bad file in a million must not cost the work.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize as l2_normalize
 from torch.utils.data import DataLoader, Dataset
 
 from dinov2 import distributed
+from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.datasets.imagenet_classes import infer_class_ids
 from dinov2.encode.scoring import Scoring
+from dinov2.encode.tokens import Tokens
 from dinov2.errors import ConfigError, DataError
 
-__all__ = ["Features", "LabelledImages", "evaluating", "extract_features"]
+__all__ = [
+    "DecodedBatch",
+    "EmbeddingSpec",
+    "Features",
+    "LabelledImages",
+    "decoded_batches",
+    "encode_batch",
+    "evaluating",
+    "extract_features",
+    "read_ahead",
+]
 
 _NO_LABEL = -1
+_Item = TypeVar("_Item")
+_Read = TypeVar("_Read")
 
 
 class LabelledImages(Sized, Protocol):
-    """What is needed of a data set: a length, and `(image tensor [C, H, W], target)` by index."""
+    """A length, and `(image, target)` by index; the image is a tensor [C, H, W] unless a transform makes it one."""
 
-    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+    def __getitem__(self, index: int, /) -> tuple[object, int | None]: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +64,7 @@ class Features:
     indices: Tensor | None = None
     """int64 [S]: position of each row's image in the data set; None means 0, 1, 2, ..."""
     class_ids: tuple[str, ...] | None = None
-    """Identifier of class 0, 1, ... (WordNet's of ImageNet's classes), which tells before a name does."""
+    """Identifier of class 0, 1, ... (WordNet's of ImageNet's classes), which counts before a name does."""
     scoring: Scoring | None = None
     """How answers for these images are scored, where not by one label each among all classes."""
 
@@ -66,8 +82,120 @@ class Features:
         )
 
 
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """What is kept of an image besides its class token."""
+
+    registers: bool = False
+    mean: bool = False
+    """The mean over its patch tokens."""
+    patches: bool = False
+    layers: tuple[int, ...] = ()
+    """Blocks, counted from 0, of which the same is kept."""
+
+    def columns(self, tokens: Tokens) -> dict[str, Tensor]:
+        """`cls` [B, D], `registers` [B, R, D], `mean` [B, D], `patches` [B, h, w, D]; `layer<i>_cls` of a block."""
+        columns: dict[str, Tensor] = {}
+        for prefix, block in [("", tokens), *((f"layer{layer}_", tokens.layers[layer]) for layer in self.layers)]:
+            columns[f"{prefix}cls"] = block.cls
+            if self.registers:
+                columns[f"{prefix}registers"] = block.registers
+            if self.mean:
+                columns[f"{prefix}mean"] = block.patches.mean(dim=(1, 2))
+            if self.patches:
+                columns[f"{prefix}patches"] = block.patches
+        return columns
+
+
+class DecodedBatch(NamedTuple):
+    """The readable images of one batch, in order."""
+
+    indices: list[int]
+    """Positions in the data set."""
+    targets: list[int]
+    """-1 for an image without a label."""
+    sizes: list[tuple[int, int]]
+    """Height and width of each image as it is stored, upright."""
+    groups: list[tuple[list[int], Tensor]]
+    """Rows of this batch that have one size, and their pixels [n, C, H, W] as the model takes them."""
+    unreadable: list[tuple[str, str]]
+    """(path, reason) of the images left out."""
+
+
+def read_ahead(
+    read: Callable[[_Item], _Read], items: Iterable[_Item], *, threads: int = 1
+) -> Generator[_Read, None, None]:
+    """`read` of each item, in order, in threads ahead of use; at most `threads + 1` results wait in memory.
+
+    Pillow releases the interpreter while it decodes and resizes, so one thread beside the model is enough on a laptop.
+    With 0 threads an item is read when it is asked for.
+    """
+    if not threads:
+        yield from map(read, items)
+        return
+    waiting: deque[Future[_Read]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > threads + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def decoded_batches(
+    dataset: LabelledImages | ImageDataset,
+    batches: Iterable[range],
+    *,
+    transform: Callable[[object], Tensor] | None = None,
+    channels: int = 3,
+    threads: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Generator[DecodedBatch, None, None]:
+    """Decode `batches` of image numbers ahead of use, in `workers` processes, or where there are none in `threads`.
+
+    An `ImageDataset` needs the `transform` from an image, or from its tensor where `channels` are not 3, to the
+    model's input. Raises `DataError` for a data set that gives no floating-point tensors.
+    """
+    reader = _BatchReader(dataset, transform, channels, pin_memory and not workers)
+    if not workers:
+        yield from read_ahead(reader.__getitem__, batches, threads=threads)
+        return
+    yield from DataLoader(
+        reader,
+        batch_size=None,
+        sampler=list(batches),
+        num_workers=min(workers, os.cpu_count() or 1),  # more only slow each other down
+        collate_fn=_as_it_is,
+        pin_memory=pin_memory,
+        # A loader draws a seed for its workers; from the global generator that would change the training around it.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def encode_batch(encode: Callable[[Tensor], Mapping[str, Tensor]], batch: DecodedBatch) -> dict[str, Tensor]:
+    """Columns [B, ...] by name of a batch that is not empty: `encode` maps pixels [n, C, H, W] of one size to columns.
+
+    Raises `DataError` for columns whose shape depends on the size of an image where sizes differ.
+    """
+    groups = [encode(pixels) for _, pixels in batch.groups]
+    if len(groups) == 1:
+        return dict(groups[0])
+    if any(group[name].shape[1:] != column.shape[1:] for group in groups for name, column in groups[0].items()):
+        raise DataError(
+            "patch features need images of one size, and these differ after the transform; use --fit crop, or leave "
+            "--patches out"
+        )
+    order = torch.tensor([row for rows, _ in batch.groups for row in rows]).argsort()
+    return {name: torch.cat([group[name] for group in groups])[order.to(groups[0][name].device)] for name in groups[0]}
+
+
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: object) -> Iterator[None]:
     """Evaluation mode inside the block; every sub-module's own training flag is restored after it."""
     flags = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
     for module in flags:
@@ -81,14 +209,14 @@ def evaluating(model: Any) -> Iterator[None]:
 
 def extract_features(
     model: Callable[[Tensor], Tensor],
-    dataset: LabelledImages,
+    dataset: LabelledImages | ImageDataset,
     *,
+    transform: Callable[[object], Tensor] | None = None,
+    channels: int = 3,
     batch_size: int = 256,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
-    normalize: bool = False,
-    transform: Callable[[Tensor], Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
     """Run `model` over `dataset` in index order and keep what it returns, float32 on the CPU.
@@ -96,14 +224,13 @@ def extract_features(
     Args:
         model: any callable from images [B, C, H, W] on `device` to features [B, D]. Modules run in evaluation mode and
             get their training flags back.
-        dataset: gives `(image tensor [C, H, W], target or None)`; a `DataError` or `OSError` skips the image.
+        dataset: gives `(image, target or None)`; a `DataError` or `OSError` skips the image.
+        transform, channels: for an `ImageDataset`, as in `decoded_batches`; other data sets give tensors.
         autocast_dtype: bfloat16 or float16 to run the model under autocast; None or float32 runs it as it is.
-        normalize: divide every row by its L2 norm.
-        transform: from a uint8 batch [B, C, H, W] on `device` to what the model takes; needed when the data set gives
-            uint8 images, called image by image when their sizes differ.
         progress: called with (images done, images in all) of this process after every batch.
 
-    Over several processes all of them must call this with the same arguments; each gets all rows.
+    Over several processes all of them must call this with the same arguments; each takes a contiguous range, without
+    padding, and gets all rows.
 
     Raises:
         DataError: the data set is empty, or not one of its images could be read.
@@ -114,148 +241,124 @@ def extract_features(
     if n_images == 0:
         raise DataError("the data set holds no images, so there is nothing to extract features from")
     first, last = n_images * rank // world_size, n_images * (rank + 1) // world_size
-    loader = DataLoader(
-        _ReadableOnly(dataset, first, last),
-        batch_size=batch_size,
-        num_workers=min(num_workers, os.cpu_count() or 1),  # more only slow each other down
-        collate_fn=_collate,
-        pin_memory=device.type == "cuda",
-        # A loader draws a seed for its workers; from the global generator that would change the training around it.
-        generator=torch.Generator().manual_seed(0),
-    )
+    use_autocast = autocast_dtype not in (None, torch.float32)
+
+    def encode(pixels: Tensor) -> dict[str, Tensor]:
+        with torch.inference_mode(), torch.autocast(device.type, dtype=autocast_dtype, enabled=use_autocast):
+            output: object = model(pixels.to(device, non_blocking=True))
+        if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(pixels):
+            got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ConfigError(
+                f"features need a model that returns [B, D] for {len(pixels)} images, this one returned {got}; "
+                "wrap it in a function that picks the class token"
+            )
+        return {"features": output.float()}
 
     # Allocated at the first batch and outside inference mode: classifiers must be able to train on these features.
     rows: Tensor | None = None
-    labels = torch.full((last - first,), _NO_LABEL, dtype=torch.int64)
-    indices = torch.zeros(last - first, dtype=torch.int64)
+    labels: list[int] = []
+    indices: list[int] = []
     failures: list[tuple[str, str]] = []
-    filled, done = 0, 0
+    batches = (range(start, min(start + batch_size, last)) for start in range(first, last, batch_size))
+    decoded = decoded_batches(
+        dataset,
+        batches,
+        transform=transform,
+        channels=channels,
+        threads=0,
+        workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
     with evaluating(model):
-        for batch in loader:
-            failures.extend(batch.failures)
-            done += len(batch.indices) + len(batch.failures)
+        for batch in decoded:
+            failures += batch.unreadable
             if batch.indices:
-                output = _run(model, batch.images, device, autocast_dtype, transform, normalize)
+                output = encode_batch(encode, batch)["features"]
                 if rows is None:
                     rows = torch.empty(last - first, output.shape[1])
-                upto = filled + len(batch.indices)
-                rows[filled:upto] = output.cpu()
-                labels[filled:upto] = torch.tensor(batch.labels)
-                indices[filled:upto] = torch.tensor(batch.indices)
-                filled = upto
+                rows[len(indices) : len(indices) + len(output)] = output.cpu()
+                labels += batch.targets
+                indices += batch.indices
             if progress is not None:
-                progress(done, last - first)
+                progress(len(indices) + len(failures), last - first)
 
     if rows is None:  # nothing was readable here; the other processes know how wide a row is
         rows = torch.empty(0, 0)
     width = int(distributed.all_reduce_max(torch.tensor([rows.shape[1]])))
-    rows, labels, indices = (
-        distributed.all_gather_rows(local)
-        for local in (rows[:filled].reshape(filled, width), labels[:filled], indices[:filled])
+    own = (
+        rows[: len(indices)].reshape(len(indices), width),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor(indices, dtype=torch.int64),
     )
+    all_rows, all_labels, all_indices = (distributed.all_gather_rows(local) for local in own)
     all_failures = _gather_failures(failures)
-    if not len(indices):
+    if not len(all_indices):
         path, reason = all_failures[0]
         raise DataError(f"none of the {n_images} images could be read; the first is {path}: {reason}")
     class_names, class_ids = getattr(dataset, "class_names", None), infer_class_ids(dataset)
     return Features(
-        features=rows,
-        labels=labels if bool((labels != _NO_LABEL).any()) else None,
+        features=all_rows,
+        labels=all_labels if bool((all_labels != _NO_LABEL).any()) else None,
         class_names=None if class_names is None else tuple(class_names),
         unreadable=tuple(all_failures),
-        indices=indices,
+        indices=all_indices,
         class_ids=None if class_ids is None else tuple(class_ids),
-        scoring=Scoring.of(dataset, indices),
+        scoring=Scoring.of(dataset, all_indices),
     )
 
 
-def _run(
-    model: Callable[[Tensor], Tensor],
-    images: list[Tensor],
-    device: torch.device,
-    autocast_dtype: torch.dtype | None,
-    transform: Callable[[Tensor], Tensor] | None,
-    normalize: bool,
-) -> Tensor:
-    """Features float32 [B, D] of a list of images [C, H, W]."""
-    use_autocast = autocast_dtype not in (None, torch.float32)
-    with torch.inference_mode(), torch.autocast(device.type, dtype=autocast_dtype, enabled=use_autocast):
-        output = model(_to_batch(images, device, transform))
-    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(images):
-        got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise ConfigError(
-            f"features need a model that returns [B, D] for {len(images)} images, this one returned {got}; "
-            "wrap it in a function that picks the class token"
-        )
-    output = output.float()
-    return l2_normalize(output, dim=1) if normalize else output
+class _BatchReader(Dataset[DecodedBatch]):
+    """Batches of a data set by the numbers of their images."""
+
+    def __init__(
+        self,
+        dataset: LabelledImages | ImageDataset,
+        transform: Callable[[object], Tensor] | None,
+        channels: int,
+        pin_memory: bool,
+    ) -> None:
+        self.dataset, self.transform, self.channels, self.pin_memory = dataset, transform, channels, pin_memory
+
+    def __getitem__(self, numbers: range) -> DecodedBatch:
+        batch, images = DecodedBatch([], [], [], [], []), list[Tensor]()
+        for index in numbers:
+            try:
+                image, target, size = self._read(index)
+            except (DataError, OSError) as error:
+                path_of = getattr(self.dataset, "path_of", None)
+                path = str(path_of(index)) if path_of is not None else f"image {index}"
+                batch.unreadable.append((path, str(error) or type(error).__name__))
+                continue
+            if not isinstance(image, Tensor) or not image.is_floating_point():
+                got = f"a tensor of {image.dtype}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
+                raise DataError(f"image {index} of the data set is {got}; give a transform to normalised float tensors")
+            images.append(image)
+            batch.indices.append(index)
+            batch.targets.append(_NO_LABEL if target is None else int(target))
+            batch.sizes.append(size)
+        rows_of: dict[torch.Size, list[int]] = {}
+        for row, image in enumerate(images):
+            rows_of.setdefault(image.shape, []).append(row)
+        for rows in rows_of.values():
+            pixels = torch.stack([images[row] for row in rows])
+            batch.groups.append((rows, pixels.pin_memory() if self.pin_memory else pixels))
+        return batch
+
+    def _read(self, index: int) -> tuple[object, int | None, tuple[int, int]]:
+        dataset = self.dataset
+        if self.transform is None or not isinstance(dataset, ImageDataset):
+            image, target = dataset[index]
+            size = (int(image.shape[-2]), int(image.shape[-1])) if isinstance(image, Tensor) else (0, 0)
+            return image, target, size
+        if self.channels == 3:
+            picture = dataset.get_image(index)
+            return self.transform(picture), dataset.get_target(index), (picture.height, picture.width)
+        pixels = dataset.get_tensor(index, channels=self.channels)
+        return self.transform(pixels), dataset.get_target(index), (pixels.shape[1], pixels.shape[2])
 
 
-def _to_batch(
-    images: list[Tensor], device: torch.device, transform: Callable[[Tensor], Tensor] | None
-) -> Tensor:  # [B, C, H, W]
-    if images[0].dtype == torch.uint8:
-        if transform is None:
-            raise DataError(
-                "the data set gives uint8 images, which no model takes; give `transform`, "
-                "or make the data set convert and normalise its images"
-            )
-        if all(image.shape == images[0].shape for image in images):
-            return transform(torch.stack(images).to(device, non_blocking=True))
-        return torch.cat([transform(image.unsqueeze(0).to(device, non_blocking=True)) for image in images])
-    if any(image.shape != images[0].shape for image in images):
-        sizes = ", ".join(sorted({str(list(image.shape)) for image in images})[:3])
-        raise DataError(f"images of one batch have different sizes ({sizes}); resize and crop them alike")
-    return torch.stack(images).to(device, non_blocking=True)
-
-
-class _Batch(NamedTuple):
-    images: list[Tensor]
-    labels: list[int]
-    indices: list[int]
-    failures: list[tuple[str, str]]
-
-
-class _Sample(NamedTuple):
-    number: int
-    image: Tensor | None
-    label: int
-    failure: tuple[str, str] | None
-
-
-class _ReadableOnly(Dataset[_Sample]):
-    """Images `first` to `last` of a data set, where an unreadable one is a record of its failure."""
-
-    def __init__(self, dataset: LabelledImages, first: int, last: int) -> None:
-        self.dataset, self.first, self.last = dataset, first, last
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def __getitem__(self, position: int) -> _Sample:
-        index = self.first + position
-        try:
-            image, target = self.dataset[index]
-        except (DataError, OSError) as error:
-            path_of = getattr(self.dataset, "path_of", None)
-            path = str(path_of(index)) if path_of is not None else f"image {index}"
-            return _Sample(index, None, _NO_LABEL, (path, str(error) or type(error).__name__))
-        if not isinstance(image, Tensor):
-            raise DataError(
-                f"image {index} of the data set is a {type(image).__name__}, not a tensor; "
-                "give the data set a transform that ends in one"
-            )
-        return _Sample(index, image, _NO_LABEL if target is None else int(target), None)
-
-
-def _collate(samples: Sequence[_Sample]) -> _Batch:
-    readable = [(s.image, s.label, s.number) for s in samples if s.image is not None]
-    return _Batch(
-        images=[image for image, _, _ in readable],
-        labels=[label for _, label, _ in readable],
-        indices=[index for _, _, index in readable],
-        failures=[s.failure for s in samples if s.failure is not None],
-    )
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _gather_failures(failures: list[tuple[str, str]]) -> list[tuple[str, str]]:

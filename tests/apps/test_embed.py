@@ -15,10 +15,9 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
-from dinov2.apps.embed import embed
-from dinov2.apps.embed_plan import image_source, rows_of_a_part
+from dinov2.apps.embed import embed, image_source, rows_per_shard
 from dinov2.data.datasets.files import ImageFiles
-from dinov2.encode.store import open_features, parts
+from dinov2.encode.store import open_features, shards
 from dinov2.errors import ConfigError, DataError, DinoError, WeightsError
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import digest_of_files, load
@@ -55,11 +54,11 @@ def run(photos, model, output, **options):
 def stop_after(images):
     """A display that asks for the end once that many images are done."""
 
-    def progress(state):
-        if state.done >= images:
+    def show(done, total):
+        if done >= images:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return progress
+    return lambda label: show
 
 
 def files_of(folder: Path, name: str) -> dict[str, bytes]:
@@ -161,7 +160,7 @@ def test_kills_at_random_moments_change_no_byte(here, photos, model):
         sys.executable, "-c",
         "import sys, time\nfrom dinov2.apps.embed import embed\n"
         "embed('photos', model='model.pth', output='killed.parquet', part_rows=6, batch_size=4,"
-        " progress=lambda state: time.sleep(0.2))",
+        " progress=lambda label: lambda done, total: time.sleep(0.2))",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     killed = 0
@@ -185,13 +184,13 @@ def test_a_second_command_for_the_same_output_is_refused_while_the_first_one_run
     run(photos, model, "calm.npz")
     refusals = []
 
-    def meanwhile(state):
+    def meanwhile(done, total):
         for options in ({}, {"overwrite": True}):
             with pytest.raises(ConfigError, match=r"another command is writing out\.npz just now; wait") as refusal:
                 run(photos, model, "out.npz", **options)
             refusals.append(refusal)
 
-    report = run(photos, model, "out.npz", progress=meanwhile)
+    report = run(photos, model, "out.npz", progress=lambda label: meanwhile)
     assert refusals and report.rows == 17
     assert (here / "out.npz").read_bytes() == (here / "calm.npz").read_bytes()
     assert run(photos, model, "out.npz").computed == 0
@@ -298,9 +297,11 @@ def test_a_dry_run_writes_nothing_and_tells_how_much_it_would_be(here, photos, m
 @pytest.mark.parametrize(
     "options, reason",
     [
-        ({"output": "out"}, "the suffix of out names no format; end it in one of .parquet, .npz, .npy, .safetensors"),
+        ({"output": "out"}, "the suffix of out names no format; end it in one of .parquet, .npz, .npy"),
         ({"output": "out.npz", "table_format": "npy"}, "out.npz ends like npz, but --format says npy"),
         ({"output": ""}, "the output has no name"),
+        ({"output": "out.safetensors"}, "safetensors are no longer written; write out.npz or .parquet instead"),
+        ({"output": "out", "table_format": "safetensors"}, "safetensors are no longer written; write out.npz"),
         ({"output": "model.pth/out.npz"}, "because .*model.pth is a file"),
         ({"output": "photos/out.npy"}, "lies in the folder of the images"),
         ({"output": "photos/out.npz", "patches": True}, "lies in the folder of the images"),
@@ -354,8 +355,8 @@ def test_a_set_of_which_no_image_can_be_read_is_refused(here, model):
 
 
 def test_a_name_without_suffix_is_a_folder_of_parts(here, photos, model):
-    report = run(photos, model, "features", table_format="safetensors")
-    assert report.files[0] == Path("features") and len(list((here / "features").glob("part-*.safetensors"))) == 4
+    report = run(photos, model, "features", table_format="npz")
+    assert report.files[0] == Path("features") and len(list((here / "features").glob("part-*.npz"))) == 4
     assert len(open_features("features")) == 17
 
 
@@ -371,11 +372,11 @@ def test_threads_change_nothing(here, photos, model):
 
 
 def test_parts_of_small_and_large_sets_are_bounded():
-    assert rows_of_a_part(1000, 1600, 32) == 256
-    assert rows_of_a_part(100_000, 1600, 32) == 6240
-    assert rows_of_a_part(10_000_000, 1600, 32) == 8192
-    assert rows_of_a_part(10_000_000, 256 * 384 * 2, 32) == 2720  # half a GiB of patches
-    assert rows_of_a_part(10_000_000, 1 << 30, 32) == 32
+    assert rows_per_shard(1000, 1600, 32) == 256
+    assert rows_per_shard(100_000, 1600, 32) == 6240
+    assert rows_per_shard(10_000_000, 1600, 32) == 8192
+    assert rows_per_shard(10_000_000, 256 * 384 * 2, 32) == 2720  # half a GiB of patches
+    assert rows_per_shard(10_000_000, 1 << 30, 32) == 32
 
 
 def test_memory_does_not_grow_with_the_number_of_images(here, model, monkeypatch):
@@ -384,13 +385,13 @@ def test_memory_does_not_grow_with_the_number_of_images(here, model, monkeypatch
     import weakref
 
     kept = []
-    real = parts.write_table
+    real = shards.write_table
 
     def write_table(path, pieces, *rest, **options):
         kept.append([weakref.ref(array) for piece in pieces for array in piece.values()])
         return real(path, pieces, *rest, **options)
 
-    monkeypatch.setattr(parts, "write_table", write_table)
+    monkeypatch.setattr(shards, "write_table", write_table)
     embed("toy:n=64", model=model, output="out.npz", part_rows=4, batch_size=4)
     gc.collect()
     assert len(kept) == 16

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dinov2 import cli
-from dinov2.apps.embed_plan import target_of
+from dinov2.apps.embed import target_format
 from dinov2.cli import embed as family
 from dinov2.errors import MissingDependency
 from tests.apps.test_embed import small
@@ -55,10 +55,10 @@ def test_a_dry_run_says_what_would_be_written(dinov2, given):
 
 
 def test_an_interrupt_ends_with_a_word_on_how_to_go_on(dinov2, given, monkeypatch):
-    import dinov2.encode.part_work as part_work
+    import dinov2.apps.embed as app
 
-    real = part_work.embedded
-    monkeypatch.setattr(part_work, "embedded", lambda *a: (signal.raise_signal(signal.SIGINT), real(*a))[1])
+    real = app.encode_batch
+    monkeypatch.setattr(app, "encode_batch", lambda *a: (signal.raise_signal(signal.SIGINT), real(*a))[1])
     ended = dinov2("embed", "my photos", "-m", "m.pth", "-o", "out.npz", "--part-rows", "4", "--batch-size", "4")
     assert ended.code == 130
     assert ended.out.splitlines() == [
@@ -104,7 +104,7 @@ def test_help_has_an_example_and_typos_the_nearest_option(dinov2):
 def test_a_package_that_the_format_needs_is_missed_before_the_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingDependency, match="pyarrow"):
-        target_of("out.parquet", None)
+        target_format("out.parquet", None)
 
 
 def test_features_that_are_not_finite_are_refused_by_every_command_in_one_sentence(dinov2, given):

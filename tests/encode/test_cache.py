@@ -1,29 +1,41 @@
+"""Features that evaluations keep: found by content, opened like any other, and those of earlier days."""
+
+import hashlib
 import json
-from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dinov2.checkpoints.files import state_digest
-from dinov2.encode.cache import (
-    cached_features,
-    content_key,
-    dataset_fingerprint,
-    load_features,
-    save_features,
-)
-from dinov2.encode.scoring import Scoring
+from dinov2.encode.store import open_features
+from dinov2.encode.store.cache import content_key, has_features, load_features, save_features
 from dinov2.encode.stream import Features
 from dinov2.errors import DataError
 
 PARTS = {"weights": "ab12", "transform": {"crop": 224, "resize": 256}, "data": "cd34"}
+ABOUT = {"request": {"model": {"sha256": "ab12"}}, "source": "photos"}
 FEATURES = Features(
     features=torch.rand(4, 3),
-    labels=torch.tensor([0, 1, 0, 1]),
+    labels=torch.tensor([0, 1, -1, 1]),
     class_names=("cat", "dog"),
     unreadable=(("a.jpg", "truncated"),),
     indices=torch.tensor([0, 1, 2, 4]),
 )
+
+
+def save(folder, features=FEATURES, column="cls"):
+    return save_features(folder, features, parts=PARTS, column=column, about=ABOUT)
+
+
+def load(folder, column="cls", **changes):
+    return load_features(folder, parts={**PARTS, **changes}, column=column)
+
+
+def assert_same(loaded, expected=FEATURES):
+    for name in ("features", "labels", "indices"):
+        assert torch.equal(getattr(loaded, name), getattr(expected, name))
+    assert (loaded.class_names, loaded.unreadable) == (expected.class_names, expected.unreadable)
 
 
 def test_the_key_depends_on_every_value_but_not_on_the_order():
@@ -52,86 +64,70 @@ def test_the_digest_of_weights_sees_names_shapes_types_and_values_but_not_the_or
     assert state_digest({"a": torch.ones(2, dtype=torch.bfloat16)}) != state_digest({"a": torch.zeros(2).bfloat16()})
 
 
-def test_the_fingerprint_of_files_ignores_their_order_and_sees_sizes_and_classes():
-    files = [("a/1.jpg", 10), ("b/2.jpg", 20)]
-    assert dataset_fingerprint(files) == dataset_fingerprint(files[::-1])
-    assert dataset_fingerprint(files) != dataset_fingerprint([("a/1.jpg", 11), ("b/2.jpg", 20)])
-    assert dataset_fingerprint(files) != dataset_fingerprint(files, class_names=["a", "b"])
+@pytest.mark.parametrize("column", ["cls", "mean"])
+def test_features_come_back_as_they_were_saved(tmp_path, column):
+    assert not has_features(tmp_path, PARTS)
+    save(tmp_path, column=column)
+    assert has_features(tmp_path, PARTS)
+    assert_same(load(tmp_path, column))
+    assert load(tmp_path, column, data="ef56") is None
 
 
-def test_features_come_back_as_they_were_saved(tmp_path):
-    save_features(tmp_path, FEATURES, parts=PARTS)
-    loaded = load_features(tmp_path, parts=PARTS)
-    for name in ("features", "labels", "indices"):
-        assert torch.equal(getattr(loaded, name), getattr(FEATURES, name))
-    assert (loaded.class_names, loaded.unreadable) == (FEATURES.class_names, FEATURES.unreadable)
-    assert load_features(tmp_path, parts={**PARTS, "data": "ef56"}) is None
+def test_images_without_labels_or_numbers_come_back_numbered(tmp_path):
+    save(tmp_path, Features(FEATURES.features))
+    loaded = load(tmp_path)
+    assert loaded.labels is None and loaded.class_names is None
+    assert loaded.indices.tolist() == [0, 1, 2, 3]
 
 
-def test_identifiers_and_rules_of_scoring_come_back_and_older_entries_have_none(tmp_path):
-    scoring = Scoring(
-        own_classes=True,
-        label_sets=torch.tensor([[0, 1], [1, -1], [-1, -1], [1, -1]]),
-        parts=(("fog", 1), ("snow", 5)),
-        part_numbers=torch.tensor([0, 0, 1, 1]),
-    )
-    entry = save_features(tmp_path, replace(FEATURES, class_ids=("n1", "n2"), scoring=scoring), parts=PARTS)
-    loaded = load_features(tmp_path, parts=PARTS)
-    assert loaded.class_ids == ("n1", "n2")
-    assert (loaded.scoring.own_classes, loaded.scoring.parts) == (True, scoring.parts)
-    assert loaded.scoring.class_mapping is None
-    for name in ("label_sets", "part_numbers"):
-        assert torch.equal(getattr(loaded.scoring, name), getattr(scoring, name))
-    manifest = json.loads((entry / "manifest.json").read_text())
-    older = {key: value for key, value in manifest.items() if key not in ("class_ids", "scoring")}
-    (entry / "manifest.json").write_text(json.dumps(older))
-    loaded = load_features(tmp_path, parts=PARTS)
-    assert loaded.class_ids is None and loaded.scoring is None and loaded.class_names == ("cat", "dog")
+def test_an_entry_opens_like_any_other_features(tmp_path):
+    stored = open_features(save(tmp_path))
+    assert set(stored.columns) == {"index", "label", "cls"} and len(stored) == 4
+    assert torch.equal(torch.tensor(stored.read("cls")), FEATURES.features)
+    assert stored.read("label").tolist() == [0, 1, -1, 1]
+    assert stored.manifest["class_names"] == ["cat", "dog"]
+    assert stored.manifest["request"] == ABOUT["request"] and stored.manifest["key"] == PARTS
+
+
+def test_an_entry_of_earlier_days_is_read_and_replaced(tmp_path):
+    entry = tmp_path / content_key(PARTS)
+    entry.mkdir()
+    tensors = {"features": FEATURES.features, "labels": FEATURES.labels, "indices": FEATURES.indices}
+    save_file(tensors, entry / "features.safetensors")
+    checksum = hashlib.sha256((entry / "features.safetensors").read_bytes()).hexdigest()
+    manifest = {
+        "parts": PARTS, "sha256": checksum, "rows": 4, "width": 3, "class_names": ["cat", "dog"],
+        "unreadable": [["a.jpg", "truncated"]],
+    }  # fmt: skip
+    (entry / "manifest.json").write_text(json.dumps(manifest))
+    assert_same(load(tmp_path))
+    (entry / "manifest.json").write_text(json.dumps({**manifest, "sha256": "0" * 64}))
+    with pytest.raises(DataError, match="damaged"):
+        load(tmp_path)
+    save(tmp_path)
+    assert not (entry / "manifest.json").exists()
+    assert_same(load(tmp_path))
 
 
 def test_an_entry_without_a_manifest_does_not_exist(tmp_path):
-    entry = save_features(tmp_path, FEATURES, parts=PARTS)
-    (entry / "manifest.json").unlink()
-    assert load_features(tmp_path, parts=PARTS) is None
+    (save(tmp_path) / "_manifest.json").unlink()
+    assert load(tmp_path) is None
 
 
-def test_a_changed_tensor_file_is_refused_and_computed_anew(tmp_path):
-    entry = save_features(tmp_path, FEATURES, parts=PARTS)
-    content = bytearray((entry / "features.safetensors").read_bytes())
+@pytest.mark.parametrize("name", ["features.npy", "features.label.npy"])
+def test_a_changed_file_is_refused(tmp_path, name):
+    file = save(tmp_path) / name
+    content = bytearray(file.read_bytes())
     content[-1] ^= 1
-    (entry / "features.safetensors").write_bytes(bytes(content))
-    with pytest.raises(DataError, match=r"damaged \(checksum"):
-        load_features(tmp_path, parts=PARTS)
-    again = cached_features(tmp_path, lambda: FEATURES, parts=PARTS)
-    assert again is FEATURES
-    assert torch.equal(load_features(tmp_path, parts=PARTS).features, FEATURES.features)
+    file.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=f"damaged .{name} is not as it was written"):
+        load(tmp_path)
 
 
 def test_a_half_written_manifest_is_refused(tmp_path):
-    entry = save_features(tmp_path, FEATURES, parts=PARTS)
-    text = (entry / "manifest.json").read_text()
-    (entry / "manifest.json").write_text(text[: len(text) // 2])
-    with pytest.raises(DataError, match="damaged"):
-        load_features(tmp_path, parts=PARTS)
-
-
-def test_features_are_computed_once(tmp_path):
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return FEATURES
-
-    for _ in range(3):
-        found = cached_features(tmp_path, compute, parts=PARTS)
-    assert len(calls) == 1
-    assert torch.equal(found.features, FEATURES.features)
-    cached_features(None, compute, parts=PARTS)
-    assert len(calls) == 2
-
-
-def test_the_manifest_says_what_the_features_are(tmp_path):
-    entry = save_features(tmp_path, FEATURES, parts=PARTS)
-    manifest = json.loads((entry / "manifest.json").read_text())
-    assert manifest["parts"] == PARTS
-    assert (manifest["rows"], manifest["width"]) == (4, 3)
+    manifest = save(tmp_path) / "_manifest.json"
+    text = manifest.read_text()
+    for content in (text[: len(text) // 2], '{"files": {}}', "{}"):
+        manifest.write_text(content)
+        with pytest.raises(DataError, match="damaged"):
+            load(tmp_path)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from dinov2.encode.store import finishing, open_features
-from dinov2.encode.store.finishing import begin, complete_output, finish
-from dinov2.encode.store.parts import PartRecord, PartsFolder, PatchFile, differences, room_on_disk
-from dinov2.encode.store.reading import StoredTable
-from dinov2.encode.store.writing import FORMATS, format_of, write_table
+from dinov2.encode.store import merge as merging
+from dinov2.encode.store import open_features
+from dinov2.encode.store.merge import begin, complete_output, finish
+from dinov2.encode.store.shards import PatchFile, Shard, ShardFolder, differences, disk_full_as_error
+from dinov2.encode.store.tables import FORMATS, StoredTable, format_from_suffix, write_table
 from dinov2.errors import ConfigError, DataError, DinoError
 from tests.runs import NEEDS_PYARROW, TABLE_FORMATS
 
@@ -38,9 +38,9 @@ def patches() -> np.ndarray:
     return np.random.default_rng(6).normal(size=(9, 2, 4, 3)).astype(np.float32)
 
 
-def parts_of(output: Path, *, request=REQUEST, with_patches: bool = False, only=(0, 1, 2)) -> PartsFolder:
+def parts_of(output: Path, *, request=REQUEST, with_patches: bool = False, only=(0, 1, 2)) -> ShardFolder:
     """Three parts of 4, 0 and 5 rows."""
-    folder = PartsFolder(output, format_of(output) or "npz")
+    folder = ShardFolder(output, format_from_suffix(output) or "npz")
     assert not begin(folder, request, {"class_names": None}, overwrite=False)
     for number, (first, rows) in enumerate(((0, 4), (4, 0), (4, 5))):
         if number not in only:
@@ -55,7 +55,7 @@ def parts_of(output: Path, *, request=REQUEST, with_patches: bool = False, only=
     return folder
 
 
-def joined(folder: PartsFolder, merge: str = "auto") -> list[Path]:
+def joined(folder: ShardFolder, merge: str = "auto") -> list[Path]:
     records = folder.finished()
     return finish(folder, [records[n] for n in sorted(records)], merge=merge, manifest={"request": REQUEST})
 
@@ -85,8 +85,6 @@ def test_every_format_gives_back_what_went_in_as_one_file_and_as_a_folder(tmp_pa
 
 def test_the_files_are_what_other_programs_expect(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
-    from safetensors.numpy import load_file
-
     for kind in FORMATS:
         write_table(tmp_path / f"t.{kind}", [columns(0, 4), columns(4, 5)], kind, notes={"model": "m"})
     table = parquet.read_table(tmp_path / "t.parquet").to_pydict()
@@ -97,10 +95,20 @@ def test_the_files_are_what_other_programs_expect(tmp_path):
     assert_array_equal(np.load(tmp_path / "t.npz")["cls"], columns()["cls"])
     assert_array_equal(np.load(tmp_path / "t.npy", mmap_mode="r"), columns()["cls"])
     assert np.load(tmp_path / "t.path.npy").tolist() == list(NAMES)
-    tensors = load_file(tmp_path / "t.safetensors")
-    assert_array_equal(tensors["registers"], columns()["registers"])
-    ends = tensors["path_ends"].tolist()
-    assert tensors["path_utf8"].tobytes()[ends[3] : ends[4]].decode() == "末.jpg"
+
+
+def test_a_table_in_safetensors_of_earlier_days_is_read(tmp_path):
+    from safetensors.numpy import save_file
+
+    tensors = {name: array for name, array in columns().items() if name != "path"}
+    texts = [name.encode() for name in NAMES]
+    tensors["path_utf8"] = np.frombuffer(b"".join(texts), dtype=np.uint8)
+    tensors["path_ends"] = np.cumsum([len(text) for text in texts], dtype=np.int64)
+    save_file(tensors, tmp_path / "out.safetensors")
+    stored = open_features(tmp_path / "out.safetensors")
+    assert set(stored.columns) == set(columns())
+    for name, expected in columns().items():
+        assert_array_equal(stored.read(name), expected)
 
 
 @pytest.mark.parametrize("kind", TABLE_FORMATS)
@@ -122,7 +130,7 @@ def test_a_folder_of_parquet_parts_reads_as_one_table(tmp_path):
 
 def test_small_parts_become_one_file_and_large_ones_stay_a_folder(tmp_path, monkeypatch):
     joined(parts_of(tmp_path / "small.npz"))
-    monkeypatch.setattr(finishing, "SMALL", 100)
+    monkeypatch.setattr(merging, "SMALL", 100)
     joined(parts_of(tmp_path / "large.npz"))
     assert (tmp_path / "small.npz").is_file() and (tmp_path / "large.npz").is_dir()
 
@@ -182,13 +190,13 @@ def test_overwriting_leaves_nothing_of_the_old_files(tmp_path, kind):
     (tmp_path / "out.txt").write_text("mine")
     for merge in ("always", "never"):
         joined(parts_of(output, with_patches=True), merge)
-        begin(PartsFolder(output, kind), REQUEST, {}, overwrite=True)
+        begin(ShardFolder(output, kind), REQUEST, {}, overwrite=True)
         assert sorted(path.name for path in tmp_path.iterdir()) == [f"out.{kind}.parts", "out.txt"]
 
 
 def test_what_is_not_ours_is_never_replaced_unasked_and_no_folder_ever(tmp_path):
     (tmp_path / "out.npz").write_bytes(b"mine")
-    folder = PartsFolder(tmp_path / "out.npz", "npz")
+    folder = ShardFolder(tmp_path / "out.npz", "npz")
     with pytest.raises(ConfigError, match="holds no features of ours; choose another output, or replace it"):
         begin(folder, REQUEST, {}, overwrite=False)
     assert not begin(folder, REQUEST, {}, overwrite=True)
@@ -196,7 +204,7 @@ def test_what_is_not_ours_is_never_replaced_unasked_and_no_folder_ever(tmp_path)
     (tmp_path / "photos.npz" / "a.jpg").write_bytes(b"mine")
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match="choose another output"):
-            begin(PartsFolder(tmp_path / "photos.npz", "npz"), REQUEST, {}, overwrite=overwrite)
+            begin(ShardFolder(tmp_path / "photos.npz", "npz"), REQUEST, {}, overwrite=overwrite)
     assert (tmp_path / "photos.npz" / "a.jpg").exists()
 
 
@@ -207,7 +215,7 @@ def test_joining_can_be_killed_anywhere_and_repeated(tmp_path, monkeypatch, merg
     joined(parts_of(expected, with_patches=True), merge)
     output = tmp_path / "killed" / "out.npz"
     folder = parts_of(output, with_patches=True)
-    module = {"rmtree": "shutil", "replace": "os"}.get(where, "dinov2.encode.store.finishing")
+    module = {"rmtree": "shutil", "replace": "os"}.get(where, "dinov2.encode.store.merge")
     interrupted = True
     for call in range(1, 30):
         if not interrupted:
@@ -245,11 +253,11 @@ def test_a_full_disk_is_one_sentence_and_costs_only_the_part_at_hand(tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         sentence = "no space is left on the disk of .*give the same command again"
-        with pytest.raises(DinoError, match=sentence), room_on_disk(output):
+        with pytest.raises(DinoError, match=sentence), disk_full_as_error(output):
             folder.write(2, columns(4, 5))
     assert set(folder.finished()) == {0, 1}
     assert not list(folder.path.rglob("*.tmp"))
-    with pytest.raises(PermissionError), room_on_disk(output):
+    with pytest.raises(PermissionError), disk_full_as_error(output):
         raise PermissionError("something else")
 
 
@@ -329,5 +337,5 @@ def test_differences_name_what_is_only_on_one_side():
 
 def test_records_are_plain_values(tmp_path):
     record = parts_of(tmp_path / "out.npz", with_patches=True).finished()[0]
-    assert isinstance(record, PartRecord)
+    assert isinstance(record, Shard)
     assert (record.rows, record.unreadable, record.patches) == (4, (), {"patches": (2, 4, 3)})

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dinov2.encode.stream import Features, extract_features
+from dinov2.encode.stream import Features, decoded_batches, extract_features
 from dinov2.errors import ConfigError, DataError
 
 PIXELS = torch.arange(10 * 3 * 4 * 4, dtype=torch.float32).view(10, 3, 4, 4) / 100
@@ -71,37 +71,26 @@ def test_images_without_labels_give_features_without_labels():
     assert extract_features(mean_colour, Images(labels=False)).labels is None
 
 
-def test_normalised_rows_have_length_one():
-    features = extract_features(mean_colour, Images(), normalize=True)
-    assert_close(features.features.norm(dim=1), torch.ones(10))
+def test_images_that_are_no_normalised_tensors_are_refused():
+    for images in (Images(dtype=torch.uint8), [("a picture", 0)]):
+        with pytest.raises(DataError, match="image 0 of the data set is .*; give a transform to normalised float"):
+            extract_features(mean_colour, images)
 
 
-def test_uint8_images_go_through_the_transform_in_batches():
-    shapes = []
-
-    def transform(batch):
-        shapes.append(batch.shape)
-        return batch.float() / 255
-
-    features = extract_features(mean_colour, Images(dtype=torch.uint8), batch_size=5, transform=transform)
-    assert_close(features.features, PIXELS.to(torch.uint8).float().mean(dim=(2, 3)) / 255)
-    assert shapes == [(5, 3, 4, 4)] * 2
+def test_images_of_different_sizes_keep_their_order():
+    images = [(torch.full((3, 2 + i % 2, 4), float(i)), None) for i in range(5)]
+    features = extract_features(mean_colour, images, batch_size=4)
+    assert features.features[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
-def test_uint8_images_of_different_sizes_are_transformed_one_by_one():
-    images = [(torch.full((3, 2 + i, 4), i, dtype=torch.uint8), None) for i in range(3)]
-    features = extract_features(mean_colour, images, transform=lambda x: x[:, :, :2, :2].float())
-    assert features.features[:, 0].tolist() == [0.0, 1.0, 2.0]
-
-
-def test_uint8_images_without_a_transform_are_refused_with_the_way_out():
-    with pytest.raises(DataError, match="give `transform`"):
-        extract_features(mean_colour, Images(dtype=torch.uint8))
-
-
-def test_float_images_of_different_sizes_are_refused():
-    with pytest.raises(DataError, match="different sizes"):
-        extract_features(mean_colour, [(torch.zeros(3, 4, 4), 0), (torch.zeros(3, 5, 4), 0)])
+@pytest.mark.parametrize("threads, workers", [(0, 0), (1, 0), (3, 0), (0, 2)])
+def test_batches_are_the_same_whoever_decodes_them(threads, workers):
+    batches = [range(4), range(4, 8), range(8, 10)]
+    decoded = list(decoded_batches(Images([3, 8, 9]), batches, threads=threads, workers=workers))
+    assert [batch.indices for batch in decoded] == [[0, 1, 2], [4, 5, 6, 7], []]
+    assert [batch.targets for batch in decoded] == [[0, 1, 0], [0, 1, 0, 1], []]
+    assert decoded[2].unreadable == [("pictures/8.jpg", "truncated file"), ("pictures/9.jpg", "truncated file")]
+    assert torch.equal(decoded[1].groups[0][1], PIXELS[4:8]) and decoded[1].sizes == [(4, 4)] * 4
 
 
 def test_a_model_that_returns_patches_is_refused_with_what_it_returned():

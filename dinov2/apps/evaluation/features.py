@@ -2,8 +2,8 @@
 
 A pass over the images gives every part of the columns (`dinov2.apps.evaluation.subjects`). Of sets whose columns fit
 into memory together all parts are kept, so that a later evaluation of another kind decodes nothing; of larger sets only
-those that were asked for. Entries are found by content (`dinov2.encode.cache`): weights, model, transform, precision,
-kind of device, and the images with their names, sizes, times and labels.
+those that were asked for. Entries are found by content (`dinov2.encode.store.cache`): weights, model, transform,
+precision, kind of device, and the images with their names, sizes, times and labels.
 """
 
 import logging
@@ -21,11 +21,10 @@ from dinov2 import distributed
 from dinov2.apps.evaluation.datasets import NamedSet
 from dinov2.apps.evaluation.subjects import PARTS, Subject
 from dinov2.apps.places import output_folder
-from dinov2.apps.transformed import WithTransform
 from dinov2.checkpoints.download import cache_folder
 from dinov2.checkpoints.locate import ShowProgress
 from dinov2.configs.checks import MOST_WORKERS, at_most
-from dinov2.encode.cache import content_key, load_features, save_features
+from dinov2.encode.store.cache import content_key, has_features, load_features, save_features
 from dinov2.encode.stream import Features, extract_features
 from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
@@ -114,8 +113,7 @@ class FeatureCache:
         if self.cache is None:
             return False
         identity = images.identity()
-        keys = [content_key(_key(subject, identity, part)) for part in parts]
-        return all((self.cache / key / "manifest.json").is_file() for key in keys)
+        return all(has_features(self.cache, _key(subject, identity, part)) for part in parts)
 
     def forget(self) -> None:
         """Frees the memory; what lies on the disk stays."""
@@ -127,7 +125,9 @@ class FeatureCache:
         found: dict[str, Any] = {}
         if self.cache is not None:
             try:
-                found = {part: load_features(self.cache, parts=_key(subject, identity, part)) for part in wanted}
+                found = {
+                    part: load_features(self.cache, parts=_key(subject, identity, part), column=part) for part in wanted
+                }
             except DataError:
                 found = {}
         lacking = not found or any(one is None for one in found.values())
@@ -146,7 +146,9 @@ class FeatureCache:
 
         everything = extract_features(
             columns,
-            WithTransform(images.images, subject.transform, channels=subject.channels),
+            images.images,
+            transform=subject.transform,
+            channels=subject.channels,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             device=subject.device,
@@ -159,9 +161,24 @@ class FeatureCache:
         }
         if self.cache is not None and distributed.is_main_process():
             for part, features in found.items():
-                _save(self.cache, features, _key(subject, identity, part))
+                self._save(subject, images, features, part)
         distributed.barrier()
         return found
+
+    def _save(self, subject: Subject, images: NamedSet, features: Features, part: str) -> None:
+        assert self.cache is not None
+        key, transform = _key(subject, images.identity(), part), subject.transform
+        request = {
+            "source": {"images": len(images.images), "fingerprint": key["dataset"]["images"]},
+            "model": subject.described,
+            "transform": {**transform.describe(), "fit": transform.fit, "size": transform.crop_size},
+            "precision": subject.precision,
+        }
+        about = {"request": request, "source": images.name, "root": getattr(images.images, "root", None)}
+        try:
+            save_features(self.cache, features, parts=key, column=part, about=about)
+        except OSError as error:  # a full disk must not cost the hours that the features took
+            _LOG.warning("features are not kept in %s: %s", self.cache, error.strerror or error)
 
 
 _WORDS = {"earlier": "earlier blocks", "cls": "class token", "mean": "patch tokens"}
@@ -195,10 +212,3 @@ def _side_by_side(parts: Sequence[Features]) -> Features:
     if len(parts) == 1:
         return parts[0]
     return replace(parts[0], features=torch.cat([part.features for part in parts], dim=1))
-
-
-def _save(cache: Path, features: Features, key: Mapping[str, Any]) -> None:
-    try:
-        save_features(cache, features, parts=key)
-    except OSError as error:  # a full disk must not cost the hours that the features took
-        _LOG.warning("features are not kept in %s: %s", cache, error.strerror or error)

@@ -10,7 +10,6 @@ import torch
 
 from dinov2.apps.evaluation.session import Inputs, session, with_split
 from dinov2.apps.evaluation.subjects import raw_pixels, untrained_twin
-from dinov2.apps.transformed import WithTransform
 from dinov2.checkpoints.locate import ShowProgress
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.eval_transform import EvalTransform
@@ -135,7 +134,9 @@ def knn_of_backbone(
     features: list[Features] = [
         extract_features(
             backbone.to(where),
-            WithTransform(dataset, transform, channels=channels or _channels(backbone)),
+            dataset,
+            transform=transform,
+            channels=channels or _channels(backbone),
             batch_size=batch_size,
             num_workers=num_workers,
             device=where,

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from dinov2.apps.evaluation.datasets import labelled
-from dinov2.apps.transformed import WithTransform
 from dinov2.configs import Config
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.distributed import is_main_process
@@ -70,7 +69,9 @@ def _features(training: Training, images: ImageDataset, cfg: Config) -> Features
     precision = "fp32" if training.precision is None else "auto"
     return extract_features(
         backbone,
-        WithTransform(images, eval_transform_for(cfg), channels=cfg.student.in_chans),
+        images,
+        transform=eval_transform_for(cfg),
+        channels=cfg.student.in_chans,
         device=training.device,
         autocast_dtype=choose_precision(precision, training.device),
     )

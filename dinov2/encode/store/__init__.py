@@ -1,8 +1,9 @@
-"""Features of many images on disk: written in numbered parts that survive a kill, read column by column.
+"""Features of many images on disk: written in numbered shards that survive a kill, read column by column.
 
-`parts` writes and resumes, `opened` reads whatever was written, `writing` and `reading` know the four formats.
+`shards` writes and resumes, `merge` finishes, `reader` opens whatever was written, `tables` knows the file formats,
+`cache` finds features by what they were made of.
 """
 
-from dinov2.encode.store.opened import StoredFeatures, open_features
+from dinov2.encode.store.reader import StoredFeatures, open_features
 
 __all__ = ["StoredFeatures", "open_features"]

@@ -1,4 +1,4 @@
-"""Reading back what `dinov2 embed` wrote, whatever its format and whether it is one file or a folder of parts."""
+"""Features on disk, read column by column: what `dinov2 embed` wrote, and what evaluations keep."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dinov2.encode.store.parts import MANIFEST, manifest_of
-from dinov2.encode.store.reading import StoredTable
-from dinov2.encode.store.writing import format_of
+from dinov2.encode.store.shards import MANIFEST, read_manifest
+from dinov2.encode.store.tables import StoredTable
 from dinov2.errors import DataError
 from dinov2.whole_files import unescape_name
 
@@ -20,9 +19,8 @@ class StoredFeatures:
     """Features of the readable images of a data set, in its order; columns are read when asked for.
 
     `columns` are `index` (position in the source), `path` (the name of the file itself: `unescape_name` of what a table
-    holds), `height`, `width`, `label` (-1: none) where there is one,
-    `cls` and what else was asked of `dinov2 embed`. `manifest` says what they were made of; it is empty for a table
-    that has lost it.
+    holds), `height`, `width`, `label` (-1: none) where there is one, `cls` and what else was embedded. `manifest` says
+    what they were made of; it is empty for a table that has lost it.
     """
 
     def __init__(
@@ -42,13 +40,7 @@ class StoredFeatures:
     def read(self, column: str) -> np.ndarray:
         """A whole column: `[S]` or `[S, ...]`. Raises DataError when there is none of that name."""
         pieces = list(self.pieces(column))
-        if len(pieces) == 1:
-            return pieces[0]
-        if pieces[0].dtype.kind == "U":
-            return np.concatenate(pieces)
-        whole = np.empty((len(self), *pieces[0].shape[1:]), pieces[0].dtype)
-        np.concatenate(pieces, out=whole)
-        return whole
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def pieces(self, column: str) -> Iterator[np.ndarray]:
         """The same column part by part."""
@@ -96,7 +88,7 @@ def _file_names(paths: np.ndarray) -> np.ndarray:
 def open_features(path: str | os.PathLike[str]) -> StoredFeatures:
     """What `dinov2 embed` wrote to `path`. Raises DataError when that is nothing of the kind, or not finished."""
     path = Path(path).expanduser()
-    manifest = manifest_of(path)
+    manifest = read_manifest(path)
     if not path.exists() or (manifest is not None and manifest.get("state") != "complete"):
         unfinished = path if path.is_dir() else path.with_name(f"{path.name}.parts")
         if unfinished.exists():
@@ -108,8 +100,6 @@ def open_features(path: str | os.PathLike[str]) -> StoredFeatures:
         entries = manifest["tables"]
         tables = [StoredTable(path / entry["file"]) for entry in entries]
         return StoredFeatures(path, tables, [int(entry["rows"]) for entry in entries], manifest)
-    if format_of(path) is None:
-        raise DataError(f"{path} holds no features; expected a .parquet, .npz, .npy or .safetensors file, or a folder")
     table = StoredTable(path)
     if "cls" not in table:
         raise DataError(f"{path} has no column cls; its columns are {', '.join(table)}")

@@ -5,32 +5,46 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy_format
 
 from dinov2.whole_files import replacing
 
-__all__ = ["FileFacts", "Sink", "npy_header", "written_file"]
+__all__ = ["FileFacts", "HashingWriter", "npy_header", "written_file"]
 
 
 class FileFacts(NamedTuple):
-    """What is remembered of a file, to find out later whether it is still the same."""
+    """Size and digest of a file, to know later whether it is still the same."""
 
     bytes: int
     sha256: str
+    """"" where only the size is compared."""
+
+    def match(self, file: Path) -> bool:
+        """Whether the file is there and as it was."""
+        try:
+            if file.stat().st_size != self.bytes:
+                return False
+            with open(file, "rb") as stream:
+                return not self.sha256 or hashlib.file_digest(stream, "sha256").hexdigest() == self.sha256
+        except OSError:
+            return False
 
 
-class Sink:
-    """A file that is being written, with the digest of what went in. It cannot seek, so nothing is written twice."""
+class HashingWriter:
+    """A file being written, with the digest of what went in. It cannot seek, so nothing is written twice."""
 
-    def __init__(self, file: Any) -> None:
-        self._file, self._digest, self._bytes, self.closed = file, hashlib.sha256(), 0, False
+    closed = False
+    """For writers that check `closed`; `written_file` closes the file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest, self._bytes = file, hashlib.sha256(), 0
 
     def write(self, data: Any) -> int:
         """Append bytes, or an array as it lies in memory."""
-        view = memoryview(data).cast("B") if not isinstance(data, bytes) else data
+        view = data if isinstance(data, bytes) else memoryview(data).cast("B")
         self._file.write(view)
         self._digest.update(view)
         self._bytes += len(view)
@@ -49,7 +63,7 @@ class Sink:
         return False
 
     def close(self) -> None:
-        """What whoever writes believes; the file is closed by `written_file`."""
+        """For writers that close what they are given."""
         self.closed = True
 
     @property
@@ -59,13 +73,13 @@ class Sink:
 
 
 @contextmanager
-def written_file(path: Path) -> Iterator[Sink]:
-    """A sink for the bytes of `path`, which gets its name when the block ends well and they are on the disk."""
+def written_file(path: Path) -> Iterator[HashingWriter]:
+    """A writer for the bytes of `path`, which gets its name when the block ends well and they are on the disk."""
     with replacing(path) as unfinished, open(unfinished, "wb") as file:
-        yield Sink(file)
+        yield HashingWriter(file)
 
 
-def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+def npy_header(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
     """The head of a .npy file; its length does not depend on the number of rows."""
     head = io.BytesIO()
     description = npy_format.dtype_to_descr(dtype)

@@ -1,16 +1,16 @@
-"""Features on their way to the disk: numbered parts, each whole or absent, and what they were made of.
+"""Features on their way to the disk: numbered shards, each whole or absent, and what they were made of.
 
 While a command runs there is a folder `OUT.parts` with `_manifest.json` (the request: images, weights, transform,
-options) and for each finished part its files and, written last, a record of them. A part without a record, or whose
-files are not as recorded, is made again. At the end the parts become `OUT`: one file when they are small, with its
+options) and for each finished shard its files and, written last, a record of them. A shard without a record, or whose
+files are not as recorded, is made again. At the end the shards become `OUT`: one file when they are small, with its
 manifest `OUT.json`, else the folder itself. `OUT` never exists unfinished.
 
 Names of everything but the tables begin with an underscore, so that programs which read a folder of parquet files
-pass it over. Several processes may write different parts of one folder.
+pass it over. Several processes may write different shards of one folder. On the disk, and in what users read, a shard
+is called a part.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -22,24 +22,32 @@ from typing import Any
 
 import numpy as np
 
-from dinov2.encode.store.sinks import FileFacts, npy_header
-from dinov2.encode.store.writing import TableFormat, write_table
+from dinov2.encode.store.hashing_writer import FileFacts, npy_header
+from dinov2.encode.store.tables import TableFormat, write_table
 from dinov2.errors import ConfigError, DataError, DinoError
 from dinov2.file_lock import held
 from dinov2.whole_files import read_json, write_json
 
-__all__ = ["MANIFEST", "PartRecord", "PartsFolder", "PatchFile", "differences", "manifest_of", "room_on_disk"]
+__all__ = [
+    "MANIFEST",
+    "PatchFile",
+    "Shard",
+    "ShardFolder",
+    "ShardWriter",
+    "differences",
+    "disk_full_as_error",
+    "read_manifest",
+]
 
 MANIFEST = "_manifest.json"
-"""The manifest's name inside a folder of parts; beside a single file `OUT` it is `OUT.json`."""
-
+"""The manifest's name inside a folder of shards; beside a single file `OUT` it is `OUT.json`."""
 
 _STOPPED = "_stopped"
 
 
 @dataclass(frozen=True)
-class PartRecord:
-    """A finished part: its rows, the images that could not be read, its files."""
+class Shard:
+    """Record of a finished shard: its rows, the images that could not be read, its files."""
 
     number: int
     rows: int
@@ -51,7 +59,7 @@ class PartRecord:
     """Shape `[h, w, D]` of each kind of patch features."""
 
 
-class PartsFolder:
+class ShardFolder:
     """The folder `OUT.parts` beside `output`."""
 
     def __init__(self, output: Path, table_format: TableFormat) -> None:
@@ -59,21 +67,21 @@ class PartsFolder:
         self.path = output.with_name(f"{output.name}.parts")
 
     def table(self, number: int) -> Path:
-        """Where the table of a part lies."""
+        """Where the table of a shard lies."""
         return self.path / f"part-{number:05}.{self.format}"
 
     def patch_file(self, name: str, number: int) -> Path:
-        """Where patch features of a part lie."""
+        """Where patch features of a shard lie."""
         return self.path / f"_{name}" / f"part-{number:05}.npy"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keeps other commands away from the output in the block. Raises ConfigError when one is at work already."""
+    def locked(self) -> Iterator[None]:
+        """Other commands are kept away inside the block. Raises ConfigError when one is at work already."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as lock:
+        with ExitStack() as stack:
             try:
                 # Not the lock that writing the output takes for itself: holding that one, it would wait for us.
-                lock.enter_context(held(self.output.with_name(f".{self.output.name}.at-work.lock"), patience=0))
+                stack.enter_context(held(self.output.with_name(f".{self.output.name}.at-work.lock"), patience=0))
             except BlockingIOError as error:
                 raise ConfigError(
                     f"another command is writing {self.output} just now; wait until it has ended, or choose another "
@@ -81,16 +89,16 @@ class PartsFolder:
                 ) from error
             yield
 
-    def start(self, request: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def start(self, request: Mapping[str, object], about: Mapping[str, object]) -> None:
         """Make the folder, or go on with it. Raises DataError naming what differs from what it was begun with."""
         self.path.mkdir(parents=True, exist_ok=True)
         for torn in self.path.rglob(".*.tmp"):  # a kill left them
             torn.unlink()
         (self.path / _STOPPED).unlink(missing_ok=True)
-        kept = manifest_of(self.path)
+        kept = read_manifest(self.path)
         if kept is not None:
             changed = differences(kept["request"], request)
-            if changed and any(record.rows for record in self.finished().values()):
+            if changed and any(shard.rows for shard in self.finished().values()):
                 raise DataError(
                     f"{self.path} was begun with other settings: {'; '.join(changed[:4])}; repeat the settings of "
                     "then, choose another output, or start anew with --overwrite"
@@ -102,27 +110,27 @@ class PartsFolder:
             raise DataError(f"the unfinished features in {self.path} have lost their manifest; use --overwrite")
         write_json(self.path / MANIFEST, {"schema": 1, "state": "unfinished", "request": request, **about})
 
-    def finished(self) -> dict[int, PartRecord]:
-        """The parts that are whole, by number. Files that are missing or not as recorded cost their part its record."""
-        records = {}
+    def finished(self) -> dict[int, Shard]:
+        """The shards that are whole, by number. A file that is missing or not as recorded costs a shard its record."""
+        shards = {}
         for file in sorted(self.path.glob("_part-*.json")):
-            record = _record(file)
-            if record is not None and all(_as_recorded(self.path / name, fact) for name, fact in record.files.items()):
-                records[record.number] = record
+            shard = _read_record(file)
+            if shard is not None and all(facts.match(self.path / name) for name, facts in shard.files.items()):
+                shards[shard.number] = shard
             else:
                 file.unlink()
-        return records
+        return shards
 
     def has(self, number: int) -> bool:
-        """Whether a part has its record, unchecked: for waiting until another process has written it."""
+        """Whether a shard has its record, unchecked: for waiting until another process has written it."""
         return self._record_file(number).exists()
 
     def stop(self) -> None:
-        """Leave word for the other processes that one of them was told to end."""
+        """Signal other processes to stop."""
         (self.path / _STOPPED).touch()
 
     def stopped(self) -> bool:
-        """Whether a process was told to end."""
+        """Whether a process signalled to stop."""
         return (self.path / _STOPPED).exists()
 
     def write(
@@ -132,41 +140,77 @@ class PartsFolder:
         *,
         unreadable: Sequence[tuple[str, str]] = (),
         patches: Mapping[str, "PatchFile"] | None = None,
-        notes: Mapping[str, Any] | None = None,
-    ) -> PartRecord:
-        """Write a part: its table (None when it has no row), then its record."""
+        notes: Mapping[str, object] | None = None,
+    ) -> Shard:
+        """Write a shard: its table (None when it has no row), then its record."""
         facts = {} if columns is None else write_table(self.table(number), [columns], self.format, notes=notes)
-        shapes = {}
-        for name, file in (patches or {}).items():
-            facts[f"_{name}/{file.path.name}"] = file.finish()
-            shapes[name] = file.shape
+        facts |= {f"_{name}/{file.path.name}": file.finish() for name, file in (patches or {}).items()}
+        shapes = {name: file.shape for name, file in (patches or {}).items()}
         rows = 0 if columns is None else len(next(iter(columns.values())))
-        record = PartRecord(number, rows, tuple(unreadable), facts, shapes)
-        write_json(
-            self._record_file(number),
-            {
-                "number": number,
-                "rows": rows,
-                "unreadable": record.unreadable,
-                "files": {name: fact._asdict() for name, fact in facts.items()},
-                "patches": shapes,
-            },
-        )
-        return record
+        record = {
+            "number": number,
+            "rows": rows,
+            "unreadable": unreadable,
+            "files": {name: fact._asdict() for name, fact in facts.items()},
+            "patches": shapes,
+        }
+        write_json(self._record_file(number), record)
+        return Shard(number, rows, tuple(unreadable), facts, shapes)
 
     def _record_file(self, number: int) -> Path:
         return self.path / f"_part-{number:05}.json"
 
 
+class ShardWriter:
+    """A shard being written: columns in memory, patch features on their way to the disk.
+
+    A context manager; the shard is whole when the block ends well, and absent otherwise.
+    """
+
+    def __init__(self, folder: ShardFolder, number: int, notes: Mapping[str, object]) -> None:
+        self._folder, self._number, self._notes = folder, number, notes
+        self._columns: dict[str, list[np.ndarray]] = {}
+        self._patches: dict[str, PatchFile] = {}
+        self._unreadable: list[tuple[str, str]] = []
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                columns = {name: np.concatenate(pieces) for name, pieces in self._columns.items()}
+                self._folder.write(
+                    self._number,
+                    columns or None,
+                    unreadable=self._unreadable,
+                    patches=self._patches,
+                    notes=self._notes,
+                )
+        finally:
+            for file in self._patches.values():
+                file.discard()  # does nothing to one that has its name
+
+    def add(self, columns: Mapping[str, np.ndarray], unreadable: Sequence[tuple[str, str]]) -> None:
+        """Add the rows of a batch, of which there may be none, and the images left out."""
+        self._unreadable += unreadable
+        for name, array in columns.items():
+            if name.endswith("patches"):
+                if name not in self._patches:
+                    self._patches[name] = PatchFile(self._folder.patch_file(name, self._number), array.shape[1:])
+                self._patches[name].append(array)
+            else:
+                self._columns.setdefault(name, []).append(array)
+
+
 class PatchFile:
-    """Half-precision patch features of a part, written batch by batch to a .npy file.
+    """Half-precision patch features of a shard, written batch by batch to a .npy file.
 
     float16 holds 11 bits; what is beyond its range (65,504) becomes the largest number that it has.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.path, self.shape = path, shape
-        self.rows = 0
+        self.path, self.shape, self.rows = path, shape, 0
         path.parent.mkdir(exist_ok=True)
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._file = open(self._temporary, "wb")  # noqa: SIM115  closed by finish or discard
@@ -200,8 +244,8 @@ class PatchFile:
         self._temporary.unlink(missing_ok=True)
 
 
-def manifest_of(path: Path) -> dict[str, Any] | None:
-    """The manifest of a folder of parts or of a single file; None when there is none, or it cannot be read."""
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a folder of shards or of a single file; None when there is none, or it cannot be read."""
     file = path / MANIFEST if path.is_dir() else path.with_name(f"{path.name}.json")
     try:
         manifest = read_json(file, dict)
@@ -210,7 +254,7 @@ def manifest_of(path: Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest.get("request"), dict) else None
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """What differs between two requests, in words: `model.sha256 (1f3a... before, 77c0... now)`."""
     old, new = _flat(json.loads(json.dumps(before))), _flat(json.loads(json.dumps(now)))  # tuples are lists on disk
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
@@ -218,7 +262,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def room_on_disk(output: Path) -> Iterator[None]:
+def disk_full_as_error(output: Path) -> Iterator[None]:
     """A full disk inside the block becomes a sentence. Raises DinoError for it."""
     try:
         yield
@@ -231,39 +275,27 @@ def room_on_disk(output: Path) -> Iterator[None]:
         ) from error
 
 
-def _record(file: Path) -> PartRecord | None:
+def _read_record(file: Path) -> Shard | None:
     try:
         kept = read_json(file, dict)
-        return PartRecord(
+        return Shard(
             int(kept["number"]),
             int(kept["rows"]),
             tuple((path, reason) for path, reason in kept["unreadable"]),
             {name: FileFacts(**facts) for name, facts in kept["files"].items()},
             {name: tuple(shape) for name, shape in kept["patches"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (DataError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _as_recorded(file: Path, facts: FileFacts) -> bool:
-    try:
-        if file.stat().st_size != facts.bytes:
-            return False
-        if not facts.sha256:
-            return True
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest() == facts.sha256
-    except OSError:
-        return False
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 24 else f"{text[:12]}..."

@@ -4,29 +4,64 @@ Images are decoded by threads ahead of the model, and each prediction is handed 
 cannot be read is a prediction with a reason instead of classes, and stops nothing.
 """
 
+import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TextIO
 
 import torch
-from torch import Tensor
 
-from dinov2.apps.predictions import Classification, Guess, Prediction
 from dinov2.checkpoints.files import read_file
 from dinov2.checkpoints.heads import head_from_state
 from dinov2.checkpoints.locate import ShowProgress
-from dinov2.data.datasets.files import find_image_files
+from dinov2.data.datasets.files import ImageFiles, find_image_files
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES, ImageNetClass
-from dinov2.encode.image_inputs import to_model_input
-from dinov2.errors import ConfigError, DataError, WeightsError
+from dinov2.encode.stream import DecodedBatch, decoded_batches, encode_batch
+from dinov2.errors import ConfigError, DataError, DinoError, WeightsError
 from dinov2.models.heads import LinearHead
 from dinov2.models.releases import RELEASES
 from dinov2.pretrained import Pretrained, digest_of_files, load
+from dinov2.whole_files import write_text
 
-__all__ = ["classify", "find_images"]
+__all__ = ["Classification", "Guess", "Prediction", "classify", "find_images", "write_json"]
+
+
+class Guess(NamedTuple):
+    """A class that an image may show."""
+
+    number: int
+    """Number of the class, from 0."""
+    wnid: str
+    """Identifier in ImageNet; "" for classes of other data sets."""
+    name: str
+    probability: float
+    """Softmax over all classes of the head."""
+
+
+class Prediction(NamedTuple):
+    """What the classifier says about one image."""
+
+    path: str
+    top: tuple[Guess, ...] = ()
+    """The likeliest classes, best first; empty for an image that could not be classified."""
+    error: str | None = None
+    """Why there are none."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """All predictions in the order of the images, and with what they were made."""
+
+    predictions: list[Prediction]
+    made_with: dict[str, object]
+    """Model, head, transform and precision as plain values."""
+
+    @property
+    def failures(self) -> list[Prediction]:
+        """Images that could not be classified."""
+        return [prediction for prediction in self.predictions if prediction.error is not None]
 
 
 def classify(
@@ -93,6 +128,24 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
     return list(found.values())
 
 
+def write_json(result: Classification, target: TextIO | Path) -> None:
+    """Writes everything as one JSON document; a file is replaced as a whole. Raises `DinoError` when it cannot be."""
+    images = [
+        {"path": prediction.path, "error": prediction.error}
+        if prediction.error is not None
+        else {"path": prediction.path, "top": [_as_json(guess) for guess in prediction.top]}
+        for prediction in result.predictions
+    ]
+    text = json.dumps({**result.made_with, "images": images}, indent=1) + "\n"
+    if not isinstance(target, Path):
+        target.write(text)
+        return
+    try:
+        write_text(target, text)
+    except OSError as error:
+        raise DinoError(f"{target} could not be written ({error.strerror}); choose another place for --json") from error
+
+
 def _read_names(file: str | os.PathLike[str]) -> list[str]:
     try:
         path = Path(file).expanduser()
@@ -154,71 +207,45 @@ def _with_head(
 def _predictions(
     paths: Sequence[str], model: Pretrained, names: Sequence[ImageNetClass], *, top: int, batch_size: int
 ) -> Iterator[Prediction]:
-    batch: list[tuple[str, Tensor | str]] = []
-    for number, decoded in enumerate(_decoded(paths, model, ahead=2 * batch_size), start=1):
-        batch.append(decoded)
-        if len(batch) == batch_size or number == len(paths):
-            yield from _classified(batch, model, names, top)
-            batch = []
+    images, threads = ImageFiles(paths), min(4, os.cpu_count() or 1)
+    size = min(batch_size, -(-len(paths) // threads))  # a few images are decoded side by side too
+    batches = [range(first, min(first + size, len(paths))) for first in range(0, len(paths), size)]
+    decoded = decoded_batches(images, batches, transform=model.transform, channels=model.in_chans, threads=threads)
+    for numbers, batch in zip(batches, decoded, strict=True):
+        failures = iter(batch.unreadable)
+        answers = dict(zip(batch.indices, _likeliest(model, batch, top), strict=True))
+        for number in numbers:
+            path, answer = paths[number], answers.get(number)
+            if answer is None:
+                yield Prediction(path, error=next(failures)[1])
+            elif isinstance(answer, DataError):
+                yield Prediction(path, error=f"{path}: {answer}")
+            else:
+                yield Prediction(path, tuple(Guess(index, *names[index], share) for index, share in answer))
 
 
-def _decoded(paths: Sequence[str], model: Pretrained, *, ahead: int) -> Iterator[tuple[str, Tensor | str]]:
-    """Each path with its image, or with the reason why there is none; at most `ahead` images wait in memory."""
+def _likeliest(model: Pretrained, batch: DecodedBatch, top: int) -> "list[list[tuple[int, float]] | DataError]":
+    """The likeliest classes of each image and their probabilities, best first, or why there are none.
 
-    def read(path: str) -> Tensor | str:
-        try:
-            channels = model.in_chans
-            return to_model_input(path, model.transform, patch_size=model.patch_size, channels=channels)
-        except (DataError, OSError) as error:
-            return str(error)
-
-    waiting: deque[tuple[str, Future[Tensor | str]]] = deque()
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        try:
-            for path in paths:
-                if len(waiting) == ahead:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-                waiting.append((path, pool.submit(read, path)))
-            for first, future in waiting:
-                yield first, future.result()
-        finally:  # after an error or Ctrl-C nobody waits for images that nobody will look at
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _classified(
-    batch: Sequence[tuple[str, Tensor | str]], model: Pretrained, names: Sequence[ImageNetClass], top: int
-) -> Iterator[Prediction]:
-    images = [image for _, image in batch if isinstance(image, Tensor)]
-    rows = iter(_answers(images, model, top))
-    for path, image in batch:
-        if isinstance(image, str):
-            yield Prediction(path, error=image)
-            continue
-        best = next(rows)
-        if isinstance(best, DataError):
-            yield Prediction(path, error=f"{path}: {best}")
-            continue
-        yield Prediction(path, tuple(Guess(index, *names[index], probability) for index, probability in best))
-
-
-def _answers(images: Sequence[Tensor], model: Pretrained, top: int) -> "list[list[tuple[int, float]] | DataError]":
-    """For each image its likeliest classes, or why there are none: one overflow must not cost the others theirs."""
+    One overflow must not cost the other images their classes.
+    """
+    if not batch.indices:
+        return []
     try:
-        return [*_best(model.classify(torch.stack(list(images))), top)] if images else []
+        logits = encode_batch(lambda pixels: {"logits": model.classify(pixels)}, batch)["logits"]  # [B, C]
     except DataError as error:
-        return [error] if len(images) == 1 else [answer for image in images for answer in _answers([image], model, top)]
+        if len(batch.indices) == 1:
+            return [error]
+        rows = {row: image for rows, pixels in batch.groups for row, image in zip(rows, pixels, strict=True)}
+        alone = (batch._replace(indices=[row], groups=[([0], rows[row][None])]) for row in sorted(rows))
+        return [answer for one in alone for answer in _likeliest(model, one, top)]
+    shares, indices = logits.float().softmax(dim=-1).topk(min(top, logits.shape[-1]), dim=-1)
+    pairs = zip(indices.tolist(), shares.tolist(), strict=True)
+    return [list(zip(row, values, strict=True)) for row, values in pairs]
 
 
-def _best(logits: Tensor, top: int) -> list[list[tuple[int, float]]]:  # [B, C]
-    """Class numbers and probabilities of the likeliest classes, best first."""
-    found = logits.float().softmax(dim=-1).topk(min(top, logits.shape[-1]), dim=-1)
-    rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
-    return [list(zip(indices, values, strict=True)) for indices, values in rows]
-
-
-def _described(loaded: Pretrained, head: LinearHead, file: str | os.PathLike[str] | None) -> dict[str, Any]:
-    described: dict[str, Any] = {"layers": head.layers, "classes": head.out_features}
+def _described(loaded: Pretrained, head: LinearHead, file: str | os.PathLike[str] | None) -> dict[str, object]:
+    described: dict[str, object] = {"layers": head.layers, "classes": head.out_features}
     if file is not None:
         described |= {"source": str(file), "sha256": digest_of_files([Path(file).expanduser()])}
     return {
@@ -227,3 +254,8 @@ def _described(loaded: Pretrained, head: LinearHead, file: str | os.PathLike[str
         "transform": loaded.transform.describe(),
         "precision": str(loaded.autocast_dtype or torch.float32).removeprefix("torch."),
     }
+
+
+def _as_json(guess: Guess) -> dict[str, object]:
+    identifier = {"wnid": guess.wnid} if guess.wnid else {}
+    return {"class": guess.number, **identifier, "name": guess.name, "probability": guess.probability}

@@ -8,7 +8,9 @@ is not kept.
 import copy
 import json
 import os
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from dinov2.apps.exporting.comparison import Comparison, ExportedModel, Int8Report, compare, measure_int8
-from dinov2.apps.exporting.onnx_files import open_onnx, require_onnx, write_onnx
-from dinov2.apps.exporting.programs import open_program, write_program
+from dinov2.apps.export_files import open_onnx, open_program, require_onnx, write_int8, write_onnx, write_program
 from dinov2.apps.places import output_folder
 from dinov2.checkpoints.files import read_file
 from dinov2.checkpoints.heads import head_from_state
@@ -27,18 +29,82 @@ from dinov2.checkpoints.load import check_fit
 from dinov2.checkpoints.locate import ShowProgress
 from dinov2.errors import ConfigError, DinoError, UnknownRelease
 from dinov2.models.config import BackboneConfig
-from dinov2.models.heads import LinearHead
+from dinov2.models.heads import LinearHead, linear_logits
 from dinov2.models.releases import release
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import Pretrained, load
 from dinov2.whole_files import escape_name, write_json
 
-__all__ = ["ExportReport", "export", "export_backbone"]
+__all__ = ["Comparison", "ExportReport", "Int8Report", "export", "export_backbone"]
 
 _Format = Literal["onnx", "torch"]
 
 _SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 _OUTPUTS = {"cls": ("cls",), "tokens": ("tokens",), "both": ("cls", "tokens"), "logits": ("logits",)}
+
+
+_Size = tuple[int, int, int]
+"""Batch, height, width."""
+
+
+class _ExportedModel(nn.Module):
+    """Normalised images `[B, C, H, W]` to a dict of the outputs asked for: `cls`, `tokens`, `logits`."""
+
+    def __init__(self, backbone: DinoVisionTransformer, head: LinearHead | None, names: Sequence[str]) -> None:
+        super().__init__()
+        self.backbone, self.head, self.names = backbone, head if "logits" in names else None, tuple(names)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """`cls` `[B, D]`, `tokens` `[B, 1+R+N, D]`, `logits` `[B, C]`."""
+        if self.head is not None:
+            return {"logits": linear_logits(self.backbone, self.head, images)}
+        features = self.backbone.forward_features(images)
+        cls = features["x_norm_clstoken"]  # [B, D]
+        parts = [cls[:, None], features["x_norm_regtokens"], features["x_norm_patchtokens"]]
+        found = {"cls": cls, "tokens": torch.cat(parts, dim=1)}
+        return {name: found[name] for name in self.names}
+
+    def probe(self, size: _Size) -> Tensor:
+        """Images `[B, C, H, W]` to compare on."""
+        batch, height, width = size
+        channels = int(self.backbone.patch_embed.in_chans)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.zeros(batch, channels, height, width)
+        for cells in (2, 8, 32):
+            noise = torch.randn(batch, channels, cells, cells, generator=generator)
+            images += F.interpolate(noise, (height, width), mode="bilinear", align_corners=False)
+        return images
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Largest absolute difference to PyTorch, and PyTorch's own largest value, of each output at one image size."""
+
+    size: _Size
+    """Batch, height, width."""
+    errors: dict[str, float]
+    largest: dict[str, float]
+
+    def exceeds(self, tolerance: float) -> bool:
+        """Whether an output is off by more than the tolerance, relative to its largest value where that is above 1."""
+        # Written so that a NaN exceeds.
+        return not all(error <= tolerance * max(1.0, self.largest[name]) for name, error in self.errors.items())
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """The int8 file beside the float32 one: how far its features are off, and both speeds in onnxruntime."""
+
+    path: Path
+    size_bytes: int
+    cosine: dict[str, float]
+    """Lowest cosine between a vector of the int8 model and the same one of PyTorch, over all sizes checked."""
+    relative_l2: dict[str, float]
+    """Norm of the difference over the norm of PyTorch's output, the highest of all sizes."""
+    timed: _Size
+    milliseconds: dict[str, float]
+    """Median time of `float32` and `int8` on this machine."""
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -145,24 +211,24 @@ def export_backbone(
         require_onnx()
     elif int8:
         raise ConfigError("int8 is made by onnxruntime; export to a file that ends in .onnx")
-    model = _ready(ExportedModel(backbone, head, names))
+    model = _ready(_ExportedModel(backbone, head, names))
     metadata = {**_architecture(backbone, names), **(facts or {})}
     with _written_whole(path) as draft:
         say("recording the graph")
         _write(model, draft, kind, opset, metadata)
         say("comparing the file with PyTorch")
-        comparisons = compare(model, open_onnx(draft) if kind == "onnx" else open_program(draft), sizes)
+        comparisons = _compare(model, open_onnx(draft) if kind == "onnx" else open_program(draft), sizes)
         _refuse_above(tolerance, comparisons, path)
         n_bytes = sum(file.stat().st_size for file in draft.parent.iterdir())
         if int8:
             say("reducing to int8")
-        reduced = measure_int8(model, draft, sizes) if int8 else None
+        reduced = _measure_int8(model, draft, sizes) if int8 else None
     if reduced is not None:
         reduced = replace(reduced, path=path.with_name(reduced.path.name))
     return ExportReport(path, kind, n_bytes, names, metadata, tolerance, comparisons, reduced)
 
 
-def _write(model: ExportedModel, path: Path, kind: _Format, opset: int, metadata: dict[str, Any]) -> None:
+def _write(model: _ExportedModel, path: Path, kind: _Format, opset: int, metadata: dict[str, Any]) -> None:
     patch, channels = model.backbone.patch_size, model.backbone.patch_embed.in_chans
     # Two patches a side at least: the recorder asks of every size whether it is 1, and keeps the answer.
     height, width = (torch.export.Dim(name, min=2) for name in ("h", "w"))
@@ -213,7 +279,7 @@ def _refuse_above(tolerance: float, comparisons: Sequence[Comparison], path: Pat
             )
 
 
-def _ready(model: ExportedModel) -> ExportedModel:
+def _ready(model: _ExportedModel) -> _ExportedModel:
     """The model itself where it is in evaluation mode, on the CPU and in float32, else a copy that is."""
     plain = all(value.device.type == "cpu" and value.dtype == torch.float32 for value in model.parameters())
     if not plain or any(part.training for part in model.children()):
@@ -284,3 +350,65 @@ def _facts(loaded: Pretrained) -> dict[str, Any]:
     except UnknownRelease:
         return facts
     return {**facts, "source": row.url, "licence": row.licence}
+
+
+@torch.no_grad()
+def _compare(
+    model: _ExportedModel, exported: Callable[[Tensor], dict[str, Tensor]], sizes: Sequence[_Size]
+) -> list[Comparison]:
+    """Both on the same images, size by size."""
+    comparisons = []
+    for size in sizes:
+        images = model.probe(size)
+        expected, got = model(images), exported(images)
+        errors = {name: _largest(got[name] - value) for name, value in expected.items()}
+        comparisons.append(Comparison(size, errors, {name: _largest(value) for name, value in expected.items()}))
+    return comparisons
+
+
+@torch.no_grad()
+def _measure_int8(model: _ExportedModel, path: Path, sizes: Sequence[_Size]) -> Int8Report:
+    """Writes `<name>.int8.onnx` beside the ONNX file `path`, compares it with PyTorch and times both files."""
+    target = path.with_suffix(".int8.onnx")
+    write_int8(path, target)
+    plain, small = open_onnx(path), open_onnx(target)
+    cosine: dict[str, float] = {}
+    relative: dict[str, float] = {}
+    for size in sizes:
+        images = model.probe(size)
+        got = _vectors(small(images), model)
+        for name, expected in _vectors(model(images), model).items():
+            lowest = float(F.cosine_similarity(got[name], expected, dim=-1).min())
+            cosine[name] = min(lowest, cosine.get(name, 1.0))
+            relative[name] = max(float((got[name] - expected).norm() / expected.norm()), relative.get(name, 0.0))
+    timed = (1, *sizes[0][1:])
+    images = model.probe(timed)
+    times = _interleaved_milliseconds([lambda: plain(images), lambda: small(images)])
+    milliseconds = dict(zip(("float32", "int8"), times, strict=True))
+    n_bytes = sum(file.stat().st_size for file in target.parent.glob(f"{target.name}*"))
+    return Int8Report(target, n_bytes, cosine, relative, timed, milliseconds, torch.get_num_threads())
+
+
+def _vectors(found: dict[str, Tensor], model: _ExportedModel) -> dict[str, Tensor]:
+    """Outputs by what their vectors stand for: of the tokens the class token and the patches."""
+    if "tokens" not in found:
+        return found
+    first_patch = 1 + model.backbone.num_register_tokens
+    return {"cls": found["tokens"][:, 0], "patches": found["tokens"][:, first_patch:]}
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max())
+
+
+def _interleaved_milliseconds(runs: Sequence[Callable[[], object]], *, rounds: int = 7) -> list[float]:
+    """Median time of each function, taking turns, so that a busy moment of the machine meets all of them."""
+    times: list[list[float]] = [[] for _ in runs]
+    for run in runs:
+        run()  # the first call allocates
+    for _ in range(rounds):
+        for run, measured in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            measured.append((time.perf_counter() - start) * 1e3)
+    return [statistics.median(measured) for measured in times]

@@ -1,8 +1,9 @@
 """`dinov2 classify`."""
 
 import argparse
+import csv
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -18,7 +19,7 @@ from dinov2.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from dinov2.apps.predictions import Prediction
+    from dinov2.apps.classify import Prediction
 
 __all__ = ["add_to"]
 
@@ -58,8 +59,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dinov2.apps.classify import classify
-    from dinov2.apps.predictions import write_json
+    from dinov2.apps.classify import classify, write_json
 
     if arguments.json == arguments.csv == "-":
         arguments.parser.error("only one of --json and --csv can be written to -")
@@ -94,11 +94,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 class _CsvOutput:
-    """Rows of a file or of standard output, begun with the first image: wrong input must not empty an older file."""
+    """Rows of a file or of standard output, begun with the first image: wrong input must not empty an older file.
+
+    Each class of an image is a row, and an image that could not be classified one with the error.
+    """
 
     def __init__(self, file: str | None) -> None:
         self._file, self._stack = file, ExitStack()
-        self._write: Callable[[Prediction], None] | None = None
+        self._stream: TextIO | None = None
 
     def __enter__(self) -> "_CsvOutput":
         return self
@@ -111,11 +114,18 @@ class _CsvOutput:
         if self._file is None:
             return
         with self._naming_the_file():
-            if self._write is None:
-                from dinov2.apps.predictions import CsvPredictions
+            if self._stream is None:
+                self._stream = sys.stdout if self._file == "-" else self._opened(self._file)
+                self._write("path", "rank", "class", "wnid", "name", "probability", "error")
+            if prediction.error is not None:
+                self._write(prediction.path, "", "", "", "", "", prediction.error)
+            for rank, guess in enumerate(prediction.top, start=1):
+                share = f"{guess.probability:.6g}"
+                self._write(prediction.path, rank, guess.number, guess.wnid, guess.name, share, "")
 
-                self._write = CsvPredictions(sys.stdout if self._file == "-" else self._opened(self._file))
-            self._write(prediction)
+    def _write(self, *row: object) -> None:
+        assert self._stream is not None
+        csv.writer(self._stream, lineterminator="\n").writerow(row)
 
     @contextmanager
     def _naming_the_file(self) -> Iterator[None]:

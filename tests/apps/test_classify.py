@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dinov2.apps.classify import classify, find_images
-from dinov2.apps.predictions import CsvPredictions, write_json
+from dinov2.apps.classify import classify, find_images, write_json
 from dinov2.checkpoints.download import cached_path
+from dinov2.cli.classify import _CsvOutput
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
 from dinov2.errors import ConfigError, DataError, DinoError, UnknownRelease, WeightsError
 from dinov2.models.heads import LinearHead
@@ -211,10 +211,8 @@ def test_a_head_on_more_layers_than_the_backbone_has_is_refused(here: Path) -> N
 def test_csv_and_json_hold_the_same(here: Path, backbone: Path) -> None:
     photos = pictures(here / "photos", n=2, size=PIXELS)
     (photos / "001.png").write_bytes(b"broken")
-    with open(here / "out.csv", "w", encoding="utf-8", newline="") as stream:
-        result = classify(
-            [photos], model=backbone, head=head_file(here / "h.pth", classes=1000), top=2, each=CsvPredictions(stream)
-        )
+    with _CsvOutput("out.csv") as each:
+        result = classify([photos], model=backbone, head=head_file(here / "h.pth", classes=1000), top=2, each=each)
     write_json(result, here / "new" / "out.json")
     content = json.loads((here / "new" / "out.json").read_text(encoding="utf-8"))
     first, second = content["images"]

@@ -12,11 +12,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from dinov2.apps import export as exporting
-from dinov2.apps.export import ExportReport, export, export_backbone
-from dinov2.apps.exporting import onnx_files
-from dinov2.apps.exporting.comparison import Comparison
-from dinov2.apps.exporting.onnx_files import open_onnx
-from dinov2.apps.exporting.programs import open_program
+from dinov2.apps import export_files
+from dinov2.apps.export import Comparison, ExportReport, export, export_backbone
+from dinov2.apps.export_files import open_onnx, open_program
 from dinov2.checkpoints.files import save_teacher
 from dinov2.errors import ConfigError, DinoError, MissingDependency, WeightsError
 from dinov2.models.config import BackboneConfig
@@ -161,7 +159,7 @@ def test_a_model_in_training_and_half_precision_is_exported_as_a_copy(tmp_path):
 
 @pytest.mark.slow
 def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_files, "_LARGEST_FILE", 1000)
+    monkeypatch.setattr(export_files, "_LARGEST_FILE", 1000)
     model = tiny(img_size=56)
     report = export_backbone(model, tmp_path / "m.onnx", int8=True)
     names = files_of(tmp_path)

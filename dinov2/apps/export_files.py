@@ -1,12 +1,13 @@
-"""ONNX files: written from a recorded graph, opened with onnxruntime, reduced to int8, and timed side by side.
+"""Exported files: ONNX, opened with onnxruntime and reduced to int8, and `torch.export` programs.
 
-One file holds everything up to the 2 GB that its format allows; above that the weights lie in `<name>.data` beside it.
+An ONNX file holds everything up to the 2 GB that its format allows; above that the weights lie in `<name>.data` beside
+it.
 """
 
+import io
+import json
 import logging
 import os
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -18,12 +19,15 @@ from torch import Tensor, nn
 
 from dinov2.errors import ConfigError, MissingDependency
 
-__all__ = ["interleaved_milliseconds", "open_onnx", "require_onnx", "write_int8", "write_onnx"]
+__all__ = ["open_onnx", "open_program", "require_onnx", "write_int8", "write_onnx", "write_program"]
+
+_Runner = Callable[[Tensor], dict[str, Tensor]]
 
 _PACKAGES = {"onnx": "onnx>=1.18", "onnxscript": "onnxscript>=0.5", "onnxruntime": "onnxruntime>=1.20"}
 # Protocol buffers end at 2 GiB; the graph beside the weights takes a few MB.
 _LARGEST_FILE = 2_000_000_000
 _OLDEST_OPSET = 18
+_METADATA_FILE = "dinov2.json"
 # With this mark the quantiser takes the graph as it is; without it, it logs advice to simplify what is simple already.
 _SIMPLIFIED = ("onnx.quant.pre_process", "onnxruntime.quant")
 
@@ -93,7 +97,7 @@ def _quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def open_onnx(path: str | os.PathLike[str]) -> Callable[[Tensor], dict[str, Tensor]]:
+def open_onnx(path: str | os.PathLike[str]) -> _Runner:
     """The model of an ONNX file on the CPU, with as many threads as torch has: images to outputs by name."""
     import onnxruntime
 
@@ -129,14 +133,25 @@ def write_int8(path: Path, target: Path) -> None:
         onnx.save(reduced, target)
 
 
-def interleaved_milliseconds(runs: Sequence[Callable[[], object]], *, rounds: int = 7) -> list[float]:
-    """Median time of each function, taking turns, so that a busy moment of the machine meets all of them."""
-    times: list[list[float]] = [[] for _ in runs]
-    for run in runs:
-        run()  # the first call allocates
-    for _ in range(rounds):
-        for run, measured in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            measured.append((time.perf_counter() - start) * 1e3)
-    return [statistics.median(measured) for measured in times]
+def write_program(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes a program; raises `OSError` when the disk refuses."""
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            node.meta.pop("stack_trace", None)  # lines of this machine's source files
+    # Through memory: on a full disk the archive's own writer ends the process.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={_METADATA_FILE: json.dumps(metadata)})
+    with open(path, "wb") as file:
+        file.write(buffer.getbuffer())
+
+
+def open_program(path: Path) -> _Runner:
+    """The model of a file: images to outputs by name, without gradients."""
+    module = torch.export.load(path).module()
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            found: dict[str, Tensor] = module(images)
+        return found
+
+    return run

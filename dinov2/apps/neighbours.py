@@ -5,10 +5,10 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dinov2.apps.places import output_folder
@@ -88,45 +88,44 @@ def neighbours(
         DataError: there are no such features, or a query cannot be read.
         ConfigError: the column or model does not fit, or the page cannot be written.
     """
-    _check(k, samples, duplicates)
-    stored = open_features(features)
-    page = _page(stored.path, output)
-    where = choose_device(device)
-    matrix = _matrix(stored, column)
-    album = _Album(stored, images)
-    report = NeighboursReport(stored.path, len(stored), page=page)
-    rows: list[ShotRow] = []
-    if queries:
-        vectors, query_images = _query_vectors(stored, queries, model, column, device)
-        same = torch.tensor([album.row_of(path) for path in queries])
-        shots = [Shot(thumbnail(image), Path(path).name, "query", path, "query") for path, image in query_images]
-        rows = _found(report, matrix, album, vectors, same, list(queries), shots, [None] * len(queries), k, where)
-    elif duplicates is None:
-        chosen = torch.linspace(0, len(stored) - 1, min(samples, len(stored))).round().long().unique()
-        names = [album.paths[row] for row in chosen.tolist()]
-        labels = [album.label(row) for row in chosen.tolist()]
-        shots = [album.shot(row, "query", "query") for row in chosen.tolist()]
-        rows = _found(report, matrix, album, matrix[chosen], chosen, names, shots, labels, k, where)
-    groups = None
-    if duplicates is not None:
-        report.threshold = duplicates
-        groups = _duplicates(report, matrix, album, duplicates, where, progress("comparing images"))
-    lead = (
-        f"{len(report.pairs):,} pairs with a cosine similarity of at least {duplicates}, "
-        f"in {len(report.groups):,} groups."
-    )
-    if len(report.groups) > _MOST_GROUPS:
-        lead += f" The {_MOST_GROUPS} largest are shown."
-    _write(page, stored, rows, groups, lead)
-    return report
-
-
-def _check(k: int, samples: int, duplicates: float | None) -> None:
     for what, value in (("the number of neighbours", k), ("the number of samples", samples)):
         if value < 1:
             raise ConfigError(f"{what} is {value}; write 1 or more")
     if duplicates is not None and not -1 < duplicates <= 1:
         raise ConfigError(f"a cosine similarity of {duplicates} does not exist; write a number such as 0.95")
+    stored = open_features(features)
+    report = NeighboursReport(stored.path, len(stored), page=_page(stored.path, output))
+    search = _Search(report, _matrix(stored, column), _Album(stored, images), choose_device(device))
+    album, shown, groups = search.album, list[ShotRow](), None
+    if queries:
+        vectors, pictures = _query_vectors(stored, queries, model, column, device)
+        shots = [
+            Shot(thumbnail(picture), Path(path).name, "query", path, "query")
+            for path, picture in zip(queries, pictures, strict=True)
+        ]
+        same = torch.tensor([album.row_of(path) for path in queries])
+        shown = search.nearest(vectors, same, list(queries), shots, [None] * len(queries), k)
+    elif duplicates is None:
+        rows = torch.linspace(0, len(stored) - 1, min(samples, len(stored))).round().long().unique()
+        names, labels = [album.paths[row] for row in rows.tolist()], [album.label(row) for row in rows.tolist()]
+        shots = [album.shot(row, "query", "query") for row in rows.tolist()]
+        shown = search.nearest(search.matrix[rows], rows, names, shots, labels, k)
+    lead = ""
+    if duplicates is not None:
+        groups = search.duplicates(duplicates, progress("comparing images"))
+        lead = (
+            f"{len(report.pairs):,} pairs with a cosine similarity of at least {duplicates}, "
+            f"in {len(report.groups):,} groups."
+        )
+        if len(report.groups) > _MOST_GROUPS:
+            lead += f" The {_MOST_GROUPS} largest are shown."
+    request, facts = stored.manifest.get("request", {}), [("images", f"{len(stored):,}")]
+    if request:
+        facts += [("model", str(request["model"]["name"])), ("size", f"{request['transform']['size']} px")]
+    page = neighbour_page(stored.path.name, facts=facts, neighbours=shown, duplicates=groups, duplicates_lead=lead)
+    assert report.page is not None
+    write_text(report.page, page)
+    return report
 
 
 def _page(features: Path, output: str | os.PathLike[str] | None) -> Path:
@@ -152,7 +151,8 @@ class _Album:
 
     def __init__(self, stored: StoredFeatures, images: str | os.PathLike[str] | None) -> None:
         self._stored = stored
-        self.paths: list[str] = stored.read("path").tolist() if "path" in stored.columns else [""] * len(stored)
+        named = "path" in stored.columns
+        self.paths: list[str] = stored.read("path").tolist() if named else [f"row {n}" for n in range(len(stored))]
         self._root = Path(images).expanduser() if images is not None else Path(stored.manifest.get("root") or ".")
         if images is not None and not self._root.is_dir():
             raise DataError(f"there is no folder {self._root}; give the folder of the images")
@@ -194,7 +194,7 @@ class _Album:
 
 def _query_vectors(
     stored: StoredFeatures, queries: Sequence[str], model: str | None, column: str, device: str
-) -> tuple[Tensor, list[tuple[str, Any]]]:
+) -> tuple[Tensor, list[Image.Image]]:
     """Vectors [Q, D] of image files, through the model and transform of the stored ones, and the images."""
     request = stored.manifest.get("request", {})
     source = model or stored.manifest.get("model")
@@ -225,84 +225,73 @@ def _query_vectors(
     channels = loaded.in_chans
     spec = EmbeddingSpec(mean=kind == "mean", layers=layers)
     batches = decoded_batches(dataset, single, transform=transform, channels=channels)
-    for path, batch in zip(queries, batches, strict=True):
+    for batch in batches:
         if batch.unreadable:
             raise DataError(batch.unreadable[0][1])
         columns = encode_batch(lambda pixels: spec.columns(loaded.encode(pixels, layers=layers)), batch)
         vectors.append(columns[column].float().cpu())
-        images.append((path, dataset.get_image(batch.indices[0])))
+        images.append(dataset.get_image(batch.indices[0]))
     return torch.cat(vectors), images
 
 
-def _found(
-    report: NeighboursReport,
-    matrix: Tensor,
-    album: _Album,
-    vectors: Tensor,
-    same: Tensor,  # int64 [Q]: the query's own row, -1 for none
-    names: Sequence[str],
-    shots: Sequence[Shot],
-    labels: Sequence[str | None],
-    k: int,
-    device: torch.device,
-) -> list[ShotRow]:
-    """Fill in the neighbours of the queries and return their pictures."""
-    exclude = same if bool((same >= 0).any()) else None
-    k = min(k, len(matrix) - (exclude is not None))
-    if k < 1:
-        raise DataError(f"{report.features} holds one image alone, which has no neighbours")
-    similarities, indices = nearest_neighbours(vectors, matrix, k=k, cosine=True, exclude=exclude, device=device)
-    rows = []
-    for name, shot, own, near, which in zip(names, shots, labels, similarities.tolist(), indices.tolist(), strict=True):
-        hits = [Hit(row, album.paths[row], value, album.label(row)) for value, row in zip(near, which, strict=True)]
-        report.neighbours[name] = hits
-        pictures = [shot]
-        for hit in hits:
-            kind = "" if own is None or hit.label is None else "right" if own == hit.label else "wrong"
-            pictures.append(album.shot(hit.row, f"{hit.similarity:.3f}", kind))
-        rows.append(ShotRow(tuple(pictures)))
-    return rows
+@dataclass
+class _Search:
+    """Rows of pictures that a search gives; what it finds goes into the report."""
 
+    report: NeighboursReport
+    matrix: Tensor
+    """[S, D]"""
+    album: _Album
+    device: torch.device
 
-def _duplicates(
-    report: NeighboursReport,
-    matrix: Tensor,
-    album: _Album,
-    threshold: float,
-    device: torch.device,
-    progress: Callable[[int, int], None] | None,
-) -> list[ShotRow]:
-    # Of two equal rows the product of unit vectors may be one bit below 1.
-    limit = min(threshold, 1 - 1e-6)
-    pairs, similarities = similar_pairs(matrix, threshold=limit, device=device)
-    report.pairs = [
-        (album.paths[a], album.paths[b], min(1.0, value))
-        for (a, b), value in zip(pairs.tolist(), similarities.tolist(), strict=True)
-    ]
-    groups = groups_of_pairs(pairs)
-    report.groups = [[album.paths[row] for row in group] for group in groups]
-    closest: dict[int, float] = {}
-    for (a, b), value in zip(pairs.tolist(), similarities.tolist(), strict=True):
-        for row in (a, b):
-            closest[row] = max(closest.get(row, -math.inf), value)
-    shown = []
-    for group in groups[:_MOST_GROUPS]:
-        more = len(group) - _MOST_SHOTS
-        shots = tuple(album.shot(row, f"{min(1.0, closest[row]):.4f}") for row in group[:_MOST_SHOTS])
-        shown.append(ShotRow(shots, f"and {more:,} more" if more > 0 else ""))
-    return shown
+    def nearest(
+        self,
+        vectors: Tensor,
+        same: Tensor,  # int64 [Q]: the query's own row, -1 for none
+        names: Sequence[str],
+        shots: Sequence[Shot],
+        labels: Sequence[str | None],
+        k: int,
+    ) -> list[ShotRow]:
+        """The neighbours of the queries."""
+        exclude = same if bool((same >= 0).any()) else None
+        k = min(k, len(self.matrix) - (exclude is not None))
+        if k < 1:
+            raise DataError(f"{self.report.features} holds one image alone, which has no neighbours")
+        similarities, indices = nearest_neighbours(
+            vectors, self.matrix, k=k, cosine=True, exclude=exclude, device=self.device
+        )
+        shown = []
+        found = zip(similarities.tolist(), indices.tolist(), strict=True)
+        for name, shot, label, (near, rows) in zip(names, shots, labels, found, strict=True):
+            hits = [
+                Hit(row, self.album.paths[row], value, self.album.label(row))
+                for value, row in zip(near, rows, strict=True)
+            ]
+            self.report.neighbours[name] = hits
+            pictures = [shot]
+            for hit in hits:
+                kind = "" if label is None or hit.label is None else "right" if label == hit.label else "wrong"
+                pictures.append(self.album.shot(hit.row, f"{hit.similarity:.3f}", kind))
+            shown.append(ShotRow(tuple(pictures)))
+        return shown
 
-
-def _write(page: Path, stored: StoredFeatures, rows: list[ShotRow], groups: list[ShotRow] | None, lead: str) -> None:
-    request = stored.manifest.get("request", {})
-    facts = [("images", f"{len(stored):,}")]
-    if request:
-        facts += [("model", str(request["model"]["name"])), ("size", f"{request['transform']['size']} px")]
-    text = neighbour_page(
-        stored.path.name,
-        facts=facts,
-        neighbours=rows,
-        duplicates=groups,
-        duplicates_lead=lead,
-    )
-    write_text(page, text)
+    def duplicates(self, threshold: float, progress: Callable[[int, int], None] | None) -> list[ShotRow]:
+        """The largest groups of images that are at least that similar."""
+        # Of two equal rows the product of unit vectors may be one bit below 1.
+        pairs, similarities = similar_pairs(
+            self.matrix, threshold=min(threshold, 1 - 1e-6), device=self.device, progress=progress
+        )
+        paths, groups, closest = self.album.paths, groups_of_pairs(pairs), dict[int, float]()
+        for (a, b), value in zip(pairs.tolist(), similarities.tolist(), strict=True):
+            self.report.pairs.append((paths[a], paths[b], min(1.0, value)))
+            for row in (a, b):
+                closest[row] = max(closest.get(row, -math.inf), value)
+        self.report.threshold = threshold
+        self.report.groups = [[paths[row] for row in group] for group in groups]
+        shown = []
+        for group in groups[:_MOST_GROUPS]:
+            more = len(group) - _MOST_SHOTS
+            shots = tuple(self.album.shot(row, f"{min(1.0, closest[row]):.4f}") for row in group[:_MOST_SHOTS])
+            shown.append(ShotRow(shots, f"and {more:,} more" if more > 0 else ""))
+        return shown

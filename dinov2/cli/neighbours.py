@@ -22,7 +22,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         ),
         example="dinov2 neighbours features.parquet --query cat.jpg -o neighbours.html",
     )
-    parser.add_argument("features", metavar="FEATURES", help="what dinov2 embed wrote: a file or a folder")
+    parser.add_argument("features", nargs="?", metavar="FEATURES", help="what dinov2 embed wrote: a file or a folder")
+    parser.add_argument("--features", dest="named", metavar="FEATURES", help="the same, as in dinov2 eval")
     parser.add_argument(
         "--query", nargs="+", default=[], metavar="IMAGE", help="image files (default: a sample of the stored images)"
     )
@@ -48,10 +49,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from dinov2.apps.neighbours import neighbours
     from dinov2.whole_files import write_json
 
+    features = arguments.features or arguments.named
+    if features is None or None not in (arguments.features, arguments.named):
+        arguments.parser.error("one file or folder of FEATURES is required, by itself or as --features FEATURES")
     check_file_place(arguments.json, task="neighbours")
     with ExtractionProgress() as progress:
         report = neighbours(
-            arguments.features,
+            features,
             queries=arguments.query,
             model=arguments.model,
             k=arguments.k,

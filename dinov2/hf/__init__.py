@@ -18,16 +18,17 @@ from dinov2.hf.auto import (
     AutoModel,
     AutoModelForImageClassification,
     pipeline,
+    register,
 )
-from dinov2.hf.backbone import Dinov2Backbone, Dinov2WithRegistersBackbone
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
-from dinov2.hf.embeddings import (
+from dinov2.hf.encoder import (
     Dinov2Embeddings,
+    Dinov2Encoder,
     Dinov2PatchEmbeddings,
     Dinov2WithRegistersEmbeddings,
+    Dinov2WithRegistersEncoder,
     Dinov2WithRegistersPatchEmbeddings,
 )
-from dinov2.hf.encoder import Dinov2Encoder, Dinov2WithRegistersEncoder
 from dinov2.hf.layers import (
     Dinov2Attention,
     Dinov2DropPath,
@@ -47,14 +48,15 @@ from dinov2.hf.layers import (
     Dinov2WithRegistersSwiGLUFFN,
 )
 from dinov2.hf.models import (
+    Dinov2Backbone,
     Dinov2ForImageClassification,
     Dinov2Model,
+    Dinov2WithRegistersBackbone,
     Dinov2WithRegistersForImageClassification,
     Dinov2WithRegistersModel,
 )
 from dinov2.hf.pretrained import Dinov2PreTrainedModel, Dinov2WithRegistersPreTrainedModel
 from dinov2.hf.processing import BitImageProcessor, BitImageProcessorFast, BitImageProcessorPil
-from dinov2.hf.register import register
 from dinov2.layers.drop_path import drop_path
 
 __all__ = [

@@ -1,9 +1,10 @@
 """Auto classes and `pipeline` that build this project's DINOv2 classes, and hand everything else to transformers.
 
-The registry of transformers, which belongs to the whole process, is not touched; `dinov2.hf.register` does that.
+The registry of transformers, which belongs to the whole process, is not touched until `register` is called.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,32 +12,37 @@ from typing import Any, ClassVar
 import transformers
 from transformers.utils import find_adapter_config_file, is_peft_available
 
-from dinov2.hf.backbone import Dinov2Backbone, Dinov2WithRegistersBackbone
-from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
+from dinov2.hf.configuration import Config, Dinov2Config, Dinov2WithRegistersConfig
 from dinov2.hf.models import (
+    Dinov2Backbone,
     Dinov2ForImageClassification,
     Dinov2Model,
+    Dinov2WithRegistersBackbone,
     Dinov2WithRegistersForImageClassification,
     Dinov2WithRegistersModel,
 )
 from dinov2.hf.processing import BitImageProcessor, BitImageProcessorFast, BitImageProcessorPil, default_image_processor
 
 __all__ = [
-    "CONFIGS",
     "MODELS",
     "AutoBackbone",
     "AutoConfig",
     "AutoImageProcessor",
     "AutoModel",
     "AutoModelForImageClassification",
-    "as_ours",
     "pipeline",
+    "register",
 ]
 
-CONFIGS: dict[str, Any] = {"dinov2": Dinov2Config, "dinov2_with_registers": Dinov2WithRegistersConfig}
-"""Model type of a `config.json` -> configuration class."""
+_Source = str | os.PathLike[str]
 
-MODELS: dict[str, dict[str, Any]] = {
+# Model type of a `config.json` -> configuration class.
+_CONFIGS: dict[str, type[Dinov2Config] | type[Dinov2WithRegistersConfig]] = {
+    "dinov2": Dinov2Config,
+    "dinov2_with_registers": Dinov2WithRegistersConfig,
+}
+
+MODELS: dict[str, dict[str, type[transformers.PreTrainedModel]]] = {
     "AutoModel": {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel},
     "AutoModelForImageClassification": {
         "dinov2": Dinov2ForImageClassification,
@@ -46,15 +52,16 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Name of an auto class -> model type -> model class."""
 
-_PROCESSORS: dict[str, Any] = {
+_PROCESSORS: dict[str, type[BitImageProcessor]] = {
     "BitImageProcessor": default_image_processor(),
     "BitImageProcessorFast": BitImageProcessorFast,
     "BitImageProcessorPil": BitImageProcessorPil,
 }
+_STOCK = {"dinov2": "Dinov2Config", "dinov2_with_registers": "Dinov2WithRegistersConfig"}
 _TASKS = {"image-classification": "AutoModelForImageClassification", "image-feature-extraction": "AutoModel"}
 
 # What every released repository says, for folders that say nothing.
-_RELEASED_PREPROCESSING: dict[str, Any] = {
+_RELEASED_PREPROCESSING: dict[str, object] = {
     "size": {"shortest_edge": 256},
     "crop_size": {"height": 224, "width": 224},
     "image_mean": [0.485, 0.456, 0.406],
@@ -69,26 +76,26 @@ class AutoConfig:
     """`from_pretrained` and `for_model` of transformers' class, with our configurations for DINOv2."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: _Source, **kwargs: object) -> transformers.PretrainedConfig:
         """The configuration of a folder or repository."""
         plain, _ = transformers.PretrainedConfig.get_config_dict(
             pretrained_model_name_or_path, **{name: kwargs[name] for name in _WHERE if name in kwargs}
         )
-        ours = CONFIGS.get(str(plain.get("model_type")))
+        ours = _CONFIGS.get(str(plain.get("model_type")))
         return (ours or transformers.AutoConfig).from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
-    def for_model(cls, model_type: str, *args: Any, **kwargs: Any) -> Any:
+    def for_model(cls, model_type: str, *args: Any, **kwargs: Any) -> transformers.PretrainedConfig:
         """A fresh configuration of a model type."""
-        ours = CONFIGS.get(model_type)
+        ours = _CONFIGS.get(model_type)
         return ours(*args, **kwargs) if ours else transformers.AutoConfig.for_model(model_type, *args, **kwargs)
 
     @staticmethod
-    def register(model_type: str, config: Any, exist_ok: bool = False) -> None:
+    def register(model_type: str, config: type[transformers.PretrainedConfig], exist_ok: bool = False) -> None:
         """Makes a model type known, here and to transformers' class."""
         transformers.AutoConfig.register(model_type, config, exist_ok=exist_ok)
-        if model_type in CONFIGS:
-            CONFIGS[model_type] = config
+        if model_type in _CONFIGS:
+            _CONFIGS[model_type] = config
 
 
 class _Auto:
@@ -98,7 +105,9 @@ class _Auto:
         raise OSError(f"{self._name} builds models and is none; use {self._name}.from_pretrained or .from_config")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: _Source, *model_args: object, **kwargs: Any
+    ) -> transformers.PreTrainedModel:
         """The model of a folder or repository with its weights; arguments are those of the model classes."""
         where = {name: kwargs[name] for name in _WHERE if name in kwargs}
         config = kwargs.get("config")
@@ -110,25 +119,30 @@ class _Auto:
             theirs = getattr(transformers, cls._name)
             return theirs.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         if config is not None:
-            kwargs["config"] = as_ours(config)
+            kwargs["config"] = _as_ours(config)
         for not_needed in ("trust_remote_code", "code_revision", "use_timm_backbone"):
             kwargs.pop(not_needed, None)
         return ours.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @classmethod
-    def from_config(cls, config: Any, **kwargs: Any) -> Any:
+    def from_config(cls, config: transformers.PretrainedConfig, **kwargs: object) -> transformers.PreTrainedModel:
         """A model with fresh weights."""
         ours = MODELS[cls._name].get(str(getattr(config, "model_type", None)))
         if ours is None:
             return getattr(transformers, cls._name).from_config(config, **kwargs)
         kwargs.pop("trust_remote_code", None)
-        return ours._from_config(as_ours(config), **kwargs)
+        return ours._from_config(_as_ours(config), **kwargs)
 
     @classmethod
-    def register(cls, config_class: Any, model_class: Any, exist_ok: bool = False) -> None:
+    def register(
+        cls,
+        config_class: type[transformers.PretrainedConfig],
+        model_class: type[transformers.PreTrainedModel],
+        exist_ok: bool = False,
+    ) -> None:
         """Makes the model class of a configuration known, here and to transformers' class."""
         getattr(transformers, cls._name).register(config_class, model_class, exist_ok=exist_ok)
-        for model_type, ours in CONFIGS.items():
+        for model_type, ours in _CONFIGS.items():
             if config_class is ours:
                 MODELS[cls._name][model_type] = model_class
 
@@ -155,19 +169,19 @@ class AutoImageProcessor:
     """`transformers.AutoImageProcessor` with our classes for DINOv2."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: _Source, **kwargs: Any) -> transformers.BaseImageProcessor:
         """The processor of a folder or repository; a DINOv2 folder without one gets that of the released models."""
         where = {name: kwargs[name] for name in _WHERE if name in kwargs}
         try:
             plain, _ = BitImageProcessor.get_image_processor_dict(pretrained_model_name_or_path, **where)
         except OSError:
-            if _described(pretrained_model_name_or_path, where)[1] not in CONFIGS:
+            if _described(pretrained_model_name_or_path, where)[1] not in _CONFIGS:
                 return transformers.AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
             settings = {name: value for name, value in kwargs.items() if name not in where}
             return default_image_processor().from_dict(_RELEASED_PREPROCESSING, **settings)
         kind = plain.get("image_processor_type") or plain.get("feature_extractor_type")
         ours = _PROCESSORS.get(str(kind))
-        if kind is None and _described(pretrained_model_name_or_path, where)[1] in CONFIGS:
+        if kind is None and _described(pretrained_model_name_or_path, where)[1] in _CONFIGS:
             ours = default_image_processor()
         if ours is None:
             return transformers.AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -175,20 +189,20 @@ class AutoImageProcessor:
         return ours.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @staticmethod
-    def register(*args: Any, **kwargs: Any) -> None:
+    def register(*args: object, **kwargs: object) -> None:
         """The same as `transformers.AutoImageProcessor.register`."""
         transformers.AutoImageProcessor.register(*args, **kwargs)
 
 
 def pipeline(
     task: str | None = None,
-    model: Any = None,
+    model: object = None,
     config: Any = None,
-    tokenizer: Any = None,
-    feature_extractor: Any = None,
-    image_processor: Any = None,
+    tokenizer: object = None,
+    feature_extractor: object = None,
+    image_processor: object = None,
     **kwargs: Any,
-) -> Any:
+) -> transformers.Pipeline:
     """`transformers.pipeline` with our classes where `model` is the name or folder of a DINOv2 model.
 
     Without a task it is that of the checkpoint's class: image classification or feature extraction.
@@ -198,11 +212,12 @@ def pipeline(
     if not isinstance(model, (str, Path)):
         return _theirs(task, model, config, image_processor, kwargs)
     where = {name: kwargs[name] for name in _WHERE if name in kwargs}
-    base, settings = model, config
+    base: _Source = model
+    settings = config
     if not hasattr(config, "model_type"):
         base, model_type = _described(model, where)
-        settings = AutoConfig.from_pretrained(config or base, **where) if model_type in CONFIGS else None
-    if getattr(settings, "model_type", None) not in CONFIGS:
+        settings = AutoConfig.from_pretrained(config or base, **where) if model_type in _CONFIGS else None
+    if getattr(settings, "model_type", None) not in _CONFIGS:
         return _theirs(task, str(model), config, image_processor, kwargs)
     if task is None:
         classifies = any(name.endswith("ForImageClassification") for name in settings.architectures or [])
@@ -219,11 +234,11 @@ def pipeline(
         image_processor = AutoImageProcessor.from_pretrained(base, **where, **backend)
     elif isinstance(image_processor, (str, Path)):
         image_processor = AutoImageProcessor.from_pretrained(image_processor, **where, **backend)
-    loaded = auto.from_pretrained(model, config=as_ours(settings), **options)
+    loaded = auto.from_pretrained(model, config=_as_ours(settings), **options)
     return _theirs(task, loaded, None, image_processor, kwargs)
 
 
-def _described(source: Any, where: Mapping[str, Any]) -> tuple[Any, str | None]:
+def _described(source: _Source, where: Mapping[str, object]) -> tuple[_Source, str | None]:
     """The folder or repository whose configuration tells what model it is, and the model type; None without one.
 
     That is `source` itself, or the model that an adapter in it belongs to.
@@ -243,15 +258,80 @@ def _described(source: Any, where: Mapping[str, Any]) -> tuple[Any, str | None]:
     return _described(json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"], {})
 
 
-def as_ours(config: Any) -> Any:
+def _as_ours(config: transformers.PretrainedConfig) -> Config:
     """The same settings as one of our configurations; one that is ours already comes back itself."""
-    ours = CONFIGS[config.model_type]
+    ours = _CONFIGS[config.model_type]
     if isinstance(config, ours):
         return config
     plain = config.to_dict()
     return ours.from_dict({**plain, "attn_implementation": getattr(config, "_attn_implementation", None)})
 
 
-def _theirs(task: str | None, model: Any, config: Any, image_processor: Any, kwargs: dict[str, Any]) -> Any:
+def _theirs(
+    task: str | None, model: object, config: object, image_processor: object, kwargs: Mapping[str, object]
+) -> transformers.Pipeline:
     given = {"model": model, "config": config, "image_processor": image_processor}
     return transformers.pipeline(task, **{name: value for name, value in given.items() if value is not None}, **kwargs)
+
+
+def register(*, replace: bool = True) -> None:
+    """Makes transformers' Auto classes and `pipeline` build our classes for DINOv2.
+
+    It holds for the whole process and cannot be undone; models around a backbone (DPT, Depth Anything, ...) then build
+    ours too. Calling it again changes nothing. `AutoBackbone.from_pretrained` takes local folders afterwards, offline
+    too, which version 5 of transformers does not by itself, and `AutoImageProcessor` folders that hold no preprocessor.
+
+    Args:
+        replace: also build our models where code passes a configuration object of transformers.
+    """
+    for model_type, config in _CONFIGS.items():
+        transformers.AutoConfig.register(model_type, config, exist_ok=True)
+        stock = getattr(transformers, _STOCK[model_type])
+        for name, classes in MODELS.items():
+            factory = getattr(transformers, name)
+            factory.register(config, classes[model_type], exist_ok=True)
+            if replace:
+                factory.register(stock, classes[model_type], exist_ok=True)
+        _register_processor(config)
+    _take_folders(transformers.AutoBackbone, AutoBackbone)
+    _take_folders(transformers.AutoImageProcessor, AutoImageProcessor)
+
+
+def _register_processor(config: type[transformers.PretrainedConfig]) -> None:
+    factory = transformers.AutoImageProcessor
+    try:
+        classes = {"torchvision": BitImageProcessor, "pil": BitImageProcessorPil}
+        factory.register(config, image_processor_classes=classes, exist_ok=True)
+    except TypeError:  # before one class had two backends
+        factory.register(
+            config,
+            slow_image_processor_class=BitImageProcessor,
+            fast_image_processor_class=BitImageProcessorFast,
+            exist_ok=True,
+        )
+
+
+def _take_folders(theirs: type[Any], ours: type[_Auto] | type[AutoImageProcessor]) -> None:
+    """Lets our class answer for local folders of DINOv2 models, of which it knows more than theirs."""
+    stock = theirs.from_pretrained
+    if getattr(stock, "_takes_folders", False):
+        return
+
+    def from_pretrained(
+        _cls: type[object], /, pretrained_model_name_or_path: _Source, *args: object, **kwargs: Any
+    ) -> object:
+        if _is_ours(pretrained_model_name_or_path, kwargs.get("subfolder") or ""):
+            kwargs.pop("_from_pipeline", None)
+            return ours.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return stock(pretrained_model_name_or_path, *args, **kwargs)
+
+    from_pretrained._takes_folders = True  # type: ignore[attr-defined]
+    theirs.from_pretrained = classmethod(from_pretrained)
+
+
+def _is_ours(source: _Source, subfolder: str) -> bool:
+    try:
+        config = Path(source) / subfolder / "config.json"
+        return json.loads(config.read_text(encoding="utf-8")).get("model_type") in _CONFIGS
+    except (OSError, TypeError, ValueError):
+        return False

@@ -5,27 +5,25 @@ are those of the newest documentation. One key is ours: `position_interpolation`
 changed.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from torch import Tensor
 from transformers import PretrainedConfig
-
-from dinov2.hf.stages import aligned_stages, stage_names_of
 
 try:
     from transformers.backbone_utils import BackboneConfigMixin
 except ImportError:  # transformers 4
     from transformers.utils.backbone_utils import BackboneConfigMixin
 
-__all__ = ["Dinov2Config", "Dinov2WithRegistersConfig", "PositionInterpolation"]
-
-PositionInterpolation = Literal["hf", "original"]
-"""How position embeddings are resized: as the installed stock class does, or as the released weights were trained."""
+__all__ = ["Config", "Dinov2Config", "Dinov2WithRegistersConfig", "align_stages"]
 
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 # Of a file and its writer, and no setting.
 _PROVENANCE = ("_name_or_path", "transformers_version")
+_NOT_STORED = {"self", "kwargs", "out_features", "out_indices", "__class__"}
 _Size = int | Sequence[int]
+_Activation = str | Callable[[Tensor], Tensor]
 
 
 class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc]
@@ -33,7 +31,7 @@ class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc]
 
     position_interpolation = "hf"  # an instance has a value of its own when it was changed
 
-    def _fill(self, settings: dict[str, Any], stages: dict[str, Any], rest: dict[str, Any]) -> None:
+    def _fill(self, settings: Mapping[str, object], stages: Mapping[str, Any], rest: dict[str, Any]) -> None:
         problem = rest.get("problem_type")
         if problem is not None and problem not in _PROBLEMS:
             raise ValueError(f"problem_type is {problem!r}; choose one of {', '.join(_PROBLEMS)}")
@@ -51,7 +49,7 @@ class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc]
         if pruned:  # keys of a JSON file are text
             self.pruned_heads = {int(layer): sorted(heads) for layer, heads in pruned.items()}
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name == "position_interpolation" and value not in ("hf", "original"):
             raise ValueError(f"position_interpolation is {value!r}; choose 'hf' or 'original'")
         super().__setattr__(name, value)
@@ -60,7 +58,7 @@ class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc]
 
     def _follow_depth(self) -> None:
         before = self.__dict__.get("stage_names")
-        self.stage_names = stage_names_of(self.num_hidden_layers)
+        self.stage_names = ["stem", *(f"stage{index}" for index in range(1, self.num_hidden_layers + 1))]
         if before is None:
             return
         # Whoever chose no stage has the last one, and keeps it when the depth changes.
@@ -71,11 +69,11 @@ class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc]
         self, out_features: Sequence[str] | None, out_indices: Sequence[int] | None
     ) -> None:
         """Chooses stages by name, by index or both; raises `ValueError` when the two disagree."""
-        self._out_features, self._out_indices = aligned_stages(self.stage_names, out_features, out_indices)
+        self._out_features, self._out_indices = align_stages(self.stage_names, out_features, out_indices)
 
     def verify_out_features_out_indices(self) -> None:
         """Raises `ValueError` unless names and indices denote the same stages of this depth."""
-        aligned_stages(self.stage_names, self._out_features, self._out_indices)
+        align_stages(self.stage_names, self._out_features, self._out_indices)
 
     @property
     def out_features(self) -> list[str]:
@@ -113,14 +111,14 @@ class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc]
             return NotImplemented
         return self._settings() == other._settings()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         # Version 5 would make a dataclass of a subclass, whose fields are not our settings.
         for name in ("__init__", "__eq__"):
             if name not in vars(cls):
                 setattr(cls, name, getattr(cls, name))
         super().__init_subclass__(**kwargs)
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         return {name: value for name, value in self.to_dict().items() if name not in _PROVENANCE}
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,7 +160,7 @@ class Dinov2Config(_Config):
         num_hidden_layers: int = 12,
         num_attention_heads: int = 12,
         mlp_ratio: float = 4,
-        hidden_act: str | Callable[..., Any] = "gelu",
+        hidden_act: _Activation = "gelu",
         hidden_dropout_prob: float = 0.0,
         attention_probs_dropout_prob: float = 0.0,
         initializer_range: float = 0.02,
@@ -201,7 +199,7 @@ class Dinov2WithRegistersConfig(_Config):
         num_hidden_layers: int = 12,
         num_attention_heads: int = 12,
         mlp_ratio: float = 4,
-        hidden_act: str | Callable[..., Any] = "gelu",
+        hidden_act: _Activation = "gelu",
         hidden_dropout_prob: float = 0.0,
         attention_probs_dropout_prob: float = 0.0,
         initializer_range: float = 0.02,
@@ -224,4 +222,72 @@ class Dinov2WithRegistersConfig(_Config):
         self._fill(settings, {"out_features": out_features, "out_indices": out_indices}, kwargs)
 
 
-_NOT_STORED = {"self", "kwargs", "out_features", "out_indices", "__class__"}
+Config = Dinov2Config | Dinov2WithRegistersConfig
+"""The settings that modules are built from."""
+
+
+def align_stages(
+    names: Sequence[str],
+    out_features: Sequence[str] | None,
+    out_indices: Sequence[int] | None,
+) -> tuple[list[str], list[int]]:
+    """Both spellings of the chosen stages of `names`: what is not given follows from the other, nothing is the last.
+
+    Negative indices stay as they are given. Raises `ValueError` for stages that do not exist, are named twice, out of
+    order, or differently in the two spellings.
+    """
+    if out_indices is None:
+        features = [names[-1]] if out_features is None else _check_names(names, out_features)
+        return features, [names.index(name) for name in features]
+    indices = _check_indices(names, out_indices)
+    if out_features is None:
+        return [names[index] for index in indices], indices
+    features = _check_names(names, out_features)
+    if len(features) != len(indices):
+        raise ValueError(
+            f"out_features and out_indices should have the same length, got {len(features)} and {len(indices)}; "
+            "give one of them, the other follows"
+        )
+    if features != [names[index] for index in indices]:
+        raise ValueError(
+            f"out_features {features} and out_indices {indices} should correspond to the same stages; give one of "
+            "them, the other follows"
+        )
+    return features, indices
+
+
+def _check_names(names: Sequence[str], chosen: Sequence[str]) -> list[str]:
+    if isinstance(chosen, str) or not isinstance(chosen, (list, tuple)):
+        raise ValueError(f'out_features must be a list such as ["stage1"], got {chosen!r}')
+    unknown = [name for name in chosen if name not in names]
+    if unknown:
+        raise ValueError(f"out_features must be a subset of stage_names, {unknown} are not among {list(names)}")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"out_features must not contain any duplicates, got {list(chosen)}")
+    in_order = [name for name in names if name in chosen]
+    if list(chosen) != in_order:
+        raise ValueError(
+            f"out_features must be in the same order as stage_names, expected {in_order} got {list(chosen)}"
+        )
+    return list(chosen)
+
+
+def _check_indices(names: Sequence[str], chosen: Sequence[int]) -> list[int]:
+    if not isinstance(chosen, (list, tuple)):
+        raise ValueError(f"out_indices must be a list such as [-1], got {chosen!r}")
+    n_stages = len(names)
+    beyond = [index for index in chosen if not -n_stages <= index < n_stages]
+    if beyond:
+        raise ValueError(
+            f"out_indices must be valid indices for stage_names, {beyond} are not among the {n_stages} stages "
+            f"{list(names)}"
+        )
+    places = [index % n_stages for index in chosen]
+    if len(set(places)) < len(places):
+        raise ValueError(f"out_indices must not contain any duplicates, got {list(chosen)}, which are {places}")
+    if places != sorted(places):
+        in_order = [index for _, index in sorted(zip(places, chosen, strict=True))]
+        raise ValueError(
+            f"out_indices must be in the same order as stage_names, expected {in_order} got {list(chosen)}"
+        )
+    return list(chosen)

@@ -4,10 +4,10 @@ Files hold the names on disk, whatever version wrote them, unless they were save
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -47,7 +47,7 @@ _IN_MEMORY = re.compile(
 _IN_MEMORY_ADAPTER = re.compile(r"encoder\.layer\.\d+\.(?:attention|mlp)\.(?:[qkvo]|gate|up|down)_proj\.\w+\.")
 
 
-def rename_projections(state_dict: dict[str, Any], prefix: str) -> None:
+def rename_projections(state_dict: dict[str, Tensor], prefix: str) -> None:
     """Rewrites `q_proj`, `k_proj`, `v_proj` and `o_proj` below `prefix` to the names on disk, in place."""
     for new, on_disk in _PROJECTIONS.items():
         for kind in ("weight", "bias"):
@@ -55,7 +55,7 @@ def rename_projections(state_dict: dict[str, Any], prefix: str) -> None:
                 state_dict[f"{prefix}{on_disk}.{kind}"] = tensor
 
 
-def rename_gates(state_dict: dict[str, Any], prefix: str) -> None:
+def rename_gates(state_dict: dict[str, Tensor], prefix: str) -> None:
     """Rewrites `gate_proj`, `up_proj` and `down_proj` below `prefix` to `weights_in` and `weights_out`, in place."""
     for kind in ("weight", "bias"):
         gate, up, down = (
@@ -80,15 +80,16 @@ def refuse_adapter(keys: Iterable[str], prefix: str = "") -> None:
             )
 
 
-def files_with_names_in_memory(source: Any, subfolder: str = "", variant: str | None = None) -> list[Path]:
+def files_with_names_in_memory(
+    source: str | os.PathLike[str] | None, subfolder: str = "", variant: str | None = None
+) -> list[Path]:
     """The weight files of a local folder if they hold the names in memory; nothing for all other sources.
 
     Safetensors files come before `.bin`, and one file before shards, as transformers chooses.
     """
-    try:
-        folder = Path(source) / subfolder
-    except TypeError:
+    if source is None:
         return []
+    folder = Path(source) / subfolder
     for name in _WEIGHT_FILES:
         stem, _, ending = name.rpartition(".")
         file = folder / (f"{stem}.{variant}.{ending}" if variant else name)

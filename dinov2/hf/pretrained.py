@@ -1,6 +1,7 @@
-"""What all DINOv2 models have of `PreTrainedModel`: loading defaults, starting values, pruned heads, common answers."""
+"""What all DINOv2 models have of `PreTrainedModel`: loading, starting values, pruned heads, reading of arguments."""
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -8,9 +9,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from dinov2.errors import WeightsError
-from dinov2.hf.arguments import fitting, without_none
+from dinov2.hf.arguments import argument_checks, merge_arguments, refuse_unknown
 from dinov2.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
-from dinov2.hf.embeddings import Dinov2Embeddings
+from dinov2.hf.encoder import Dinov2Embeddings
 from dinov2.hf.layers import Dinov2LayerScale
 from dinov2.hf.naming import (
     files_with_names_in_memory,
@@ -25,8 +26,7 @@ try:
 except ImportError:  # transformers 4
     from torch.nn import init
 
-__all__ = ["Dinov2PreTrainedModel", "Dinov2WithRegistersPreTrainedModel", "Trunk"]
-
+__all__ = ["Dinov2PreTrainedModel", "Dinov2WithRegistersPreTrainedModel"]
 
 # Arguments of `from_pretrained` that a configuration would take for its own.
 _OF_THE_LOADER = (
@@ -38,7 +38,7 @@ _OF_THE_LOADER = (
 class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     """Base of the models without registers, and of models that users build on them."""
 
-    config_class: ClassVar[Any] = Dinov2Config
+    config_class: ClassVar[type[Dinov2Config] | type[Dinov2WithRegistersConfig]] = Dinov2Config
     base_model_prefix = "dinov2"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -51,8 +51,14 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    _has_registers: ClassVar[bool] = False
+    _signatures: ClassVar[Sequence[Sequence[str]]] = ()  # positional arguments of `forward`, of every version
+    _more_arguments: ClassVar[Sequence[str]] = ()  # which are given by keyword alone
+
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: object, **kwargs: Any
+    ) -> Any:
         """As in transformers; the type of the weights is the checkpoint's unless `dtype` says otherwise.
 
         Raises `WeightsError` for names of tensors that would leave the blocks without weights.
@@ -89,7 +95,7 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             kwargs.pop(name, None)
         return super().from_pretrained(None, *args, config=config, state_dict=read_with_names_on_disk(files), **kwargs)
 
-    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+    def load_adapter(self, *args: object, **kwargs: object) -> object:
         """As in transformers; raises `WeightsError` when tensors of the adapter would be left out."""
         info = super().load_adapter(*args, **kwargs)
         refuse_adapter(getattr(info, "unexpected_keys", ()))
@@ -126,35 +132,49 @@ class Dinov2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             noted[int(layer)] = noted.get(int(layer), set()) | set(heads)
         self.config.pruned_heads = {layer: sorted(heads) for layer, heads in noted.items() if heads}
 
-    def count_registers(self) -> int:
-        """The tokens between class token and patches: none in this family."""
-        return 0
+    @property
+    def n_registers(self) -> int:
+        """The tokens between class token and patches."""
+        return int(self.config.num_register_tokens) if self._has_registers else 0
 
-    def prune_as_configured(self) -> None:
-        """Prunes what the config notes; constructors call it, before weights are loaded."""
-        pruned = getattr(self.config, "pruned_heads", None)
-        if pruned:
-            self.prune_heads(pruned)
-
-    def required(self, pixel_values: Any) -> Tensor:
-        """The images, or `ValueError` when there are none."""
+    def required(self, pixel_values: object) -> Tensor:
+        """The images; raises an error when there are none."""
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values, the images [B, C, H, W]; an image processor makes them")
         if not isinstance(pixel_values, Tensor):
             raise TypeError(f"pixel_values is a {type(pixel_values).__name__}; give a tensor [B, C, H, W]")
         return pixel_values
 
-    def wants_dict(self, asked: bool | None) -> bool:
-        """Whether a call returns an output object: as asked, else as configured."""
-        if asked is not None:
-            return bool(asked)
-        as_configured = getattr(self.config, "return_dict", True)
-        return bool(as_configured or as_configured is None) and not getattr(self.config, "torchscript", False)
+    def read_arguments(
+        self, pixel_values: object, values: Sequence[object], unknown: Mapping[str, object], **named: object
+    ) -> tuple[dict[str, Any], bool]:
+        """The arguments of a call behind `pixel_values`, and whether it returns an output object."""
+        what = type(self).__name__
+        if unknown:
+            refuse_unknown(unknown, (*self._more_arguments, *named), what=what)
+        if values:
+            images = self.required(pixel_values)
+            rows, columns = self._with_embeddings().embeddings.patch_grid(*images.shape[-2:])
+            fits = argument_checks(
+                batch=images.shape[0],
+                tokens=1 + self.n_registers + rows * columns,
+                heads=self.config.num_attention_heads,
+                layers=self.config.num_hidden_layers,
+                labels=self.config.num_labels,
+            )
+            named = merge_arguments(values, named, self._signatures, fits, what=what)
+        as_dict = named.pop("return_dict", None)
+        if as_dict is None:
+            as_configured = getattr(self.config, "return_dict", True)
+            as_dict = as_configured is not False and not getattr(self.config, "torchscript", False)
+        return named, bool(as_dict)
 
-    def encoder_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def encoder_options(self, given: Mapping[str, object]) -> dict[str, Any]:
         """Keyword arguments of the encoder: those of a call that are not None, and the flags that the config sets."""
-        flags = {name: getattr(self.config, name, False) for name in ("output_attentions", "output_hidden_states")}
-        options = {**flags, **without_none(**given)}
+        options: dict[str, object] = {
+            name: getattr(self.config, name, False) for name in ("output_attentions", "output_hidden_states")
+        }
+        options.update((name, value) for name, value in given.items() if value is not None)
         return {name: value for name, value in options.items() if value is not False}
 
     @torch.no_grad()
@@ -190,34 +210,4 @@ class Dinov2WithRegistersPreTrainedModel(Dinov2PreTrainedModel):
     config_class = Dinov2WithRegistersConfig
     base_model_prefix = "dinov2_with_registers"
     _no_split_modules: ClassVar[list[str]] = ["Dinov2WithRegistersEmbeddings", "Dinov2WithRegistersLayer"]
-
-    def count_registers(self) -> int:
-        """The tokens between class token and patches, by the config."""
-        return int(self.config.num_register_tokens)
-
-
-class Trunk:
-    """A mix-in in front of a `PreTrainedModel`: builds `embeddings`, `encoder` and `layernorm` from a config."""
-
-    _embeddings_class: ClassVar[type[nn.Module]]
-    _encoder_class: ClassVar[type[nn.Module]]
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)  # type: ignore[call-arg]
-        self.embeddings = self._embeddings_class(config)
-        self.encoder = self._encoder_class(config)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.prune_as_configured()  # type: ignore[attr-defined]
-        self.post_init()  # type: ignore[attr-defined]
-
-    def fits(self: Any, pixel_values: Any, labels: int = 0) -> Mapping[str, Any]:
-        """What positional values may look like for these images."""
-        images = self.required(pixel_values)
-        rows, columns = self.embeddings.patch_grid(*images.shape[-2:])
-        return fitting(
-            batch=images.shape[0],
-            tokens=1 + self.count_registers() + rows * columns,
-            heads=self.config.num_attention_heads,
-            layers=self.config.num_hidden_layers,
-            labels=labels,
-        )
+    _has_registers = True

@@ -6,19 +6,26 @@ asked for, drop path, so that both modes compute the same, but call `.eval()` al
 """
 
 import math
+import os
+import sys
+from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from dinov2.checkpoints.download import cached_path, download
 from dinov2.checkpoints.load import load_into
+from dinov2.checkpoints.locate import locate_checkpoint
 from dinov2.checkpoints.open import open_checkpoint
-from dinov2.hub.files import WrongArgument, file_behind
+from dinov2.errors import ConfigError
 from dinov2.models.releases import Release, release
 from dinov2.models.vision_transformer import ARCHITECTURES, DinoVisionTransformer
 
 __all__ = [
     "Weights",
+    "WrongArgument",
     "dinov2_vitb14",
     "dinov2_vitb14_reg",
     "dinov2_vitg14",
@@ -27,6 +34,7 @@ __all__ = [
     "dinov2_vitl14_reg",
     "dinov2_vits14",
     "dinov2_vits14_reg",
+    "file_behind",
     "released_backbone",
 ]
 
@@ -61,69 +69,78 @@ def released_backbone(
     return model
 
 
-def dinov2_vits14(
-    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
-) -> DinoVisionTransformer:
-    """ViT-S/14: 384 wide, 12 blocks, 21 M parameters.
+class _Entry(Protocol):
+    def __call__(
+        self, *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
+    ) -> DinoVisionTransformer: ...
+
+
+def _entry(name: str) -> _Entry:
+    row = release(name)
+
+    def entry(
+        *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
+    ) -> DinoVisionTransformer:
+        return released_backbone(name, pretrained=pretrained, weights=weights, **kwargs)
+
+    width, depth, _ = ARCHITECTURES[row.arch]
+    registers = f", {row.num_register_tokens} registers" if row.num_register_tokens else ""
+    gated = ", SwiGLU" if row.ffn_layer.startswith("swiglu") else ""
+    size = f"{width} wide, {depth} blocks{gated}{registers}, {(row.parameters or 0) / 1e6:,.0f} M parameters"
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"""ViT-{name[10].upper().replace("G", "g")}/14: {size}.
 
     Args:
         pretrained: load the released weights (False: fresh ones, nothing is fetched).
-        weights: a member of `Weights` or its name, or the path or http address of another weight file.
+        weights: a member of `Weights` or its name, or another file, folder, run, address or Hugging Face id.
         kwargs: options of `dinov2.models.vision_transformer.DinoVisionTransformer`.
 
     Returns:
-        The model, in training mode; call `.eval()`. Images `[B, 3, H, W]` -> class tokens `[B, 384]`.
+        The model, in training mode; call `.eval()`. Images `[B, 3, H, W]` -> class tokens `[B, {width}]`.
     """
-    return released_backbone("dinov2_vits14", pretrained=pretrained, weights=weights, **kwargs)
+    return entry
 
 
-def dinov2_vitb14(
-    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
-) -> DinoVisionTransformer:
-    """ViT-B/14: 768 wide, 12 blocks, 86 M parameters. Arguments and result as for `dinov2_vits14`."""
-    return released_backbone("dinov2_vitb14", pretrained=pretrained, weights=weights, **kwargs)
+dinov2_vits14 = _entry("dinov2_vits14")
+dinov2_vitb14 = _entry("dinov2_vitb14")
+dinov2_vitl14 = _entry("dinov2_vitl14")
+dinov2_vitg14 = _entry("dinov2_vitg14")
+dinov2_vits14_reg = _entry("dinov2_vits14_reg")
+dinov2_vitb14_reg = _entry("dinov2_vitb14_reg")
+dinov2_vitl14_reg = _entry("dinov2_vitl14_reg")
+dinov2_vitg14_reg = _entry("dinov2_vitg14_reg")
 
 
-def dinov2_vitl14(
-    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
-) -> DinoVisionTransformer:
-    """ViT-L/14: 1024 wide, 24 blocks, 300 M parameters. Arguments and result as for `dinov2_vits14`."""
-    return released_backbone("dinov2_vitl14", pretrained=pretrained, weights=weights, **kwargs)
+class WrongArgument(ConfigError, AssertionError):
+    """An argument that no entry takes. Also an `AssertionError`, which is what the public release raises."""
 
 
-def dinov2_vitg14(
-    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
-) -> DinoVisionTransformer:
-    """ViT-g/14 with SwiGLU: 1536 wide, 40 blocks, 1,100 M parameters. Arguments and result as for `dinov2_vits14`."""
-    return released_backbone("dinov2_vitg14", pretrained=pretrained, weights=weights, **kwargs)
+class _WeightFile(NamedTuple):
+    """A file that was named but not touched yet."""
+
+    is_released: bool
+    fetch: Callable[[], Path]
+    """Gives the path, after a download where one is needed."""
 
 
-def dinov2_vits14_reg(
-    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
-) -> DinoVisionTransformer:
-    """ViT-S/14 with 4 registers. Arguments and result as for `dinov2_vits14`."""
-    return released_backbone("dinov2_vits14_reg", pretrained=pretrained, weights=weights, **kwargs)
+def file_behind(weights: object, members: type[Enum], row: Release) -> _WeightFile:
+    """The weight file which an entry's argument stands for.
 
-
-def dinov2_vitb14_reg(
-    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
-) -> DinoVisionTransformer:
-    """ViT-B/14 with 4 registers. Arguments and result as for `dinov2_vits14`."""
-    return released_backbone("dinov2_vitb14_reg", pretrained=pretrained, weights=weights, **kwargs)
-
-
-def dinov2_vitl14_reg(
-    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
-) -> DinoVisionTransformer:
-    """ViT-L/14 with 4 registers. Arguments and result as for `dinov2_vits14`."""
-    return released_backbone("dinov2_vitl14_reg", pretrained=pretrained, weights=weights, **kwargs)
-
-
-def dinov2_vitg14_reg(
-    *, pretrained: bool = True, weights: Weights | str = Weights.LVD142M, **kwargs: Any
-) -> DinoVisionTransformer:
-    """ViT-g/14 with SwiGLU and 4 registers. Arguments and result as for `dinov2_vits14`."""
-    return released_backbone("dinov2_vitg14_reg", pretrained=pretrained, weights=weights, **kwargs)
+    `weights` is a member of `members` or its name in any case, both for the release's own file `row`, or another
+    file, folder, run, address or Hugging Face id. Raises `WrongArgument` at once for anything else.
+    """
+    if isinstance(weights, members) or (isinstance(weights, str) and weights.upper() in members.__members__):
+        return _WeightFile(True, lambda: _fetched(row.url, row.sha256))
+    if isinstance(weights, str) and "://" in weights:
+        return _WeightFile(False, lambda: _fetched(weights, None))
+    if isinstance(weights, str | os.PathLike) and str(weights):
+        path, is_id = Path(weights).expanduser(), isinstance(weights, str) and weights.count("/") == 1
+        if path.suffix or path.exists() or is_id:  # one that is missing is an error of the reader
+            return _WeightFile(False, lambda: locate_checkpoint(weights).path)
+    names = " or ".join(repr(name) for name in members.__members__)
+    raise WrongArgument(
+        f"Unsupported weights: {weights!r}; for {row.hub_name} give {names}, or the path or address of a weight file"
+    )
 
 
 def _options(row: Release) -> dict[str, Any]:
@@ -179,3 +196,26 @@ def _refuse_another_grid(options: dict[str, Any], position: torch.Tensor | None,
         raise WrongArgument(
             f"{source} has position embeddings for {held} patches, and img_size={size!r} makes {patches}; give {native}"
         )
+
+
+def _fetched(url: str, sha256: str | None) -> Path:
+    show = None
+    if sys.stderr is not None and sys.stderr.isatty():
+        show = _line(cached_path(url).name)
+    return download(url, sha256=sha256, progress=show)
+
+
+def _line(name: str) -> Callable[[int, int], None]:
+    """Shows a line on the terminal that is written over with each whole percent."""
+    last = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        percent = 100 * done // max(total, 1)
+        if percent != last:
+            last = percent
+            end = "\n" if done >= total else ""
+            sys.stderr.write(f"\r{name}: {percent:3} % of {total / 1e6:.0f} MB{end}")
+            sys.stderr.flush()
+
+    return show

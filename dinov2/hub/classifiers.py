@@ -4,14 +4,13 @@ Each returns a `LinearClassifier` as it was constructed, hence in training mode;
 """
 
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from dinov2.checkpoints.files import read_file
 from dinov2.checkpoints.heads import head_from_state
-from dinov2.hub.backbones import released_backbone
-from dinov2.hub.files import WrongArgument, file_behind
+from dinov2.hub.backbones import WrongArgument, file_behind, released_backbone
 from dinov2.models.heads import LinearHead, linear_logits
 from dinov2.models.releases import release
 from dinov2.models.vision_transformer import DinoVisionTransformer
@@ -80,10 +79,25 @@ def released_classifier(
     return LinearClassifier(backbone, head).train()
 
 
-def dinov2_vits14_lc(
-    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
-) -> LinearClassifier:
-    """ImageNet classifier on ViT-S/14.
+class _Entry(Protocol):
+    def __call__(
+        self,
+        *,
+        layers: int = 4,
+        pretrained: bool = True,
+        weights: Weights | str = Weights.IMAGENET1K,
+        **kwargs: Any,
+    ) -> LinearClassifier: ...
+
+
+def _entry(name: str) -> _Entry:
+    def entry(
+        *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
+    ) -> LinearClassifier:
+        return released_classifier(name, layers=layers, pretrained=pretrained, weights=weights, **kwargs)
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"""ImageNet classifier on `{name.removesuffix("_lc")}`.
 
     Args:
         layers: blocks whose class tokens the head reads, 1 or 4.
@@ -94,53 +108,14 @@ def dinov2_vits14_lc(
     Returns:
         The model, in training mode; call `.eval()`. Images `[B, 3, H, W]` -> logits `[B, 1000]`.
     """
-    return released_classifier("dinov2_vits14_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
+    return entry
 
 
-def dinov2_vitb14_lc(
-    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
-) -> LinearClassifier:
-    """ImageNet classifier on ViT-B/14. Arguments and result as for `dinov2_vits14_lc`."""
-    return released_classifier("dinov2_vitb14_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
-
-
-def dinov2_vitl14_lc(
-    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
-) -> LinearClassifier:
-    """ImageNet classifier on ViT-L/14. Arguments and result as for `dinov2_vits14_lc`."""
-    return released_classifier("dinov2_vitl14_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
-
-
-def dinov2_vitg14_lc(
-    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
-) -> LinearClassifier:
-    """ImageNet classifier on ViT-g/14. Arguments and result as for `dinov2_vits14_lc`."""
-    return released_classifier("dinov2_vitg14_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
-
-
-def dinov2_vits14_reg_lc(
-    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
-) -> LinearClassifier:
-    """ImageNet classifier on ViT-S/14 with registers. Arguments and result as for `dinov2_vits14_lc`."""
-    return released_classifier("dinov2_vits14_reg_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
-
-
-def dinov2_vitb14_reg_lc(
-    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
-) -> LinearClassifier:
-    """ImageNet classifier on ViT-B/14 with registers. Arguments and result as for `dinov2_vits14_lc`."""
-    return released_classifier("dinov2_vitb14_reg_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
-
-
-def dinov2_vitl14_reg_lc(
-    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
-) -> LinearClassifier:
-    """ImageNet classifier on ViT-L/14 with registers. Arguments and result as for `dinov2_vits14_lc`."""
-    return released_classifier("dinov2_vitl14_reg_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
-
-
-def dinov2_vitg14_reg_lc(
-    *, layers: int = 4, pretrained: bool = True, weights: Weights | str = Weights.IMAGENET1K, **kwargs: Any
-) -> LinearClassifier:
-    """ImageNet classifier on ViT-g/14 with registers. Arguments and result as for `dinov2_vits14_lc`."""
-    return released_classifier("dinov2_vitg14_reg_lc", layers=layers, pretrained=pretrained, weights=weights, **kwargs)
+dinov2_vits14_lc = _entry("dinov2_vits14_lc")
+dinov2_vitb14_lc = _entry("dinov2_vitb14_lc")
+dinov2_vitl14_lc = _entry("dinov2_vitl14_lc")
+dinov2_vitg14_lc = _entry("dinov2_vitg14_lc")
+dinov2_vits14_reg_lc = _entry("dinov2_vits14_reg_lc")
+dinov2_vitb14_reg_lc = _entry("dinov2_vitb14_reg_lc")
+dinov2_vitl14_reg_lc = _entry("dinov2_vitl14_reg_lc")
+dinov2_vitg14_reg_lc = _entry("dinov2_vitg14_reg_lc")

@@ -271,7 +271,7 @@ def test_the_number_of_labels_follows_and_sets_their_names(family: str) -> None:
 @EVERY_FAMILY
 def test_a_config_needs_no_argument_and_keeps_the_common_ones(family: str) -> None:
     wanted = getattr(hf, family + "Config")
-    assert wanted().model_type in hf.auto.CONFIGS
+    assert wanted().model_type in hf.auto._CONFIGS
     told = {
         "output_hidden_states": True,
         "output_attentions": True,

@@ -23,7 +23,7 @@ def all_agree(found: dict[str, Any]) -> None:
     assert len(found) == 6
     for name, told in found.items():
         family = name.split()[0]
-        assert told["backbone"] == f"dinov2.hf.backbone.{family}Backbone", name
+        assert told["backbone"] == f"dinov2.hf.models.{family}Backbone", name
         assert (told["missing"], told["unexpected"]) == ([], []), name
         # Fresh heads answer with a small spread, how small depends on the version that drew them.
         assert told["spread"] > 1e-4, name

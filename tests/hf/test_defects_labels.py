@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import dinov2.hf as hf
-from dinov2.hf.classification import warn_about_fresh_head
+from dinov2.hf.models import _warn_about_fresh_head
 from tests.hf.model_cases import FAMILIES, difference, images, our_model
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
@@ -105,4 +105,4 @@ def test_a_checkpoint_without_a_classifier_is_named_with_one_that_has(family: st
 def test_a_released_repository_without_a_classifier_is_answered_with_its_sibling(family: str) -> None:
     name = "facebook/dinov2-with-registers-base" if family == "Dinov2WithRegisters" else "facebook/dinov2-base"
     with pytest.warns(UserWarning, match=f"^{name} holds a backbone .*; {name}-imagenet1k-1-layer has one"):
-        warn_about_fresh_head(name, ["classifier.weight", "classifier.bias"])
+        _warn_about_fresh_head(name, ["classifier.weight", "classifier.bias"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import dinov2.hf as hf
-from dinov2.hf.attention import ALL_ATTENTION_FUNCTIONS
+from dinov2.hf.layers import ALL_ATTENTION_FUNCTIONS
 from tests.hf.common_cases import EVERY_FAMILY
 from tests.hf.model_cases import difference, images, our_model, settings, stock_and_ours
 
@@ -165,7 +165,7 @@ def test_the_encoder_is_called_and_its_forward_may_be_replaced(family: str, kind
     encoder, seen = model.base_model.encoder, []
     encoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output.last_hidden_state.shape))
     before = model(images(), return_dict=False)[0]
-    n_tokens = 36 + model.count_registers()
+    n_tokens = 36 + model.n_registers
     assert seen == [torch.Size([2, n_tokens, 32])]
     original = encoder.forward
     encoder.forward = lambda tokens, **options: original(tokens * 0, **options)
@@ -233,7 +233,7 @@ def test_the_projection_may_have_another_stride_padding_and_dilation(
     patches = model.embeddings.patch_embeddings(images())
     assert difference(backbone.embeddings.patch_embeddings(images()), expected.flatten(2).transpose(1, 2)) < 1e-4
     assert patches.shape[1] == expected.shape[2] * expected.shape[3]
-    assert model(images())[0].shape == (2, 1 + model.count_registers() + patches.shape[1], 32)
+    assert model(images())[0].shape == (2, 1 + model.n_registers + patches.shape[1], 32)
     assert backbone(images()).feature_maps[0].shape == (2, 32, *expected.shape[2:])
     (model(images())[0] * torch.randn(32)).sum().backward()
 

@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 
 from dinov2.errors import ConfigError, DataError, DinoError
 from dinov2.hf.processing import BitImageProcessor, BitImageProcessorPil
-from dinov2.hf.processing.settings import BitSettings, Size, UnknownSetting, standard
+from dinov2.hf.processor_settings import BitSettings, Size, UnknownSetting, standard
 from tests.hf.processing_cases import smooth_picture
 
 PICTURE = smooth_picture(50, 61)

@@ -12,7 +12,7 @@ import transformers
 from PIL import Image
 
 from dinov2.hf.processing import BitImageProcessor, BitImageProcessorPil, default_image_processor
-from dinov2.hf.processing.settings import UnknownSetting
+from dinov2.hf.processor_settings import UnknownSetting
 from tests.hf.processing_cases import RELEASED, smooth_picture
 
 PICTURE = smooth_picture(50, 61)

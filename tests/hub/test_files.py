@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from dinov2.errors import DinoError
-from dinov2.hub.backbones import Weights, dinov2_vits14
-from dinov2.hub.files import file_behind
+from dinov2.hub.backbones import Weights, dinov2_vits14, file_behind
 from dinov2.models.releases import release
 from tests.golden.recipe import fill
 
@@ -68,7 +67,7 @@ def test_a_member_or_its_name_is_the_release_and_is_not_fetched_before_it_is_wan
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("dinov2.hub.files.download", lambda url, **rest: asked.append(url))
+    monkeypatch.setattr("dinov2.hub.backbones.download", lambda url, **rest: asked.append(url))
     for weights in (Weights.LVD142M, "LVD142M", "Lvd142m"):
         file = file_behind(weights, Weights, ROW)
         assert file.is_released and asked == []

@@ -1,21 +1,24 @@
-"""What an image processor can be told, and each setting in one form.
-
-The table `BitSettings` is the only list of names: constructor, `preprocess`, files and refusals follow it. Its order
-is the positional order of transformers 4; the settings of later versions come behind and are given by name.
-"""
+"""The settings of an image processor: their names, the one form each is brought to, and what is refused."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, TypedDict, get_args
 
+import torch
 from PIL.Image import Resampling
+from torchvision.transforms.v2 import InterpolationMode
 
 from dinov2.errors import ConfigError
+from dinov2.hf.pictures import Backend
 
-__all__ = ["SWITCHES", "Backend", "BitSettings", "Size", "UnknownSetting", "by_name", "refuse_unknown", "standard"]
-
-Backend = Literal["torchvision", "pil"]
-"""Who resizes: torchvision on tensors, or PIL, whose pixels are those of the published evaluations."""
+__all__ = [
+    "BitSettings",
+    "Size",
+    "UnknownSetting",
+    "by_name",
+    "refuse_unknown",
+    "standard",
+]
 
 _SIZE_KEYS = (
     ("shortest_edge",),
@@ -38,72 +41,72 @@ class Size(dict[str, int]):
         raise AttributeError(f"a size has no {name!r}; it has {', '.join(self)}")
 
 
-_SizeLike = int | Sequence[int] | Mapping[str, int]
-
-
 class BitSettings(TypedDict, total=False):
-    """Every setting, for the constructor and for a single call. None stands for the default or the processor's own."""
+    """Every setting, for the constructor and for a single call. None stands for the default or the processor's own.
+
+    The only list of names. Its order is the positional order of transformers 4, up to `input_data_format`.
+    """
 
     do_resize: bool | None
-    size: _SizeLike | None
-    resample: Any  # Resampling, its number, torchvision's InterpolationMode or a name such as "bicubic"
+    size: int | Sequence[int] | Mapping[str, int] | None
+    resample: Resampling | InterpolationMode | int | str | None
     do_center_crop: bool | None
-    crop_size: _SizeLike | None
+    crop_size: int | Sequence[int] | Mapping[str, int] | None
     do_rescale: bool | None
     rescale_factor: float | None
     do_normalize: bool | None
     image_mean: float | Sequence[float] | None
     image_std: float | Sequence[float] | None
     do_convert_rgb: bool | None
-    return_tensors: Any  # "pt", "np", or None for a list
-    data_format: Any  # "channels_first" or "channels_last", of the result
-    input_data_format: Any  # the same of arrays and tensors that are given
+    return_tensors: str | None  # "pt", "np", or None for a list
+    data_format: str | None  # "channels_first" or "channels_last", of the result
+    input_data_format: str | None  # the same of arrays and tensors that are given
     default_to_square: bool | None
     do_pad: bool | None
-    pad_size: _SizeLike | None
-    device: Any
-    disable_grouping: bool | None  # without effect: images are never grouped here
+    pad_size: int | Sequence[int] | Mapping[str, int] | None
+    device: str | torch.device | None
+    disable_grouping: bool | None  # without effect: it changes no pixel
     image_seq_length: int | None  # without effect, as in the stock class
     backend: Backend | None
 
 
 _NAMES = tuple(BitSettings.__annotations__)
+_POSITIONAL = _NAMES[: _NAMES.index("default_to_square")]
+_SWITCHES = tuple(name for name in _NAMES if name.startswith("do_"))
 
-SWITCHES = tuple(name for name in _NAMES if name.startswith("do_"))
-"""The steps that can be turned off; a None of the constructor or of a file turns them off, as in transformers."""
 
-
-def by_name(values: tuple[Any, ...], settings: Mapping[str, Any], *, what: str) -> dict[str, Any]:
-    """Positional values and keywords as one table of settings.
-
-    Raises `UnknownSetting` for a keyword that is no setting, `ConfigError` for one that is given twice.
-    """
+def by_name(values: tuple[object, ...], settings: Mapping[str, object], *, what: str) -> dict[str, object]:
+    """Positional values and keywords as one table of settings."""
     refuse_unknown(settings, what=what)
-    positional = _NAMES[: _NAMES.index("default_to_square")]
-    if len(values) > len(positional):
-        raise UnknownSetting(f"{what} takes {len(positional)} settings by position and got {len(values)}; name them")
-    given = dict(zip(positional, values, strict=False))
+    if len(values) > len(_POSITIONAL):
+        raise UnknownSetting(f"{what} takes {len(_POSITIONAL)} settings by position and got {len(values)}; name them")
+    given = dict(zip(_POSITIONAL, values, strict=False))
     if twice := sorted(given.keys() & settings.keys()):
         raise UnknownSetting(f"{what} got {twice[0]} twice, by position and by name; give it once")
     return {**given, **settings}
 
 
 def refuse_unknown(names: Iterable[str], *, what: str) -> None:
-    """Raises `UnknownSetting`, with the nearest setting, for the first name that is none."""
+    """Raise `UnknownSetting`, with the nearest setting, for the first name that is none."""
     for name in names:
         if name not in _NAMES:
             nearest = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.0)[0]
             raise UnknownSetting(f"{what} has no setting {name!r}; the nearest is {nearest!r}")
 
 
-def standard(settings: Mapping[str, Any]) -> dict[str, Any]:
+def standard(settings: Mapping[str, object]) -> dict[str, Any]:
     """The same settings in one form: sizes as `Size`, filters as `Resampling`, statistics as tuples, plain strings.
 
     An int is the shorter side for `size` (or a square with `default_to_square`), a square for `crop_size`. Raises
     `ConfigError` for a value that a setting cannot have.
     """
-    result = dict(settings)
+    choices = {
+        "backend": get_args(Backend),
+        "data_format": ("channels_first", "channels_last"),
+        "input_data_format": ("channels_first", "channels_last", "none"),
+    }
     square = {"size": bool(settings.get("default_to_square")), "crop_size": True, "pad_size": True}
+    result = dict(settings)
     for name, value in settings.items():
         if value is None:
             continue
@@ -113,18 +116,13 @@ def standard(settings: Mapping[str, Any]) -> dict[str, Any]:
             result[name] = _filter(value)
         elif name in ("image_mean", "image_std"):
             result[name] = _statistics(name, value)
-        elif name in ("return_tensors", "data_format", "input_data_format"):
-            result[name] = getattr(value, "value", value)  # transformers has enumerations for them
-        elif name == "backend" and value not in get_args(Backend):
-            raise ConfigError(f"no image backend is called {value!r}; choose one of {', '.join(get_args(Backend))}")
-        elif name in SWITCHES and not isinstance(value, bool):
+        elif name in ("return_tensors", *choices):
+            value = result[name] = getattr(value, "value", value)  # transformers has enumerations for them
+            if value not in choices.get(name, (value,)):
+                what = "no image backend is called" if name == "backend" else f"{name} is"
+                raise ConfigError(f"{what} {value!r}; choose one of {', '.join(choices[name])}")
+        elif name in _SWITCHES and not isinstance(value, bool):
             raise ConfigError(f"{name} is {value!r}; write True or False")
-    for name, choices in (
-        ("data_format", ("channels_first", "channels_last")),
-        ("input_data_format", ("channels_first", "channels_last", "none")),
-    ):
-        if result.get(name) not in (None, *choices):
-            raise ConfigError(f"{name} is {result[name]!r}; choose one of {', '.join(choices)}")
     return result
 
 
@@ -139,8 +137,8 @@ def _size(name: str, value: Any, *, square: bool) -> Size:
         except (TypeError, ValueError):
             size = {}
     allowed = (("height", "width"),) if name != "size" else _SIZE_KEYS
-    sides_are_whole = all(isinstance(side, int) and side > 0 for side in size.values())
-    if not sides_are_whole or not any(set(size) == set(keys) for keys in allowed):
+    are_sides_whole = all(isinstance(side, int) and side > 0 for side in size.values())
+    if not are_sides_whole or not any(set(size) == set(keys) for keys in allowed):
         forms = " or ".join("{" + ", ".join(f'"{key}": ...' for key in keys) + "}" for keys in allowed)
         raise ConfigError(f"{name} is {value!r}; give a positive number of pixels, or {forms}")
     return Size(size)
@@ -159,7 +157,7 @@ def _filter(value: Any) -> Resampling:
 
 def _statistics(name: str, value: Any) -> float | tuple[float, ...]:
     try:
-        numbers = value if isinstance(value, (int, float)) else tuple(float(entry) for entry in value)
+        numbers = float(value) if isinstance(value, (int, float)) else tuple(float(entry) for entry in value)
     except (TypeError, ValueError):
         numbers = ()
     if numbers == ():

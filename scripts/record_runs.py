@@ -1,6 +1,6 @@
 """Records the small runs in tests/apps/recorded_runs that `dinov2 doctor` is tested on: really trained, made to fail.
 
-    python scripts/record_runs.py healthy collapse learning_rate temperature starved
+    python scripts/record_runs.py healthy collapse learning_rate temperature data_bound
     python scripts/record_runs.py still_teacher one_view koleo_only collapse_no_koleo temperature_no_koleo
     python scripts/record_runs.py weight_decay tiny_crops unchanged
     python scripts/record_runs.py healthy --into somewhere/else
@@ -109,7 +109,7 @@ RECIPES = {
     "collapse": Recipe(("train.centering=centering",), without_centering),
     "learning_rate": Recipe(("optim.base_lr=0.1",)),  # the preset's is 0.001
     "temperature": Recipe(("teacher.warmup_teacher_temp=0.5", "teacher.teacher_temp=0.5")),  # 0.02 and 0.04
-    "starved": Recipe(("train.cache_dataset=false", "optim.epochs=1", "train.log_every=5"), slow_storage),
+    "data_bound": Recipe(("train.cache_dataset=false", "optim.epochs=1", "train.log_every=5"), slow_storage),
     # Recorded after the doctor's rules were frozen.
     "still_teacher": Recipe(("teacher.momentum_teacher=1.0", "teacher.final_momentum_teacher=1.0")),  # 0.99 to 1.0
     "one_view": Recipe(ONE_VIEW),

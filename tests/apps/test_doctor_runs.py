@@ -94,8 +94,8 @@ def test_accuracy_that_rises_is_learning_whatever_the_loss_says():
 
 
 def test_waiting_for_data_is_named_with_its_share():
-    starved = diagnose(made_log(data_time=0.06))
-    assert starved.verdict == "starved" and "60% of the time" in in_words(starved)
+    waiting = diagnose(made_log(data_time=0.06))
+    assert waiting.verdict == "data_bound" and "60% of the time" in in_words(waiting)
     noted = made_log(data_time=0.03)
     assert diagnose(noted).verdict == "learns" and found(noted, "data")[0].level == "note"
 
@@ -109,7 +109,7 @@ def test_jumps_of_the_learning_rate_and_grown_gradients_are_noted():
 
 def test_a_run_without_a_readable_configuration_is_described_as_far_as_it_goes():
     diagnosis = diagnose(replace(made_log(data_time=0.06), cfg=None))
-    assert diagnosis.verdict == "starved"
+    assert diagnosis.verdict == "data_bound"
 
 
 # How it lives or ended.
@@ -228,9 +228,9 @@ def test_a_log_that_was_cut_in_the_middle_of_a_line_is_read_up_to_there(tmp_path
 
 def test_a_broken_configuration_is_said_and_the_log_is_judged_all_the_same(tmp_path):
     (tmp_path / "config.yaml").write_text("train: {batch_size_per_gpu: many}\n")
-    written(tmp_path, (RECORDED / "starved" / "training_metrics.json").read_text())
+    written(tmp_path, (RECORDED / "data_bound" / "training_metrics.json").read_text())
     diagnosis = examine_run(tmp_path)
-    assert diagnosis.verdict == "starved" and "batch_size_per_gpu" in found_in(diagnosis, "configuration").says
+    assert diagnosis.verdict == "data_bound" and "batch_size_per_gpu" in found_in(diagnosis, "configuration").says
 
 
 def found_in(diagnosis, subject):

@@ -100,17 +100,17 @@ FALLING = {"dino_local_crops_loss": lambda i: 3.0 - i / 400, "overrides": ("opti
 @pytest.mark.parametrize(
     "values, verdict",
     [
-        ((30.0, 30.5, 30.2), "hollow"),
-        ((30.0, 24.0, 25.0), "hollow"),
-        ((30.0, 33.0, 27.0), "hollow"),
+        ((30.0, 30.5, 30.2), "no_transfer"),
+        ((30.0, 24.0, 25.0), "no_transfer"),
+        ((30.0, 33.0, 27.0), "no_transfer"),
         ((30.0, 33.0, 32.0), "learns"),
         ((30.0, 30.0), "learns"),  # two figures are too few
     ],
 )
-def test_accuracy_that_does_not_rise_while_the_loss_falls_is_hollow(values, verdict):
+def test_accuracy_that_does_not_rise_while_the_loss_falls_is_no_transfer(values, verdict):
     log = replace(made_log(**FALLING), accuracies=curve(*values))
     assert diagnose(log).verdict == verdict
-    if verdict == "hollow":
+    if verdict == "no_transfer":
         assert "the DINO term fell from 4.00 to 3.1" in in_words(diagnose(log))
 
 
@@ -127,13 +127,13 @@ def test_accuracy_is_not_judged_in_the_first_half_of_a_run():
 def test_a_training_that_began_from_weights_need_not_rise_but_must_not_fall():
     continued = made_log(**{**FALLING, "overrides": (*FALLING["overrides"], "student.pretrained_weights=file.pth")})
     assert diagnose(replace(continued, accuracies=curve(60, 60, 60))).verdict == "learns"
-    assert diagnose(replace(continued, accuracies=curve(60, 55, 50))).verdict == "hollow"
+    assert diagnose(replace(continued, accuracies=curve(60, 55, 50))).verdict == "no_transfer"
 
 
 def test_accuracy_is_held_against_the_untrained_network_and_raw_pixels_where_they_were_measured():
     log = replace(made_log(**FALLING), accuracies=curve(20, 24), baselines={"untrained": 23.5, "raw_pixels": 30.0})
     diagnosis = diagnose(log)
-    assert diagnosis.verdict == "hollow" and "24.0 %, and 23.5 % without any training" in in_words(diagnosis)
+    assert diagnosis.verdict == "no_transfer" and "24.0 %, and 23.5 % without any training" in in_words(diagnosis)
     better = replace(log, accuracies=curve(20, 28), checkpoints=[400])
     assert diagnose(better).verdict == "learns" and "less than the 30.0 % of raw pixels" in in_words(diagnose(better))
 

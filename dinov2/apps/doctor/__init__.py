@@ -1,17 +1,14 @@
-"""`dinov2 doctor`: is this machine ready, and does that run learn? Findings in words, each with what to do."""
+"""`dinov2 doctor`: readiness of a machine, and whether a run learns. Findings in words, each with what to do."""
 
 import os
-from collections.abc import Iterable
 
 from dinov2.apps.doctor.findings import Diagnosis, Finding, counted, note
-from dinov2.apps.doctor.lifecycle import examine_life
 from dinov2.apps.doctor.machine import examine_machine
 from dinov2.apps.doctor.packages import examine_packages
-from dinov2.apps.doctor.rules import examine_learning
+from dinov2.apps.doctor.rules import VERDICTS, examine_learning
 from dinov2.apps.doctor.run_log import RunLog, read_run_log
-from dinov2.apps.doctor.signs import signs_of
-from dinov2.apps.doctor.task import examine_task
-from dinov2.apps.doctor.verdicts import VERDICTS
+from dinov2.apps.doctor.signs import read_signs
+from dinov2.apps.doctor.state import examine_state
 
 __all__ = ["VERDICTS", "Diagnosis", "Finding", "diagnose", "examine", "examine_run", "in_words"]
 
@@ -35,13 +32,13 @@ def examine_run(folder: str | os.PathLike[str]) -> Diagnosis:
 
 def diagnose(log: RunLog) -> Diagnosis:
     """The diagnosis of what was read from a run's folder."""
-    signs = signs_of(log)
-    state, life = examine_life(log, signs)
-    verdict, findings = examine_task(log, signs, *examine_learning(log, signs))
+    signs = read_signs(log)
+    state, finding = examine_state(log, signs)
+    verdict, findings = examine_learning(log, signs)
     if log.unusable:
         says = f"the configuration cannot be read, and what needs it was left out ({log.unusable})"
         findings = [*findings, note("configuration", says, "mend config.yaml, or put the original in its place")]
-    return Diagnosis(log.name, verdict, [life, *findings], state=state)
+    return Diagnosis(log.name, verdict, [finding, *findings], state=state)
 
 
 def in_words(diagnosis: Diagnosis) -> str:
@@ -51,11 +48,9 @@ def in_words(diagnosis: Diagnosis) -> str:
         head = "this machine is ready" if not problems else f"this machine has {counted(problems, 'problem')}"
     else:
         head = f"{diagnosis.patient}: {diagnosis.verdict} ({VERDICTS[diagnosis.verdict]}), {diagnosis.state}"
-    return "\n".join([head, "", *_lines(diagnosis.findings)])
-
-
-def _lines(findings: Iterable[Finding]) -> Iterable[str]:
-    for finding in findings:
-        yield f"{_MARKS[finding.level]:8} {finding.subject}: {finding.says}"
+    lines = [head, ""]
+    for finding in diagnosis.findings:
+        lines.append(f"{_MARKS[finding.level]:8} {finding.subject}: {finding.says}")
         if finding.remedy:
-            yield f"{'':8}   -> {finding.remedy}"
+            lines.append(f"{'':8}   -> {finding.remedy}")
+    return "\n".join(lines)

@@ -1,39 +1,37 @@
-"""What a doctor finds: one sentence about one thing, what to do about it, and the numbers behind it."""
+"""Findings of the doctor: one sentence about one thing, what to do about it, and the numbers behind it."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-__all__ = ["Diagnosis", "Finding", "Level", "counted", "fine", "note", "problem"]
-
-Level = Literal["fine", "note", "problem"]
-"""`problem` needs something done, `note` is worth knowing, `fine` was looked at and is as it should be."""
+__all__ = ["Diagnosis", "Finding", "counted", "fine", "note", "problem"]
 
 
 @dataclass(frozen=True)
 class Finding:
     """One thing that was looked at."""
 
-    level: Level
+    level: Literal["fine", "note", "problem"]
+    """`problem` needs something done, `note` is worth knowing, `fine` was looked at and is as it should be."""
     subject: str
     """What was looked at, in a word or two: the same word for the same check every time."""
     says: str
     """One sentence."""
     remedy: str = ""
     """What to do: a command to type, or keys to change; empty where nothing needs doing."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
     """The numbers that the sentence rests on."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings about one patient."""
+    """All findings about a machine or a run."""
 
     patient: str
     """`machine`, or the name of a run's folder."""
     verdict: str
-    """One or two words; for a run those of `dinov2.apps.doctor.rules.VERDICTS`, for a machine `fit` or `unfit`."""
+    """One or two words; for a run those of `VERDICTS`, for a machine `fit` or `unfit`."""
     findings: Sequence[Finding]
     state: str = ""
     """Of a run: `running`, `finished`, `stopped`, `killed`, ..."""
@@ -43,7 +41,7 @@ class Diagnosis:
         """Whether nothing needs doing."""
         return not any(finding.level == "problem" for finding in self.findings)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         return {
             "patient": self.patient,
@@ -54,17 +52,17 @@ class Diagnosis:
         }
 
 
-def fine(subject: str, says: str, **facts: Any) -> Finding:
+def fine(subject: str, says: str, **facts: object) -> Finding:
     """Looked at and as it should be."""
     return Finding("fine", subject, says, facts=facts)
 
 
-def note(subject: str, says: str, remedy: str = "", **facts: Any) -> Finding:
+def note(subject: str, says: str, remedy: str = "", **facts: object) -> Finding:
     """Worth knowing."""
     return Finding("note", subject, says, remedy, facts)
 
 
-def problem(subject: str, says: str, remedy: str, **facts: Any) -> Finding:
+def problem(subject: str, says: str, remedy: str, **facts: object) -> Finding:
     """Needs something done."""
     return Finding("problem", subject, says, remedy, facts)
 
@@ -74,8 +72,8 @@ def counted(n: int, noun: str, plural: str = "s") -> str:
     return f"{n} {noun}{plural if n != 1 else ''}"
 
 
-def _plain(value: Any) -> Any:
-    """The same with null for what JSON cannot say: a number that is not finite."""
+def _plain(value: object) -> object:
+    """The value with null for what JSON cannot say: a number that is not finite."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

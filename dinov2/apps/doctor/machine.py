@@ -1,7 +1,7 @@
-"""Is this machine ready for training and evaluation? Each finding comes with the command that fixes it.
+"""Readiness of this machine for training and evaluation. Each finding comes with the command that fixes it.
 
-What the machine is like is read first, into plain numbers (`Machine`); what the numbers mean is a function of them. The
-only thing measured is how fast one matrix product is in two precisions, which takes a fraction of a second.
+The machine is first read into plain numbers (`Machine`); findings are a function of them. The only thing measured is
+the speed of one matrix product in two precisions, which takes a fraction of a second.
 """
 
 import os
@@ -28,11 +28,21 @@ _LEAST_SHARED_MEMORY = 2 * _GIB
 _LEAST_DISK = 5 * _GIB
 # Side of the matrices that are multiplied to compare precisions.
 _SIDE = {"cpu": 256, "cuda": 4096, "mps": 2048}
+_REASONS = {
+    ("cuda", "bfloat16"): "this GPU has tensor cores for it",
+    ("cuda", "float32"): "this GPU is older than the first with bfloat16 (compute capability 8.0)",
+    ("cpu", "bfloat16"): "this CPU has instructions for it (AVX512-BF16 or AMX)",
+    ("cpu", "float32"): "this CPU has no instructions for bfloat16 (AVX512-BF16 or AMX)",
+}
+_LARGER_DISK = {
+    "download cache": "export DINOV2_CACHE=/a/larger/disk",
+    "temporary files": "export TMPDIR=/a/larger/disk",
+}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine is like, in plain numbers; None where it does not say."""
+    """A machine in plain numbers; None where it does not say."""
 
     device: str = "cpu"
     """The device that `auto` means here: cpu, cuda or mps."""
@@ -67,34 +77,37 @@ def examine_machine(machine: Machine | None = None) -> Iterator[Finding]:
     here = machine if machine is not None else observe_machine()
     yield _device(here)
     yield _precision(here)
-    yield _threads(here)
-    if _is_busy(here):
-        yield _load(here)
-    yield from _loading(here)
-    if here.memory is not None:
-        says = f"{_size(here.memory)} of main memory are free"
-        if here.memory < 2 * _GIB:
-            remedy = "train.cache_dataset=false train.num_workers=1"
-            yield problem("memory", f"only {says}", f"close other programs, or train with {remedy}", free=here.memory)
-        else:
-            yield fine("memory", says, free=here.memory)
-    yield from _disk(here)
+    yield from _threads(here)
+    yield _loader(here)
+    if here.shared_memory is not None:
+        says, free = f"/dev/shm has {_size(here.shared_memory)} free", here.shared_memory
+        remedy = "start the container with --shm-size=8g (or --ipc=host), or train with train.num_workers=0"
+        too_little = f"{says}, too little for the batches of several loader workers"
+        ample = here.shared_memory >= _LEAST_SHARED_MEMORY
+        yield (
+            fine("shared memory", says, free=free) if ample else problem("shared memory", too_little, remedy, free=free)
+        )
+    if here.open_files is not None and here.open_files < 1024:
+        says = f"a process may hold {here.open_files} files open, which many loader workers exceed"
+        yield note("open files", says, "ulimit -n 4096", limit=here.open_files)
+    if here.memory is not None and here.memory < 2 * _GIB:
+        remedy = "close other programs, or train with train.cache_dataset=false train.num_workers=1"
+        yield problem("memory", f"only {_size(here.memory)} of main memory are free", remedy, free=here.memory)
+    elif here.memory is not None:
+        yield fine("memory", f"{_size(here.memory)} of main memory are free", free=here.memory)
+    yield from (_disk(place, free) for place, free in here.disk.items() if free is not None)
 
 
 def observe_machine() -> Machine:
     """This machine, now."""
     device = choose_device("auto")
-    precision = choose_precision("auto", device)
+    names = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return Machine(
         device=device.type,
-        accelerators=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        if device.type == "cuda"
-        else ("Apple GPU",)
-        if device.type == "mps"
-        else (),
+        accelerators={"cuda": names, "mps": ("Apple GPU",)}.get(device.type, ()),
         gpu_hardware=Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists(),
         torch_cuda=torch.version.cuda or torch.version.hip,
-        precision=_name(precision or torch.float32),
+        precision=_name(choose_precision("auto", device) or torch.float32),
         products_per_second={_name(dtype): _speed(device, dtype) for dtype in (torch.float32, torch.bfloat16)},
         cores=_usable_cores(),
         threads=torch.get_num_threads(),
@@ -112,29 +125,23 @@ def observe_machine() -> Machine:
 
 def _device(here: Machine) -> Finding:
     if here.accelerators:
-        names = ", ".join(here.accelerators)
         gpus = counted(len(here.accelerators), "GPU")
-        return fine("device", f"torch computes on {gpus}: {names}", device=here.device)
-    if here.gpu_hardware and here.torch_cuda is None:
-        return problem(
-            "device",
-            "there is an NVIDIA GPU, but this torch was built for CPUs only",
-            f"{pip_command('install')} --upgrade --force-reinstall torch torchvision",
-            device=here.device,
-        )
-    if here.gpu_hardware:
-        return problem(
-            "device",
+        says, remedy = f"torch computes on {gpus}: {', '.join(here.accelerators)}", ""
+    elif here.gpu_hardware and here.torch_cuda is None:
+        says = "there is an NVIDIA GPU, but this torch was built for CPUs only"
+        remedy = f"{pip_command('install')} --upgrade --force-reinstall torch torchvision"
+    elif here.gpu_hardware:
+        says = (
             f"there is an NVIDIA GPU, but torch (built for CUDA {here.torch_cuda}) cannot use it: its driver is too "
-            "old, or the GPU is hidden from this process",
-            "nvidia-smi; echo $CUDA_VISIBLE_DEVICES",
-            device=here.device,
+            "old, or the GPU is hidden from this process"
         )
-    return fine("device", "no GPU that torch could use; everything runs on the CPU", device=here.device)
+        remedy = "nvidia-smi; echo $CUDA_VISIBLE_DEVICES"
+    else:
+        says, remedy = "no GPU that torch could use; everything runs on the CPU", ""
+    return Finding("problem" if remedy else "fine", "device", says, remedy, {"device": here.device})
 
 
 def _precision(here: Machine) -> Finding:
-    facts = {"auto": here.precision, "flops": here.products_per_second}
     full, half = (here.products_per_second.get(name, 0.0) for name in ("float32", "bfloat16"))
     if _is_busy(here) and here.device == "cpu":  # other work would decide which product waits
         full = half = 0.0
@@ -144,108 +151,73 @@ def _precision(here: Machine) -> Finding:
         measured = f"measured here, a matrix product in bfloat16 is {times:.1f} times as {kind} as in float32"
     else:
         measured = "bfloat16 does not run here"
-    reasons = {
-        ("cuda", "bfloat16"): "this GPU has tensor cores for it",
-        ("cuda", "float32"): "this GPU is older than the first with bfloat16 (compute capability 8.0)",
-        ("cpu", "bfloat16"): "this CPU has instructions for it (AVX512-BF16 or AMX)",
-        ("cpu", "float32"): "this CPU has no instructions for bfloat16 (AVX512-BF16 or AMX)",
-    }
-    reason = reasons.get((here.device, here.precision), "it is the safe choice on this device")
+    reason = _REASONS.get((here.device, here.precision), "it is the safe choice on this device")
     says = f"precision auto means {here.precision}, because {reason}; {measured}"
+    facts = {"auto": here.precision, "flops": here.products_per_second}
     # Far from the rule's expectation, and not by the noise of a busy machine.
     if here.precision == "float32" and half > 1.5 * full > 0:
         return note("precision", f"{says}: bfloat16 is faster after all", "train.precision=bf16", **facts)
     if here.precision == "bfloat16" and full > 1.5 * half > 0:
         return note("precision", f"{says}: float32 is faster after all", "train.precision=fp32", **facts)
-    return Finding("fine", "precision", says, facts=facts)
+    return fine("precision", says, **facts)
 
 
-def _threads(here: Machine) -> Finding:
+def _threads(here: Machine) -> Iterator[Finding]:
+    """Threads against cores, and other load."""
     says = f"torch computes with {counted(here.threads, 'thread')} on {counted(here.cores, 'usable core')}"
-    facts = {"threads": here.threads, "cores": here.cores}
+    remedy, facts = f"export OMP_NUM_THREADS={here.cores}", {"threads": here.threads, "cores": here.cores}
     if here.threads > here.cores:
-        return problem("threads", f"{says}: they wait for each other", f"export OMP_NUM_THREADS={here.cores}", **facts)
-    if here.device == "cpu" and here.threads < here.cores and not _is_busy(here):
-        return note(
-            "threads",
-            f"{says}: the others idle, unless several processes share the machine",
-            f"export OMP_NUM_THREADS={here.cores}",
-            **facts,
+        yield problem("threads", f"{says}: they wait for each other", remedy, **facts)
+    elif here.device == "cpu" and here.threads < here.cores and not _is_busy(here):
+        yield note("threads", f"{says}: the others idle, unless several processes share the machine", remedy, **facts)
+    else:
+        yield fine("threads", says, **facts)
+    if _is_busy(here):
+        says = (
+            f"other work keeps this machine busy ({here.load:.1f} processes wanted {counted(here.cores, 'core')} over "
+            "the last minute): times measured now say little"
         )
-    return fine("threads", says, **facts)
-
-
-def _load(here: Machine) -> Finding:
-    says = (
-        f"other work keeps this machine busy ({here.load:.1f} processes wanted {counted(here.cores, 'core')} over the "
-        "last minute): times measured now say little"
-    )
-    if here.device != "cpu" or here.threads == 1:
-        return note("load", says, "top", load=here.load)
-    says += ", and several threads that wait for each other make small steps slow"
-    return note("load", says, "train.num_threads=1", load=here.load)
+        if here.device == "cpu" and here.threads > 1:
+            says += ", and several threads that wait for each other make small steps slow"
+            yield note("load", says, "train.num_threads=1", load=here.load)
+        else:
+            yield note("load", says, "top", load=here.load)
 
 
 def _is_busy(here: Machine) -> bool:
     return here.load is not None and here.load > 0.5 * here.cores
 
 
-def _loading(here: Machine) -> Iterator[Finding]:
+def _loader(here: Machine) -> Finding:
     processes = max(1, len(here.accelerators))  # one a GPU
-    workers = here.cores // processes - 1
+    workers, cores = here.cores // processes - 1, counted(here.cores, "core")
     if workers < 2 and here.device == "cpu":
         says = (
-            f"with {counted(here.cores, 'core')} for model and loader, decode once and keep the images: "
+            f"with {cores} for model and loader, decode once and keep the images: "
             "train.augmentation_backend=tensor train.cache_dataset=true needs no worker"
         )
-        yield fine("loader", says, workers=0)
-    elif workers < 1:
-        says = f"{counted(here.cores, 'core')} for {counted(processes, 'training process', 'es')} and their loaders"
+        return fine("loader", says, workers=0)
+    if workers < 1:
+        says = (
+            f"{cores} for {counted(processes, 'training process', 'es')} and their loaders are few: images are better "
+            "decoded once and kept"
+        )
         remedy = "train.augmentation_backend=tensor train.cache_dataset=true train.num_workers=0"
-        yield note("loader", f"{says} are few: images are better decoded once and kept", remedy, workers=0)
-    else:
-        each = f" of each of the {processes} processes" if processes > 1 else ""
-        says = f"{counted(workers, 'loader worker')} leave a core to the training{each}: train.num_workers={workers}"
-        yield fine("loader", says, workers=workers)
-    if here.shared_memory is not None and here.shared_memory < _LEAST_SHARED_MEMORY:
-        yield problem(
-            "shared memory",
-            f"/dev/shm has {_size(here.shared_memory)} free, too little for the batches of several loader workers",
-            "start the container with --shm-size=8g (or --ipc=host), or train with train.num_workers=0",
-            free=here.shared_memory,
-        )
-    elif here.shared_memory is not None:
-        yield fine("shared memory", f"/dev/shm has {_size(here.shared_memory)} free", free=here.shared_memory)
-    if here.open_files is not None and here.open_files < 1024:
-        yield note(
-            "open files",
-            f"a process may hold {here.open_files} files open, which many loader workers exceed",
-            "ulimit -n 4096",
-            limit=here.open_files,
-        )
+        return note("loader", says, remedy, workers=0)
+    each = f" of each of the {processes} processes" if processes > 1 else ""
+    says = f"{counted(workers, 'loader worker')} leave a core to the training{each}: train.num_workers={workers}"
+    return fine("loader", says, workers=workers)
 
 
-def _disk(here: Machine) -> Iterator[Finding]:
-    for place, free in here.disk.items():
-        if free is None:
-            continue
-        says = f"{place}: {_size(free)} free"
-        if free < _LEAST_DISK // 5:
-            remedy = {
-                "download cache": "export DINOV2_CACHE=/a/larger/disk",
-                "temporary files": "export TMPDIR=/a/larger/disk",
-            }.get(place, "dinov2 train --output-dir /a/larger/disk")
-            yield problem("disk", f"{says}, less than a checkpoint of a large model", remedy, place=place, free=free)
-        elif free < _LEAST_DISK:
-            yield note(
-                "disk",
-                f"{says}; a run of a large model keeps several checkpoints of 5 GB",
-                "train.keep_checkpoints=1",
-                place=place,
-                free=free,
-            )
-        else:
-            yield fine("disk", says, place=place, free=free)
+def _disk(place: str, free: int) -> Finding:
+    says = f"{place}: {_size(free)} free"
+    if free < _LEAST_DISK // 5:
+        remedy = _LARGER_DISK.get(place, "dinov2 train --output-dir /a/larger/disk")
+        return problem("disk", f"{says}, less than a checkpoint of a large model", remedy, place=place, free=free)
+    if free < _LEAST_DISK:
+        says += "; a run of a large model keeps several checkpoints of 5 GB"
+        return note("disk", says, "train.keep_checkpoints=1", place=place, free=free)
+    return fine("disk", says, place=place, free=free)
 
 
 def _speed(device: torch.device, dtype: torch.dtype) -> float:

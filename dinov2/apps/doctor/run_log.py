@@ -1,4 +1,4 @@
-"""What a run has left in its folder, read for a diagnosis: rows of the log, configuration, skipped steps, checkpoints.
+"""The files of a run's folder, read for a diagnosis: rows of the log, configuration, skipped steps, checkpoints.
 
 Only files are read, so that a run may be alive, dead or on another machine; a folder of the public release's training
 is read as well, as far as it goes. Times are those of the files.
@@ -8,6 +8,7 @@ import math
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class RunLog:
 
 
 def read_run_log(folder: str | os.PathLike[str], *, now: float | None = None) -> RunLog:
-    """Reads a run's folder; `now` is the time to count from, in seconds since 1970.
+    """Read a run's folder; `now` is the time to count from, in seconds since 1970.
 
     Raises `DataError` when the folder is none of a training, or its log cannot be used.
     """
@@ -81,7 +82,6 @@ def read_run_log(folder: str | os.PathLike[str], *, now: float | None = None) ->
             f"{path} holds no training (neither config.yaml nor training_metrics.json); "
             "give the output folder of a training"
         )
-    skipped = path / "skipped_steps.json"
     process = _process(path / "logs" / "log.txt")
     cfg, unusable = _config(config)
     return RunLog(
@@ -89,7 +89,7 @@ def read_run_log(folder: str | os.PathLike[str], *, now: float | None = None) ->
         rows=_in_order(_steps(metrics)),
         cfg=cfg,
         unusable=unusable,
-        skipped=sorted({int(row["iteration"]) for row in _steps(skipped)}),
+        skipped=sorted({int(row["iteration"]) for row in _steps(path / "skipped_steps.json")}),
         unreadable=_unreadable(path / "unreadable_images.json"),
         checkpoints=_checkpoints(path),
         accuracies=_accuracies(path),
@@ -104,16 +104,13 @@ def read_run_log(folder: str | os.PathLike[str], *, now: float | None = None) ->
 def _steps(file: Path) -> list[dict[str, Any]]:
     """Rows that belong to a step; none where there is no file. JSON has no NaN, but the release wrote some."""
     rows = read_metrics(file) if file.exists() else []
-    plain = [{key: None if _is_broken(value) else value for key, value in row.items()} for row in rows]
-    return [row for row in plain if _is_iteration(row.get("iteration"))]
-
-
-def _is_iteration(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < 2**63
-
-
-def _is_broken(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+    steps = []
+    for row in rows:
+        plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        iteration = plain.get("iteration")
+        if isinstance(iteration, int | float) and abs(iteration) < 2**63:
+            steps.append(plain)
+    return steps
 
 
 def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -128,9 +125,9 @@ def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _checkpoints(folder: Path) -> list[int]:
     """Steps done at each checkpoint; the release's are files `model_0001249.rank_0.pth` named by their last step."""
-    own = CheckpointStore(folder / "checkpoints").steps() if (folder / "checkpoints").is_dir() else []
-    found = (_RELEASE_CHECKPOINT.fullmatch(file.name) for file in folder.glob("model_*.rank_0.pth"))
-    return sorted({*own, *(int(match[1]) + 1 for match in found if match is not None)})
+    ours = CheckpointStore(folder / "checkpoints").steps() if (folder / "checkpoints").is_dir() else []
+    matches = (_RELEASE_CHECKPOINT.fullmatch(file.name) for file in folder.glob("model_*.rank_0.pth"))
+    return sorted({*ours, *(int(match[1]) + 1 for match in matches if match is not None)})
 
 
 def _number(value: object) -> float:
@@ -149,34 +146,34 @@ def _config(file: Path) -> tuple[Config | None, str]:
         return None, str(error)
 
 
+# Small files are being rewritten while a run lives, and may be broken: the log says enough without them.
+_UNUSABLE = (ValueError, LookupError, TypeError, OverflowError)
+
+
 def _unreadable(file: Path) -> int:
     try:
         return int(read_json(file, dict)["count"])
-    except (ValueError, LookupError, TypeError, OverflowError):
+    except _UNUSABLE:
         return 0
 
 
 def _accuracies(folder: Path) -> dict[str, Series]:
-    found: dict[str, Series] = {}
-    curve, rows = folder / "knn_curve.json", folder / "evaluation_metrics.json"
-    try:
-        if curve.exists():
-            points = read_json(curve, list)
-            found["k-NN top-1"] = [(int(point["iteration"]), _number(point["top1"])) for point in points]
-    except (ValueError, LookupError, TypeError, OverflowError):
-        pass  # being rewritten, or broken: the log says enough
-    for row in _steps(rows):
+    curves: dict[str, Series] = {}
+    with suppress(*_UNUSABLE):
+        points = read_json(folder / "knn_curve.json", list)
+        curves["k-NN top-1"] = [(int(point["iteration"]), _number(point["top1"])) for point in points]
+    for row in _steps(folder / "evaluation_metrics.json"):
         if row.get("metric") == "top-1" and row.get("task") not in (None, "knn"):
-            series = found.setdefault(f"{row['task']} top-1", [])
+            series = curves.setdefault(f"{row['task']} top-1", [])
             series.append((int(row["iteration"]), _number(row.get("value"))))
-    return {name: sorted(series) for name, series in found.items()}
+    return {name: sorted(series) for name, series in curves.items()}
 
 
 def _baselines(file: Path) -> dict[str, float]:
     try:
         summary = read_json(file, dict)
         return {name: float(summary[name]) for name in ("raw_pixels", "untrained") if name in summary}
-    except (ValueError, TypeError, OverflowError):
+    except _UNUSABLE:
         return {}
 
 

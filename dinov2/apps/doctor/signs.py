@@ -8,6 +8,7 @@ guessing less its cross-entropy: above 0 it says something about the crop, and i
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean, median
@@ -17,7 +18,7 @@ from dinov2.configs import Config
 from dinov2.engine.schedules import scaled_lr, total_steps
 from dinov2.errors import DinoError
 
-__all__ = ["Signs", "Trend", "first_of", "recent", "signs_of", "trend", "wavering"]
+__all__ = ["Signs", "finite", "first_value", "read_signs", "recent", "trend", "wavering"]
 
 _RECENT = 0.25
 # A change is one when it is this many standard errors large.
@@ -25,7 +26,7 @@ _CLEAR = 3.0
 
 
 @dataclass(frozen=True)
-class Trend:
+class _Trend:
     """Means of the two halves of the judged part of a series, and whether they differ by more than its noise."""
 
     before: float
@@ -72,23 +73,26 @@ class Signs:
     teacher_temp: Series = field(default_factory=list)
 
 
-def signs_of(log: RunLog) -> Signs:
+def read_signs(log: RunLog) -> Signs:
     """The signs of a run's log."""
-    cfg, n_rows = log.cfg, len(log.rows)
-    dino = _sum(log.series("dino_local_crops_loss"), log.series("dino_global_crops_loss"))
+    cfg = log.cfg
+    local, whole = log.series("dino_local_crops_loss"), log.series("dino_global_crops_loss")
+    dino = _combined(local, whole, lambda one, other: one + other) if local and whole else local or whole
     term, cross_entropy = ("DINO", dino) if dino else ("iBOT", [(i, 2 * value) for i, value in log.series("ibot_loss")])
     prefix = "" if dino else "patch_"
     entropy = log.series(f"health_{prefix}teacher_entropy")
     marginal = log.series(f"health_{prefix}marginal_entropy")
     uneven = log.series(f"health_{prefix}kl_to_uniform")
     # The two are parts of ln K, which a log without its configuration still tells in this way.
-    whole = recent(_combined(uneven, marginal, lambda divergence, left: divergence + left))
-    ln_k = _ln_k(cfg, term) if cfg is not None else (whole if math.isfinite(whole) else None)
+    logged = recent(_combined(uneven, marginal, lambda divergence, left: divergence + left))
+    ln_k = _ln_k(cfg, term) if cfg is not None else (logged if math.isfinite(logged) else None)
     message = _combined(marginal, entropy, lambda all_rows, one_row: all_rows - one_row)
-    batch = 2 * _last(log.series("current_batch_size"), 0.0) if term == "DINO" else 0.0
+    sizes = log.series("current_batch_size")
+    batch = int(sizes[-1][1]) if sizes and math.isfinite(sizes[-1][1]) else 0
+    weight = cfg.dino.koleo_loss_weight if cfg is not None else 0.0
     return Signs(
-        done=max(log.last_iteration() + 1, max(log.checkpoints, default=0)) if n_rows or log.checkpoints else 0,
-        total=_total(cfg),
+        done=max(log.last_iteration() + 1, max(log.checkpoints, default=0)),
+        total=total_steps(cfg) if cfg is not None else None,
         warmup=round(cfg.optim.warmup_epochs * cfg.train.OFFICIAL_EPOCH_LENGTH) if cfg is not None else 0,
         term=term,
         ln_k=ln_k,
@@ -96,12 +100,13 @@ def signs_of(log: RunLog) -> Signs:
         entropy=entropy,
         marginal=marginal,
         message=message,
-        known=_known(cross_entropy, marginal, message, ln_k, batch),
-        koleo=_koleo(log, cfg),
+        known=_known(cross_entropy, marginal, message, ln_k, 2 * batch if term == "DINO" else 0),
+        # The logged term is the weight times the mean over two crops.
+        koleo=[(i, value / weight) for i, value in log.series("koleo_loss")] if weight > 0 else [],
         waiting=_combined(
             log.series("data_time"), log.series("iter_time"), lambda data, step: data / step if step > 0 else math.nan
         ),
-        peak_lr=_peak_lr(log, cfg),
+        peak_lr=_peak_lr(log, batch),
         teacher_temp=log.series("teacher_temp"),
     )
 
@@ -115,7 +120,12 @@ def recent(series: Series) -> float:
     return median(values) if values else math.nan
 
 
-def first_of(series: Series) -> float:
+def finite(series: Series) -> Series:
+    """The finite values of a series."""
+    return [(iteration, value) for iteration, value in series if math.isfinite(value)]
+
+
+def first_value(series: Series) -> float:
     """The first finite value of a series; NaN for none."""
     return next((value for _, value in series if math.isfinite(value)), math.nan)
 
@@ -129,14 +139,14 @@ def wavering(series: Series) -> float:
     return (travelled - abs(values[-1] - values[0])) / (len(values) - 1)
 
 
-def trend(series: Series, *, start: int = 0) -> Trend | None:
+def trend(series: Series, *, start: int = 0) -> _Trend | None:
     """The two halves of the finite values from iteration `start` on; None where a half has fewer than four."""
     values = [value for i, value in series if i >= start and math.isfinite(value)]
     half = len(values) // 2
     if half < 4:
         return None
     first, second = values[-2 * half : -half], values[-half:]
-    return Trend(fmean(first), fmean(second), math.sqrt(_squared_error(first) + _squared_error(second)))
+    return _Trend(fmean(first), fmean(second), math.sqrt(_squared_error(first) + _squared_error(second)))
 
 
 def _squared_error(values: Sequence[float]) -> float:
@@ -144,15 +154,15 @@ def _squared_error(values: Sequence[float]) -> float:
     return sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
 
 
-def _known(cross_entropy: Series, marginal: Series, message: Series, ln_k: float | None, batch: float) -> Series:
+def _known(cross_entropy: Series, marginal: Series, message: Series, ln_k: float | None, batch: int) -> Series:
     """Guessing less cross-entropy; guessing is that of the last row with health, and ln K without health."""
     if not marginal:
         return [(i, ln_k - value) for i, value in cross_entropy] if ln_k is not None else []
-    told = dict(message)
+    messages = dict(message)
 
     def guessing(iteration: int, of_batch: float) -> float:
         # A batch whose rows are all told apart is too small to show how often each prototype is used.
-        saturated = batch > 0 and told.get(iteration, 0.0) > 0.9 * math.log(batch)
+        saturated = batch > 0 and messages.get(iteration, 0.0) > 0.9 * math.log(batch)
         return ln_k if saturated and ln_k is not None else of_batch
 
     levels = [(i, guessing(i, value)) for i, value in marginal if math.isfinite(value)]
@@ -164,20 +174,10 @@ def _known(cross_entropy: Series, marginal: Series, message: Series, ln_k: float
     return known
 
 
-def _combined(left: Series, right: Series, of: Callable[[float, float], float]) -> Series:
-    """`of` both values where both series have the iteration."""
+def _combined(left: Series, right: Series, combine: Callable[[float, float], float]) -> Series:
+    """`combine` of both values where both series have the iteration."""
     others = dict(right)
-    return [(i, of(value, others[i])) for i, value in left if i in others]
-
-
-def _sum(local: Series, world: Series) -> Series:
-    if not local or not world:
-        return local or world
-    return _combined(local, world, lambda one, other: one + other)
-
-
-def _last(series: Series, default: float) -> float:
-    return series[-1][1] if series else default
+    return [(i, combine(value, others[i])) for i, value in left if i in others]
 
 
 def _ln_k(cfg: Config, term: str) -> float:
@@ -185,21 +185,9 @@ def _ln_k(cfg: Config, term: str) -> float:
     return math.log(cfg.ibot.head_n_prototypes if separate else cfg.dino.head_n_prototypes)
 
 
-def _total(cfg: Config | None) -> int | None:
-    return total_steps(cfg) if cfg is not None else None
-
-
-def _koleo(log: RunLog, cfg: Config | None) -> Series:
-    """The logged term is the weight times the mean over two crops."""
-    weight = cfg.dino.koleo_loss_weight if cfg is not None else 0.0
-    return [(i, value / weight) for i, value in log.series("koleo_loss")] if weight > 0 else []
-
-
-def _peak_lr(log: RunLog, cfg: Config | None) -> float | None:
-    seen = [value for _, value in log.series("lr") if math.isfinite(value)]
-    if cfg is not None and log.rows:
-        try:
-            return max([*seen, scaled_lr(cfg.optim, int(_last(log.series("current_batch_size"), 0.0)))])
-        except DinoError:
-            pass
-    return max(seen, default=None)
+def _peak_lr(log: RunLog, batch: int) -> float | None:
+    rates = [value for _, value in finite(log.series("lr"))]
+    if log.cfg is not None and log.rows:
+        with suppress(DinoError):
+            rates.append(scaled_lr(log.cfg.optim, batch))
+    return max(rates, default=None)

@@ -1,20 +1,20 @@
-"""Is a run still going, and if not, how did it end? Read from its files alone."""
+"""State of a run: going on, or how it ended. Read from its files alone."""
 
 from dinov2.apps.doctor.findings import Finding, fine, note, problem
 from dinov2.apps.doctor.run_log import RunLog
 from dinov2.apps.doctor.signs import Signs
 
-__all__ = ["examine_life", "patience"]
+__all__ = ["examine_state"]
 
-# A silence this many times as long as the usual one, and at least so many seconds, means that nobody writes any more.
+# A silence this many times as long as the usual one, and at least so many seconds, means that no process writes.
 _PATIENCE = 10
 _LEAST_PATIENCE = 120.0
 
 
-def examine_life(log: RunLog, signs: Signs) -> tuple[str, Finding]:
+def examine_state(log: RunLog, signs: Signs) -> tuple[str, Finding]:
     """The run's state in a word, and what it means.
 
-    One of `finished`, `gave up`, `paused`, `running`, `silent`, `stopped`, `killed`, as docs/doctor.md explains them.
+    One of `finished`, `gave up`, `paused`, `running`, `silent`, `stopped`, `killed`; docs/doctor.md explains them.
     Without times of its files (`silent_for` None) an unfinished run is never called running.
     """
     done, of_all = f"{signs.done:,}", f" of {signs.total:,}" if signs.total else ""
@@ -31,7 +31,7 @@ def examine_life(log: RunLog, signs: Signs) -> tuple[str, Finding]:
         says = f"process {log.process} was paused after {done}{of_all} steps, {_words(log.silent_for)} ago"
         return "paused", note("state", says, f"kill -CONT {log.process}", **facts, process=log.process)
     ended = log.locked is False  # an open log may belong to a session that has trained and goes on with other work
-    if not ended and log.silent_for is not None and log.silent_for < patience(log):
+    if not ended and log.silent_for is not None and log.silent_for < _patience(log):
         return "running", fine("state", f"running: {done}{of_all} steps done", **facts)
     again = f"the same command goes on from step {saved:,}" if saved else "the same command begins anew"
     if not ended and log.process is not None:
@@ -60,7 +60,7 @@ def examine_life(log: RunLog, signs: Signs) -> tuple[str, Finding]:
     )
 
 
-def patience(log: RunLog) -> float:
+def _patience(log: RunLog) -> float:
     """Seconds of silence that are normal for this run."""
     every = log.cfg.train.log_every if log.cfg is not None else 10
     times = [value for _, value in log.series("iter_time")[-3:]]

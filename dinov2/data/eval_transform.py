@@ -16,6 +16,7 @@ PIL images with an EXIF orientation are turned upright first.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -68,46 +69,37 @@ def pad_to_multiple(image: Tensor, patch_size: int) -> Tensor:  # [..., H, W] ->
     return F.pad(image, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 
+@dataclass(frozen=True, kw_only=True)
 class EvalTransform:
     """Image (PIL or uint8 tensor [C, H, W]) to a normalised float32 tensor [C, h*p, w*p].
-
-    `resize_size` is the length of the shorter side before a centre crop. 0 stands for the rule: 256/224 of the crop,
-    and no resampling at all of images that have the size of the crop already. `patch_size` only matters to the fits
-    `aspect` and `pad`, and so does `max_tokens`, the largest number of patches of an image.
 
     Raises `ConfigError` for sizes that are not positive or an unknown fit; a call raises `DataError` for an image that
     `max_tokens` patches cannot show.
     """
 
-    def __init__(
-        self,
-        *,
-        crop_size: int = 224,
-        resize_size: int = 0,
-        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-        std: Sequence[float] = IMAGENET_DEFAULT_STD,
-        patch_size: int = 14,
-        fit: Fit = "crop",
-        max_tokens: int = MAX_TOKENS,
-    ) -> None:
-        if max_tokens < 1:
-            raise ConfigError(f"the largest number of tokens of an image is {max_tokens}; write 1 or more")
-        if crop_size < 1 or resize_size < 0 or patch_size < 1:
+    crop_size: int = 224
+    resize_size: int = 0
+    """Shorter side before a centre crop; 0 for 256/224 of the crop, while images of its size stay as they are."""
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN
+    std: Sequence[float] = IMAGENET_DEFAULT_STD
+    patch_size: int = 14
+    """For the fits `aspect` and `pad` alone."""
+    fit: Fit = "crop"
+    max_tokens: int = MAX_TOKENS
+    """Largest number of patches of an image, for the fits `aspect` and `pad` alone."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigError(f"the largest number of tokens of an image is {self.max_tokens}; write 1 or more")
+        if self.crop_size < 1 or self.resize_size < 0 or self.patch_size < 1:
             raise ConfigError(
-                f"evaluation images cannot be resized to {resize_size} and cropped to {crop_size} pixels; "
+                f"evaluation images cannot be resized to {self.resize_size} and cropped to {self.crop_size} pixels; "
                 "the crop must be positive, and a resize of 0 stands for 256/224 of it"
             )
-        if fit not in _FITS:
-            raise ConfigError(f"no way to fit images is called {fit!r}; choose one of {', '.join(_FITS)}")
-        self.crop_size, self.resize_size = crop_size, resize_size
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.patch_size, self.fit, self.max_tokens = patch_size, fit, max_tokens
-        self.keeps_exact_size = resize_size == 0
-        self._resized = make_classification_eval_transform(
-            resize_size=resize_size or round(crop_size * 256 / 224), crop_size=crop_size, mean=mean, std=std
-        )
-        self._to_tensor = MaybeToTensor()
-        self._normalize = make_normalize_transform(mean=mean, std=std)
+        if self.fit not in _FITS:
+            raise ConfigError(f"no way to fit images is called {self.fit!r}; choose one of {', '.join(_FITS)}")
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
 
     def with_(
         self,
@@ -121,11 +113,10 @@ class EvalTransform:
         """The same transform with another size or fit; a new `crop_size` alone brings its own resize by the rule."""
         if resize_size is None:
             resize_size = self.resize_size if crop_size is None else 0
-        return EvalTransform(
+        return replace(
+            self,
             crop_size=crop_size or self.crop_size,
             resize_size=resize_size,
-            mean=self.mean,
-            std=self.std,
             patch_size=patch_size or self.patch_size,
             fit=fit or self.fit,
             max_tokens=self.max_tokens if max_tokens is None else max_tokens,
@@ -144,10 +135,11 @@ class EvalTransform:
                 image = functional.resize(image, size, interpolation=InterpolationMode.BICUBIC)
             return self._exact(image)
         image = middle_of_strip(image, height, width)
-        if self.keeps_exact_size and width == height == self.crop_size:
-            return self._exact(image)
-        resized: Tensor = self._resized(image)
-        return resized
+        if self.resize_size or not width == height == self.crop_size:
+            shorter = self.resize_size or round(self.crop_size * 256 / 224)
+            image = functional.resize(image, shorter, interpolation=InterpolationMode.BICUBIC)
+            image = functional.center_crop(image, [self.crop_size])
+        return self._exact(image)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches under the fit `aspect`."""
@@ -173,13 +165,12 @@ class EvalTransform:
                 f"{self.max_tokens:,} are allowed; crop or shrink it, or raise --max-tokens (max_tokens)"
             )
 
-    def _exact(self, image: Any) -> Tensor:
-        pixels: Tensor = self._normalize(self._to_tensor(image))
-        return pixels
+    def _exact(self, image: Image.Image | Tensor) -> Tensor:
+        return functional.normalize(MaybeToTensor()(image), list(self.mean), list(self.std))
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """The transform as plain values, for result rows and cache keys."""
-        colours: dict[str, Any] = {"mean": list(self.mean), "std": list(self.std)}
+        colours: dict[str, object] = {"mean": list(self.mean), "std": list(self.std)}
         if (rule := get_image_options().intensity) != "auto":
             colours["intensity"] = rule
         if self.fit != "crop":
@@ -191,12 +182,7 @@ class EvalTransform:
             sides = f"shorter {self.crop_size}, both rounded to multiples of {self.patch_size}"
             return {"resize": sides, **bicubic, **colours}
         rule = "none for images of the crop size, else 256/224 of it"
-        resize = rule if self.keeps_exact_size else self.resize_size
-        return {"resize": resize, "crop": self.crop_size, **bicubic, **colours}
-
-    def __repr__(self) -> str:
-        fit = "" if self.fit == "crop" else f", fit={self.fit!r}, patch_size={self.patch_size}"
-        return f"EvalTransform(crop_size={self.crop_size}, resize_size={self.resize_size}{fit})"
+        return {"resize": self.resize_size or rule, "crop": self.crop_size, **bicubic, **colours}
 
 
 def middle_of_strip(image: Any, height: int, width: int) -> Any:

@@ -245,6 +245,9 @@ def _make_sampler(
 ) -> Sampler[int] | None:
     if sampler_type is not SamplerType.EPOCH and size > 0:
         raise ConfigError(f"sampler_size is {size}, which only SamplerType.EPOCH knows; leave it at -1")
+    if sampler_type in (SamplerType.EPOCH, SamplerType.DISTRIBUTED) and advance > 0:
+        error = NotImplementedError if sampler_type is SamplerType.EPOCH else ConfigError
+        raise error(f"{sampler_type} cannot begin at sample {advance}; use SamplerType.INFINITE or SHARDED_INFINITE")
     count = len(dataset)  # type: ignore[arg-type]
     match sampler_type:
         case None:
@@ -255,61 +258,52 @@ def _make_sampler(
                 )
             return None
         case SamplerType.EPOCH:
-            if advance > 0:
-                raise NotImplementedError(
-                    f"SamplerType.EPOCH cannot begin at sample {advance}; use SamplerType.INFINITE or SHARDED_INFINITE"
-                )
             return EpochSampler(size=size if size > 0 else count, sample_count=count, shuffle=shuffle, seed=seed)
         case SamplerType.INFINITE:
             return InfiniteSampler(sample_count=count, shuffle=shuffle, seed=seed, advance=advance)
-        case SamplerType.SHARDED_INFINITE | SamplerType.SHARDED_INFINITE_NEW:
-            return ShardedInfiniteSampler(
-                sample_count=count,
-                shuffle=shuffle,
-                seed=seed,
-                advance=advance,
-                use_new_shuffle_tensor_slice=sampler_type is SamplerType.SHARDED_INFINITE_NEW,
-            )
         case SamplerType.DISTRIBUTED:
-            if advance > 0:
-                raise ConfigError(
-                    f"SamplerType.DISTRIBUTED cannot begin at sample {advance}; "
-                    f"use SamplerType.INFINITE or SHARDED_INFINITE"
-                )
-            # Told who it is, so that one process needs no process group.
-            return DistributedSampler(
-                dataset,
-                num_replicas=get_global_size(),
-                rank=get_global_rank(),
-                shuffle=shuffle,
-                seed=seed,
-                drop_last=False,
-            )
+            # With rank and number of processes, so that one process needs no process group.
+            rank, processes = get_global_rank(), get_global_size()
+            return DistributedSampler(dataset, num_replicas=processes, rank=rank, shuffle=shuffle, seed=seed)
+    return ShardedInfiniteSampler(
+        sample_count=count,
+        shuffle=shuffle,
+        seed=seed,
+        advance=advance,
+        use_new_shuffle_tensor_slice=sampler_type is SamplerType.SHARDED_INFINITE_NEW,
+    )
 
 
-class EpochSampler(Sampler[int]):
-    """`size` indices below `sample_count` an epoch (repeated when more are asked), every `step`-th one from `start`.
-
-    `start` and `step` default to this process's rank and the number of processes. Call `set_epoch` for another order.
-    """
+class _RankSampler(Sampler[int]):
+    """A sampler of which each rank takes every `step`-th index from `start` on, by default its own share."""
 
     def __init__(
         self,
         *,
-        size: int,
         sample_count: int,
         shuffle: bool = False,
         seed: int = 0,
         start: int | None = None,
         step: int | None = None,
     ) -> None:
-        _require_samples(sample_count)
-        self._size = size
+        if sample_count < 1:
+            raise DataError(f"a sampler needs at least one sample, got {sample_count}; is the data set empty?")
         self._sample_count = sample_count
         self._shuffle = shuffle
         self._seed = seed
         self._start = get_global_rank() if start is None else start
         self._step = get_global_size() if step is None else step
+
+
+class EpochSampler(_RankSampler):
+    """`size` indices below `sample_count` an epoch, repeated when there are fewer. `set_epoch` chooses the order.
+
+    `options` are `sample_count`, `shuffle`, `seed`, `start` and `step`.
+    """
+
+    def __init__(self, *, size: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._size = size
         self._epoch = 0
 
     def __iter__(self) -> Iterator[int]:
@@ -328,28 +322,14 @@ class EpochSampler(Sampler[int]):
         self._epoch = epoch
 
 
-class InfiniteSampler(Sampler[int]):
+class InfiniteSampler(_RankSampler):
     """Endless passes over `range(sample_count)`, each a new permutation that all ranks share.
 
-    A rank takes every `step`-th element of it from `start` on. `advance` skips that many items of this rank's stream.
+    `advance` skips that many items of this rank's stream; `options` are those of `EpochSampler`.
     """
 
-    def __init__(
-        self,
-        *,
-        sample_count: int,
-        shuffle: bool = False,
-        seed: int = 0,
-        start: int | None = None,
-        step: int | None = None,
-        advance: int = 0,
-    ) -> None:
-        _require_samples(sample_count)
-        self._sample_count = sample_count
-        self._shuffle = shuffle
-        self._seed = seed
-        self._start = get_global_rank() if start is None else start
-        self._step = get_global_size() if step is None else step
+    def __init__(self, *, advance: int = 0, **options: Any) -> None:
+        super().__init__(**options)
         self._advance = advance
 
     def __iter__(self) -> Iterator[int]:
@@ -367,31 +347,17 @@ class InfiniteSampler(Sampler[int]):
             yield from indices[self._start :: self._step].tolist()
 
 
-class ShardedInfiniteSampler(Sampler[int]):
+class ShardedInfiniteSampler(_RankSampler):
     """Endless passes over this rank's fixed shard of one permutation, shuffled anew for each pass.
 
     `use_new_shuffle_tensor_slice` chooses between the release's two ways to shuffle a shard; both are its published
     behaviour (sampler types SHARDED_INFINITE and SHARDED_INFINITE_NEW). Without `shuffle` the shard keeps its order.
-    Passes are counted by the sampler: another iteration begins with the pass that the one before was in.
+    Passes are counted by the sampler: another iteration begins with the pass that the one before was in. `options` are
+    those of `EpochSampler`.
     """
 
-    def __init__(
-        self,
-        *,
-        sample_count: int,
-        shuffle: bool = False,
-        seed: int = 0,
-        start: int | None = None,
-        step: int | None = None,
-        advance: int = 0,
-        use_new_shuffle_tensor_slice: bool = False,
-    ) -> None:
-        _require_samples(sample_count)
-        self._sample_count = sample_count
-        self._shuffle = shuffle
-        self._seed = seed
-        self._start = get_global_rank() if start is None else start
-        self._step = get_global_size() if step is None else step
+    def __init__(self, *, advance: int = 0, use_new_shuffle_tensor_slice: bool = False, **options: Any) -> None:
+        super().__init__(**options)
         self._advance = advance
         self._pass_number = 0
         self._shuffle_shard = _shuffle_at_once if use_new_shuffle_tensor_slice else _shuffle_one_by_one
@@ -433,8 +399,3 @@ def _shuffle_one_by_one(shard: Tensor, generator: torch.Generator) -> Tensor:
 
 def _shuffle_at_once(shard: Tensor, generator: torch.Generator) -> Tensor:
     return shard[torch.randperm(len(shard), generator=generator)]
-
-
-def _require_samples(sample_count: int) -> None:
-    if sample_count < 1:
-        raise DataError(f"a sampler needs at least one sample, got {sample_count}; is the data set empty?")

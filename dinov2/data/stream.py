@@ -2,23 +2,21 @@
 
 Every draw is a hash of what it is for (seed, purpose, sample number, crop, ...), never the next value of a generator
 that somebody else may have advanced. So the image and the augmentation of sample `i` do not depend on the loader's
-worker, the rank or a restart. An epoch's order is a keyed permutation with random access (a Feistel network on a grid
-of nearly `n` cells): nothing of the size of the data set is ever stored, and a position is one number, counted in
-samples.
+worker, the rank or a restart. The order of an epoch is a keyed permutation with random access: nothing of the size of
+the data set is ever stored, and a position is one number, counted in samples.
 """
 
 import math
 from hashlib import blake2b
-from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dinov2.errors import DataError
 
-__all__ = ["FeistelPermutation", "SampleStream", "hash_keys", "unit_interval"]
+__all__ = ["SampleStream", "hash_keys", "permute", "unit_interval"]
 
-_Key = int | str | NDArray[Any]
+_Key = int | str | NDArray[np.integer]
 
 _WORD = (1 << 64) - 1
 _WEYL = np.uint64(0x9E3779B97F4A7C15)  # odd, 2^64 over the golden ratio
@@ -42,41 +40,21 @@ def unit_interval(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-class FeistelPermutation:
-    """A pseudo-random permutation of `range(n)` under an integer key; `permutation[positions]` needs no memory.
+def permute(positions: NDArray[np.int64], n: int, *, key: int) -> NDArray[np.int64]:
+    """The elements at `positions` of a pseudo-random permutation of `range(n)` under an integer key.
 
-    The numbers below `n` are laid on a grid of about sqrt(n) x sqrt(n) cells; each round shifts the row by a hash of
-    the column, and then the column by a hash of the row. Cells beyond `n - 1` are walked through until one inside is
-    met (Black and Rogaway 2002).
+    Nothing of size `n` is made: the numbers below `n` are laid on a grid of about sqrt(n) x sqrt(n) cells; each round
+    of a Feistel network shifts the row by a hash of the column, and then the column by a hash of the row. Cells beyond
+    `n - 1` are walked through until one inside is met (Black and Rogaway 2002).
     """
-
-    def __init__(self, n: int, key: int) -> None:
-        if n < 1:
-            raise DataError(f"a permutation needs at least one element, got {n}")
-        self.n = n
-        self.key = key & _WORD
-
-    def __len__(self) -> int:
-        return self.n
-
-    @overload
-    def __getitem__(self, positions: int) -> int: ...
-    @overload
-    def __getitem__(self, positions: NDArray[np.integer[Any]]) -> NDArray[np.int64]: ...
-    def __getitem__(self, positions: int | NDArray[np.integer[Any]]) -> int | NDArray[np.int64]:
-        """The element at each position (0 <= position < n), as int64 of the same shape; an int for an int."""
-        wanted = np.asarray(positions, dtype=np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.n):
-            raise IndexError(f"positions lie in [0, {self.n}), got {wanted.min()} to {wanted.max()}")
-        found = _permute(wanted.reshape(-1), self.n, np.full(1, self.key, dtype=np.uint64)).reshape(wanted.shape)
-        return int(found) if isinstance(positions, int) else found
+    return _permute(positions.reshape(-1), n, np.full(1, key & _WORD, dtype=np.uint64)).reshape(positions.shape)
 
 
 class SampleStream:
     """The endless, seeded order in which the `n_images` of a data set are seen: each once an epoch, in a new order.
 
-    Sample number `i` belongs to epoch `i // n_images`. A run's position is the number of samples it has used, so that a
-    restart with another number of workers or ranks goes on exactly where it stopped.
+    Sample number `i` belongs to epoch `i // n_images`. The position of a run is the number of samples it has used, so
+    that a restart with another number of workers or ranks goes on exactly where it stopped.
     """
 
     def __init__(self, n_images: int, seed: int) -> None:
@@ -85,24 +63,19 @@ class SampleStream:
         self.n_images = n_images
         self.seed = seed
 
-    @overload
-    def index_of(self, sample_numbers: int) -> int: ...
-    @overload
-    def index_of(self, sample_numbers: NDArray[np.integer[Any]]) -> NDArray[np.int64]: ...
-    def index_of(self, sample_numbers: int | NDArray[np.integer[Any]]) -> int | NDArray[np.int64]:
-        """The index in the data set of each global sample number, in one int64 array of the same shape."""
+    def index_of(self, sample_numbers: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """The index in the data set of each global sample number, int64 of the same shape."""
         numbers = np.asarray(sample_numbers, dtype=np.int64)
         epochs, positions = np.divmod(numbers.reshape(-1), self.n_images)
-        found = _permute(positions, self.n_images, hash_keys(self.seed, "epoch", epochs)).reshape(numbers.shape)
-        return int(found) if isinstance(sample_numbers, int) else found
+        return _permute(positions, self.n_images, hash_keys(self.seed, "epoch", epochs)).reshape(numbers.shape)
 
     def substitute(self, sample_number: int, attempt: int) -> int:
         """The index that stands in for an unreadable image; `attempt` counts from 1.
 
         Each sample number has an order of its own over all images, so `n_images` attempts have tried every one.
         """
-        order = FeistelPermutation(self.n_images, int(hash_keys(self.seed, "substitute", sample_number)))
-        return order[(attempt - 1) % self.n_images]
+        key = int(hash_keys(self.seed, "substitute", sample_number))
+        return int(permute(np.array([(attempt - 1) % self.n_images]), self.n_images, key=key)[0])
 
 
 def _finalise(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -115,7 +88,7 @@ def _as_words(key: _Key) -> NDArray[np.uint64]:
     if isinstance(key, str):
         key = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little")
     if isinstance(key, np.ndarray):
-        return key if key.dtype == np.uint64 else key.astype(np.int64).view(np.uint64)
+        return key.astype(np.int64, copy=False).view(np.uint64)  # the bits of uint64 stay
     return np.array([int(key) & _WORD], dtype=np.uint64)
 
 

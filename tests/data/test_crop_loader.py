@@ -144,7 +144,7 @@ def test_an_iteration_can_end():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_unreadable_image_is_replaced_by_its_substitute_and_reported(backend):
     stream = SampleStream(20, seed=0)
-    broken = stream.index_of(2)
+    broken = int(stream.index_of(2))
     images = Squares(broken=[broken])
     settings = replace(SETTINGS, augmentation_backend=backend)
     batch = batches(1, images=images, settings=settings)[0]

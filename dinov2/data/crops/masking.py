@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dinov2.data.crops.config import AugmentationConfig
-from dinov2.data.stream import FeistelPermutation, hash_keys, unit_interval
+from dinov2.data.stream import hash_keys, permute, unit_interval
 
 __all__ = ["MaskingGenerator", "sample_masks"]
 
@@ -114,8 +114,8 @@ def sample_masks(
     n_masked = int(n_crops * config.mask_sample_probability)
     low, high = config.mask_ratio_min_max
     crops = np.arange(2)[:, None]  # [2, 1]
-    order = FeistelPermutation(n_crops, int(hash_keys(seed, "mask rung", step)))  # the key dates from old runs
-    mask_ratio_bins = order[crops * global_batch + slots]  # [2, B]
+    key = int(hash_keys(seed, "mask rung", step))  # an old name, which keeps the masks of earlier runs
+    mask_ratio_bins = permute(crops * global_batch + slots, n_crops, key=key)  # [2, B]
     within = unit_interval(hash_keys(seed, "mask ratio", sample_numbers, crops))
     ratios = low + (high - low) * (mask_ratio_bins + within) / max(n_masked, 1)
     height, width = config.grid

@@ -1,8 +1,8 @@
 """The one place that turns the bytes of a file into pixels.
 
-Every kind of picture that people keep loads: grey, numbers of any type (`dinov2.data.intensity`), CMYK, LAB, palettes,
-transparency (laid over white, as a browser shows it), GIF (first frame), and `.npy` or multi-channel TIFF for more
-channels than a picture has. Whatever goes wrong becomes a `DataError` that names the file.
+Read are grey and numbers of any type (`to_uint8`), CMYK, LAB, palettes, transparency (laid over white, as a browser
+shows it), GIF (first frame), and `.npy` or multi-channel TIFF for more channels than a picture has. Every failure is a
+`DataError` that names the file.
 
 Files are hostile until they are decoded: only Pillow's decoders that work inside the process open them (`FORMATS`; its
 others start programs), up to a number of pixels (`dinov2.data.image_files`).
@@ -26,8 +26,7 @@ import torch
 from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
-from dinov2.data.image_files import describe_other_kind, get_image_options
-from dinov2.data.intensity import to_uint8
+from dinov2.data.image_files import describe_other_kind, get_image_options, to_uint8
 from dinov2.errors import ConfigError, DataError, MissingDependency
 from dinov2.logging import warn_once
 

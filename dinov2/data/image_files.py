@@ -1,20 +1,41 @@
-"""Files that may hold pictures: what of them is read, the options of reading, and kinds that are not read here.
+"""Files that may hold pictures: reading, its limits and options, kinds that are not read, pixel values as 8 bits.
 
 Files are hostile until they are decoded: only regular files are opened, up to a number of bytes.
+
+Pixel values become 8 bits by an intensity rule, which says which values become black and white:
+
+- `auto`: integers without negative values as under `bits`; floats in 0..1, or from 0 on to between 16 and 255, in that
+  range; anything else as under `min-max`.
+- `bits`: 0 and the largest number of the 8, 10, 12, 14, 16, 32 or 64 bits that hold the values (of signed types 15, 31
+  or 63), below 0 as well where there are negative ones; floats as under `auto`.
+- `min-max`: the smallest and the largest value of the picture.
+- `percentile`: its 0.5th and 99.5th percentile.
+- `LOW:HIGH`: these numbers, the same for every picture.
+
+Values outside of the window become black or white, NaN black. 8-bit pictures stay as they are under every rule.
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
-from dinov2.data.intensity import check_intensity
 from dinov2.errors import ConfigError, DataError
+from dinov2.logging import warn_once
 
-__all__ = ["ImageOptions", "describe_other_kind", "get_image_options", "image_options", "read_image"]
+__all__ = ["describe_other_kind", "get_image_options", "image_options", "read_image", "to_uint8"]
+
+_RULES = ("auto", "bits", "min-max", "percentile")
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
+_FIXED = re.compile(f"({_NUMBER}):({_NUMBER})", re.ASCII | re.IGNORECASE)
+_PERCENTILES = (0.5, 99.5)
+_SAMPLE = 1 << 20  # values that a percentile is computed from
+_BLOCK = 1 << 20  # values converted at once: a large picture must not be held as float64
 
 _CONVERT = "convert it to JPEG or PNG"
 # Where the mark stands, the mark, what such a file is, and how its content is got at.
@@ -41,7 +62,7 @@ _OTHER_KINDS = (
 
 
 @dataclass(frozen=True)
-class ImageOptions:
+class _ImageOptions:
     """What may be read, and how values become 8 bits; see `image_options`."""
 
     max_pixels: int | None = None
@@ -49,15 +70,15 @@ class ImageOptions:
     intensity: str = "auto"
 
 
-def get_image_options() -> ImageOptions:
+def get_image_options() -> _ImageOptions:
     """The options in force: `DINOV2_MAX_IMAGE_PIXELS`, `DINOV2_MAX_IMAGE_BYTES` and `DINOV2_INTENSITY`.
 
     Without the first, pictures may have `PIL.Image.MAX_IMAGE_PIXELS` pixels: as floats they take 1.2 GiB.
     Raises `ConfigError` for a value that is none.
     """
     pixels = _whole_number("DINOV2_MAX_IMAGE_PIXELS") or Image.MAX_IMAGE_PIXELS
-    max_bytes = _whole_number("DINOV2_MAX_IMAGE_BYTES") or ImageOptions.max_bytes
-    return ImageOptions(pixels, max_bytes, check_intensity(os.environ.get("DINOV2_INTENSITY") or "auto"))
+    max_bytes = _whole_number("DINOV2_MAX_IMAGE_BYTES") or _ImageOptions.max_bytes
+    return _ImageOptions(pixels, max_bytes, _check_intensity(os.environ.get("DINOV2_INTENSITY") or "auto"))
 
 
 @contextmanager
@@ -66,7 +87,7 @@ def image_options(
 ) -> Iterator[None]:
     """Options for all pictures read inside the block, by this process and those that it starts.
 
-    `max_pixels` and `max_bytes` limit one picture, `intensity` is a rule of `dinov2.data.intensity`; None leaves an
+    `max_pixels` and `max_bytes` limit one picture, `intensity` is a rule; None leaves an
     option as it is. They are kept in the environment, because that is what workers of any kind inherit.
 
     Raises `ConfigError` for a value that cannot be used.
@@ -124,3 +145,81 @@ def _whole_number(variable: str) -> int | None:
     if text and not (text.isascii() and text.isdecimal() and 0 < len(text) < 19 and int(text)):
         raise ConfigError(f"the environment variable {variable} is {text!r}; write a whole number from 1")
     return int(text) if text else None
+
+
+def _check_intensity(rule: str) -> str:
+    """The rule itself. Raises `ConfigError` when it is none."""
+    fixed = _FIXED.fullmatch(rule)
+    if rule not in _RULES and not (fixed and float(fixed[1]) < float(fixed[2])):
+        raise ConfigError(
+            f"the intensity rule {rule!r} is unknown; write {', '.join(_RULES)} or LOW:HIGH, as -1000:400"
+        )
+    return rule
+
+
+def to_uint8(values: np.ndarray, *, rule: str = "auto", name: str = "an image") -> np.ndarray:
+    """Numbers of any shape as uint8 of the same shape, by an intensity rule.
+
+    Under `auto` a window that is not that of the type (0..65535, 0..1 or 0..255) is logged as a warning, once for each
+    type and kind of window. `name` is for messages. Raises `DataError` for what are no real numbers, and for floats
+    without a finite one.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values * np.uint8(255)
+    if values.dtype.kind not in "iuf":
+        raise DataError(f"{name} holds {values.dtype} values, which are no pixels; save it as uint8 or uint16")
+    rows = values.reshape(-1)
+    low, high = _finite_range(rows, name)
+    black, white, kind = _window(rows, low, high, rule)
+    if rule == "auto" and kind and high > low:
+        warn_once(
+            f"intensity {values.dtype.name} {kind}",
+            f"{name} holds {values.dtype.name} values from {low:g} to {high:g}, of which {black:g} became black and "
+            f"{white:g} white ({kind}); --intensity or DINOV2_INTENSITY sets another window, and later pictures like "
+            "this one are converted without a warning",
+        )
+    result = np.empty(rows.shape, np.uint8)
+    half = white / 2 - black / 2  # halves, because the whole range of floats overflows
+    with np.errstate(all="ignore"):
+        for first in range(0, len(rows), _BLOCK):
+            block = rows[first : first + _BLOCK].astype(np.float64)
+            share = (block / 2 - black / 2) / half if half else np.zeros_like(block)
+            result[first : first + _BLOCK] = np.rint(np.clip(np.nan_to_num(share, nan=0.0) * 255, 0, 255))
+    return result.reshape(values.shape)
+
+
+def _finite_range(values: np.ndarray, name: str) -> tuple[float, float]:
+    if values.dtype.kind in "iu":
+        return (int(values.min()), int(values.max())) if values.size else (0, 0)
+    low, high = np.inf, -np.inf
+    for first in range(0, len(values), _BLOCK):
+        block = values[first : first + _BLOCK]
+        block = block[np.isfinite(block)]
+        if block.size:
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
+    if low > high:
+        raise DataError(f"{name} holds no finite number, so it shows nothing; check the program that wrote it")
+    return low, high
+
+
+def _window(values: np.ndarray, low: float, high: float, rule: str) -> tuple[float, float, str]:
+    """Black and white, and the kind of window where it is not the evident one."""
+    if fixed := _FIXED.fullmatch(rule):
+        return float(fixed[1]), float(fixed[2]), ""
+    if rule == "percentile":
+        sample = values[:: -(-len(values) // _SAMPLE) or 1]
+        black, white = np.percentile(sample[np.isfinite(sample)].astype(np.float64), _PERCENTILES)
+        return float(black), float(white), ""
+    if values.dtype.kind in "iu" and (rule == "bits" or (rule == "auto" and low >= 0)):
+        counts = (8, 10, 12, 14, 16, 32, 64)
+        if low < 0:
+            bits = next(count for count in counts if -(2 ** (count - 1)) <= low and high < 2 ** (count - 1))
+            return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, f"{bits} bits"
+        more = (15, 31, 63) if values.dtype.kind == "i" else ()
+        bits = next(count for count in sorted({*counts, *more}) if high < 2**count)
+        return 0, 2**bits - 1, "" if bits == 16 else f"{bits} bits"
+    if values.dtype.kind == "f" and rule != "min-max" and low >= 0 and (high <= 1 or 16 < high <= 255):
+        return 0, 1 if high <= 1 else 255, ""
+    return low, high, "its smallest and largest value"

@@ -1,7 +1,7 @@
 """Data sets by name and batches from them: the dataset strings and `make_data_loader` of the public release.
 
-A string is a path, or `Name:key=value:...`; whatever exists as a path is a path, before the grammar is looked at, as a
-whole and as a value. Elsewhere `:` and `=` are written percent-encoded (`%3A`, `%3D`). `DATASETS` is the one table of
+A string is a path, or `Name:key=value:...`; what exists as a path is a path, as a whole and as a value, before the
+grammar is looked at. Elsewhere `:` and `=` are written percent-encoded (`%3A`, `%3D`). `DATASETS` is the one table of
 names; what is wrong with a string is said with the nearest thing that would be right.
 """
 
@@ -35,7 +35,6 @@ from dinov2.errors import DataError
 
 __all__ = [
     "DATASETS",
-    "DatasetKind",
     "DatasetSpec",
     "make_dataset",
     "parse_dataset_str",
@@ -45,8 +44,8 @@ logger = logging.getLogger("dinov2")
 
 
 @dataclass(frozen=True)
-class DatasetKind:
-    """One row of the table: how a data set is called, built and asked for."""
+class _DatasetKind:
+    """A row of the table: name, constructor and options of a data set."""
 
     name: str
     build: Callable[..., ImageDataset]
@@ -61,7 +60,7 @@ class DatasetKind:
 class DatasetSpec(NamedTuple):
     """A parsed string: the table's row and the arguments of its `build`."""
 
-    kind: DatasetKind
+    kind: _DatasetKind
     arguments: dict[str, object]
 
 
@@ -69,10 +68,10 @@ class DatasetSpec(NamedTuple):
 _CIFAR_SPLITS = {"TRAIN": "TRAIN", "VAL": "VAL", "TEST": "VAL"}
 
 DATASETS = (
-    DatasetKind("folder", Folder, ("root",), 1, "folder:PATH, or just PATH"),
-    DatasetKind("list", ListFile, ("file",), 1, "list:FILE with a .txt, .csv or .tsv file of image paths"),
-    DatasetKind("glob", glob_images, ("pattern",), 1, "glob:PATTERN, or just a pattern such as 'photos/**/*.jpg'"),
-    DatasetKind(
+    _DatasetKind("folder", Folder, ("root",), 1, "folder:PATH, or just PATH"),
+    _DatasetKind("list", ListFile, ("file",), 1, "list:FILE with a .txt, .csv or .tsv file of image paths"),
+    _DatasetKind("glob", glob_images, ("pattern",), 1, "glob:PATTERN, or just a pattern such as 'photos/**/*.jpg'"),
+    _DatasetKind(
         "ImageNet",
         ImageNet,
         ("split", "root", "extra", "subset"),
@@ -80,11 +79,9 @@ DATASETS = (
         "ImageNet:split=TRAIN:root=PATH:extra=PATH",
         {"split": {split.name: split for split in ImageNet.Split}},
     ),
-    DatasetKind("ImageNet22k", ImageNet22k, ("root", "extra"), 1, "ImageNet22k:root=PATH:extra=PATH"),
-    DatasetKind("ImageNetA", ImageNetA, ("root",), 1, "ImageNetA:root=PATH"),
-    DatasetKind("ImageNetR", ImageNetR, ("root",), 1, "ImageNetR:root=PATH"),
-    DatasetKind("ImageNetSketch", ImageNetSketch, ("root",), 1, "ImageNetSketch:root=PATH"),
-    DatasetKind(
+    _DatasetKind("ImageNet22k", ImageNet22k, ("root", "extra"), 1, "ImageNet22k:root=PATH:extra=PATH"),
+    *(_DatasetKind(s.kind, s, ("root",), 1, f"{s.kind}:root=PATH") for s in (ImageNetA, ImageNetR, ImageNetSketch)),
+    _DatasetKind(
         "ImageNetV2",
         ImageNetV2,
         ("root", "variant"),
@@ -92,7 +89,7 @@ DATASETS = (
         "ImageNetV2:root=PATH:variant=matched-frequency",
         {"variant": {name: name for name in ImageNetV2.variants}},
     ),
-    DatasetKind(
+    _DatasetKind(
         "ImageNetC",
         ImageNetC,
         ("root", "corruption", "severity"),
@@ -103,9 +100,9 @@ DATASETS = (
             "severity": {"all": None} | {str(level): level for level in SEVERITIES},
         },
     ),
-    DatasetKind("ImageNetReaL", ImageNetReaL, ("root", "labels", "extra"), 1, "ImageNetReaL:root=PATH:labels=FILE"),
-    DatasetKind("cifar10", Cifar10, ("root", "split"), 1, "cifar10:root=PATH:split=TRAIN", {"split": _CIFAR_SPLITS}),
-    DatasetKind("toy", Toy, ("split", "size", "n"), 0, "toy:split=TRAIN", {"split": {"TRAIN": "TRAIN", "VAL": "VAL"}}),
+    _DatasetKind("ImageNetReaL", ImageNetReaL, ("root", "labels", "extra"), 1, "ImageNetReaL:root=PATH:labels=FILE"),
+    _DatasetKind("cifar10", Cifar10, ("root", "split"), 1, "cifar10:root=PATH:split=TRAIN", {"split": _CIFAR_SPLITS}),
+    _DatasetKind("toy", Toy, ("split", "size", "n"), 0, "toy:split=TRAIN", {"split": {"TRAIN": "TRAIN", "VAL": "VAL"}}),
 )
 """Every data set that a string can name."""
 
@@ -116,7 +113,7 @@ _LIST_EXTENSIONS = (".txt", ".csv", ".tsv")
 
 
 def parse_dataset_str(dataset_str: str) -> DatasetSpec:
-    """What a dataset string asks for. Nothing is read yet.
+    """Parse a dataset string, without reading any data.
 
     Raises DataError naming the token that is wrong, the nearest right one and the accepted ones.
     """
@@ -175,7 +172,7 @@ def _parse_path(path: str) -> DatasetSpec:
     )
 
 
-def _parse_arguments(kind: DatasetKind, rest: str, dataset_str: str) -> dict[str, object]:
+def _parse_arguments(kind: _DatasetKind, rest: str, dataset_str: str) -> dict[str, object]:
     key, equals, _ = rest.partition("=")
     known_key = equals and any(key in other.keys for other in DATASETS)
     if len(kind.keys) == 1 and rest and (os.path.exists(rest) or not known_key):
@@ -208,7 +205,7 @@ def _parse_arguments(kind: DatasetKind, rest: str, dataset_str: str) -> dict[str
     return arguments
 
 
-def _value(kind: DatasetKind, key: str, text: str, dataset_str: str) -> object:
+def _value(kind: _DatasetKind, key: str, text: str, dataset_str: str) -> object:
     if key in _PATH_KEYS:
         if not text:
             raise DataError(f"{key} in {dataset_str!r} is empty; write {kind.example}")

@@ -187,7 +187,7 @@ def errors_by_part(
 ) -> dict[str, list[float]]:
     """Top-1 error by corruption, severities in the order of `parts`, the `(corruption, severity)` by part number.
 
-    `part_numbers` and `parts` are those of `dinov2.data.datasets.ImageNetC`, the former for the images that were scored
+    `part_numbers` and `parts` are those of the data set ImageNetC, the former for the images that were scored
     (all readable ones). Raises DataError for a part without any image.
     """
     sums = torch.bincount(part_numbers, weights=1 - hits.double(), minlength=len(parts))

@@ -13,10 +13,9 @@ from dinov2.checkpoints.load import load_into
 from dinov2.checkpoints.locate import locate_checkpoint
 from dinov2.checkpoints.open import open_checkpoint
 from dinov2.configs import Config
-from dinov2.data.crops.cache import DecodedCache
 from dinov2.data.crops.collate import CropBatch
 from dinov2.data.crops.config import AugmentationConfig
-from dinov2.data.crops.loader import crop_batches, prefetch_to
+from dinov2.data.crops.loader import DecodedCache, crop_batches, prefetch_to
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.loaders import make_dataset
 from dinov2.distributed import get_global_rank, get_global_size

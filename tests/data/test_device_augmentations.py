@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
-from dinov2.data.crops.augment_batch import augment_batch, bicubic_matrices, crop_and_resize
+from dinov2.data.crops.augment_batch import _bicubic_matrices, augment_batch, crop_and_resize
 from dinov2.data.crops.color_augment import apply_color_and_blur
 from dinov2.data.crops.config import AugmentationConfig
 from dinov2.data.crops.parameters import draw_crop_parameters
@@ -246,7 +246,7 @@ def test_both_ways_to_resize_agree():
 
 
 def test_resampling_to_the_same_size_changes_nothing():
-    matrices = bicubic_matrices(torch.tensor([2, 0]), torch.tensor([5, 5]), 8, 5, torch.tensor([False, True]))
+    matrices = _bicubic_matrices(torch.tensor([2, 0]), torch.tensor([5, 5]), 8, 5, torch.tensor([False, True]))
     identity = torch.zeros(2, 5, 8)
     for place in range(5):
         identity[0, place, 2 + place] = 1

@@ -10,8 +10,7 @@ from PIL import Image
 
 import dinov2.logging
 from dinov2.data.decoding import decode_rgb, decode_tensor
-from dinov2.data.image_files import image_options
-from dinov2.data.intensity import to_uint8
+from dinov2.data.image_files import image_options, to_uint8
 from dinov2.errors import DataError
 
 RAMP = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (4, 1))

@@ -10,7 +10,11 @@ import torch
 from torch.utils.data import Dataset
 
 import dinov2.data
-from dinov2.data.datasets import Cifar10, Folder, ImageNet, ImageNet22k, ListFile, Toy
+from dinov2.data.datasets import ImageNet, ImageNet22k
+from dinov2.data.datasets.cifar import Cifar10
+from dinov2.data.datasets.files import Folder
+from dinov2.data.datasets.listing import ListFile
+from dinov2.data.datasets.toy import Toy
 from dinov2.data.loaders import DATASETS, make_dataset, parse_dataset_str
 from dinov2.data.release import DatasetWithEnumeratedTargets, SamplerType, make_data_loader
 from dinov2.errors import DataError

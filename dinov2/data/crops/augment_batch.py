@@ -21,7 +21,7 @@ from dinov2.data.crops.config import AugmentationConfig
 from dinov2.data.crops.parameters import CropParameters, draw_crop_parameters
 from dinov2.errors import DataError
 
-__all__ = ["augment_batch", "bicubic_matrices", "crop_and_resize"]
+__all__ = ["augment_batch", "crop_and_resize"]
 
 _LARGEST_DENSE_SIDE = 96
 
@@ -76,7 +76,7 @@ def crop_and_resize(
     return torch.where(flips, stacked.flip(-1), stacked)
 
 
-def bicubic_matrices(
+def _bicubic_matrices(
     starts: Tensor,  # [...] first pixel of the box
     lengths: Tensor,  # [...] its number of pixels
     in_size: int,
@@ -110,8 +110,8 @@ def _crop_by_matrices(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -
     boxes = boxes.to(images.device, non_blocking=True)
     top, left, box_height, box_width = boxes.view(-1, n_images, 4).permute(2, 1, 0)  # [B, K] each
     flips = flips.to(images.device, non_blocking=True).view(-1, n_images).T
-    over_x = bicubic_matrices(left, box_width, width, size, flips).flatten(1, 2)  # [B, K*size, W]
-    over_y = bicubic_matrices(top, box_height, height, size).flatten(0, 1)  # [B*K, size, H]
+    over_x = _bicubic_matrices(left, box_width, width, size, flips).flatten(1, 2)  # [B, K*size, W]
+    over_y = _bicubic_matrices(top, box_height, height, size).flatten(0, 1)  # [B*K, size, H]
     columns = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     columns = columns.flatten(2)  # [B, W, C*H]
     rows = _as_bytes(over_x @ columns)  # [B, K*size, C*H]

@@ -31,11 +31,11 @@ class _RandomSource(Protocol):
 
 
 class MaskingGenerator:
-    """Masks of about a wanted number of patches, made of rectangles of random size and aspect.
+    """Masks of about a given number of patches, made of rectangles of random size and aspect.
 
     `input_size` is the patch grid, (h, w) or the side of a square one. No rectangle covers more than `max_num_patches`
     (default `num_masking_patches`, else the whole grid) nor spans a whole side; the first ones cover at least
-    `min_num_patches`. The result never exceeds the wanted count and may fall short of it.
+    `min_num_patches`. The result never exceeds the given count and may fall short of it.
     """
 
     def __init__(

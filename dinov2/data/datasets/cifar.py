@@ -74,7 +74,7 @@ class Cifar10(PixelDataset):
 
 
 def _find_batches(root: str, names: list[str]) -> list[tuple[str, bytes]]:
-    """`(name for messages, content)` of the wanted batch files."""
+    """`(name for messages, content)` of the batch files."""
     if os.path.isfile(root):
         return _from_archive(root, names)
     for folder in (root, *(os.path.join(root, name) for name in _FOLDERS)):
@@ -92,20 +92,20 @@ def _find_batches(root: str, names: list[str]) -> list[tuple[str, bytes]]:
 
 
 def _from_archive(path: str, names: list[str]) -> list[tuple[str, bytes]]:
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     try:
         with tarfile.open(path) as tar:
             for member in tar:
                 name = os.path.basename(member.name).removesuffix(".bin")
                 content = tar.extractfile(member) if name in names else None
                 if content is not None:
-                    found[name] = content.read()
+                    contents[name] = content.read()
     except (OSError, tarfile.TarError, EOFError) as error:
         raise DataError(f"the archive {path} cannot be read ({error}); fetch it again") from error
-    missing = [name for name in names if name not in found]
+    missing = [name for name in names if name not in contents]
     if missing:
         raise DataError(f"the archive {path} holds no {missing[0]}; is it CIFAR-10's?")
-    return [(f"{path}:{name}", found[name]) for name in names]
+    return [(f"{path}:{name}", contents[name]) for name in names]
 
 
 def _read_batch(name: str, data: bytes) -> tuple[np.ndarray, np.ndarray]:

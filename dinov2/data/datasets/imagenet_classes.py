@@ -1,7 +1,7 @@
 """Names, identifiers and numbers of the classes of ImageNet, for every data set that has such classes.
 
-The table of ImageNet-1k is the file `imagenet_classes.txt` beside this module, in the form of the data set's own
-`labels.txt` (`wnid,name` a line); it is read when it is first asked for. The number of a class is the rank of its wnid.
+The table of ImageNet-1k is the file `imagenet_classes.txt` beside this module, in the form of the data set's
+`labels.txt` (`wnid,name` a line); it is read at its first use. The number of a class is the rank of its wnid.
 Names are those of torchvision's weights, all different (`crane` lifts, `crane bird` flies).
 """
 

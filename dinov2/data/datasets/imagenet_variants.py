@@ -41,7 +41,6 @@ __all__ = [
     "ImageNetR",
     "ImageNetReaL",
     "ImageNetSketch",
-    "ImageNetTestSet",
     "ImageNetV2",
 ]
 
@@ -81,7 +80,7 @@ class _OfficialClasses:
         self.class_names = [row.name for row in rows]
 
 
-class ImageNetTestSet(_OfficialClasses, NamedFiles):
+class _TestSet(_OfficialClasses, NamedFiles):
     """Images of classes of ImageNet-1k in class folders below `root`; EXIF orientation is ignored, as in ImageNet.
 
     The labels 0 .. C - 1 of a set of 200 classes are the ranks of the wnids, as the release counts class folders;
@@ -139,7 +138,7 @@ class ImageNetTestSet(_OfficialClasses, NamedFiles):
         return official
 
 
-class ImageNetA(ImageNetTestSet):
+class ImageNetA(_TestSet):
     """7,500 natural photographs that a ResNet-50 gets wrong, of 200 classes."""
 
     kind, n_images, n_classes = "ImageNetA", 7_500, 200
@@ -147,7 +146,7 @@ class ImageNetA(ImageNetTestSet):
     layout = "imagenet-a/<wnid>/*.jpg, as imagenet-a.tar unpacks"
 
 
-class ImageNetR(ImageNetTestSet):
+class ImageNetR(_TestSet):
     """30,000 paintings, toys, tattoos and other renditions, of 200 classes that are not those of ImageNet-A."""
 
     kind, n_images, n_classes = "ImageNetR", 30_000, 200
@@ -155,7 +154,7 @@ class ImageNetR(ImageNetTestSet):
     layout = "imagenet-r/<wnid>/*.jpg, as imagenet-r.tar unpacks"
 
 
-class ImageNetSketch(ImageNetTestSet):
+class ImageNetSketch(_TestSet):
     """50,889 black-and-white drawings of all 1,000 classes."""
 
     kind, n_images = "ImageNetSketch", 50_889
@@ -163,7 +162,7 @@ class ImageNetSketch(ImageNetTestSet):
     layout = "sketch/<wnid>/*.JPEG, as ImageNet-Sketch.zip unpacks"
 
 
-class ImageNetV2(ImageNetTestSet):
+class ImageNetV2(_TestSet):
     """10,000 new photographs of all 1,000 classes, collected as ImageNet's validation set was.
 
     The variants differ in how often human annotators chose the label: `matched-frequency` (as often as in ImageNet, the

@@ -34,9 +34,7 @@ from dinov2.logging import warn_once
 from dinov2.whole_files import replacing
 
 __all__ = [
-    "FolderScan",
     "PathTable",
-    "cache_file",
     "ending",
     "find_images",
     "name_endings",
@@ -87,7 +85,7 @@ class PathTable:
 
 
 @dataclass(frozen=True)
-class FolderScan:
+class _FolderScan:
     """The images below a folder.
 
     `paths` are relative to it with forward slashes, `sizes` their bytes (int64), `folders` every folder visited with
@@ -102,7 +100,7 @@ class FolderScan:
     other: dict[str, int]
 
 
-def find_images(root: str | os.PathLike[str], *, advice: str) -> FolderScan:
+def find_images(root: str | os.PathLike[str], *, advice: str) -> _FolderScan:
     """The images below `root`, at any depth; a warning counts the other files by their endings.
 
     Raises DataError, which ends in `advice`, when there is no image.
@@ -116,7 +114,7 @@ def find_images(root: str | os.PathLike[str], *, advice: str) -> FolderScan:
     return scan
 
 
-def scan_folder(root: str | os.PathLike[str]) -> FolderScan:
+def scan_folder(root: str | os.PathLike[str]) -> _FolderScan:
     """List the images below `root`, at any depth, from the cache when nothing has changed.
 
     Links to folders are followed (never in a circle); names that begin with a dot and files without an image extension
@@ -160,14 +158,14 @@ def ending(name: str) -> str:
     return text if re.fullmatch(r"\.\w{1,8}", text) else "without an ending"
 
 
-def cache_file(root: str | os.PathLike[str]) -> Path:
-    """Where the list of `root` is kept: below `$DINOV2_CACHE`, or `~/.cache/dinov2`, never in the folder itself."""
+def _cache_file(root: str | os.PathLike[str]) -> Path:
+    """File of the list of `root`: below `$DINOV2_CACHE`, or `~/.cache/dinov2`, never in the folder itself."""
     base = os.environ.get("DINOV2_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "dinov2")
     key = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]
     return Path(base, "scans", f"{key}.npz")
 
 
-def _walk(root: str) -> FolderScan:
+def _walk(root: str) -> _FolderScan:
     images: list[tuple[str, int]] = []
     folders: list[tuple[str, int]] = []
     hidden = 0
@@ -203,7 +201,7 @@ def _walk(root: str) -> FolderScan:
                     images.append((path, size))
             show(len(images))
     images.sort(key=lambda item: item[0].replace("/", "\0"))  # "a/x" before "a-b/x", as the folder names sort
-    return FolderScan(
+    return _FolderScan(
         paths=PathTable(path for path, _ in images),
         sizes=np.array([size for _, size in images], dtype=np.int64),
         folders=PathTable(path for path, _ in folders),
@@ -228,13 +226,13 @@ def _file_size(entry: "os.DirEntry[str]") -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _load_cache(root: str) -> FolderScan | None:
+def _load_cache(root: str) -> _FolderScan | None:
     try:
         # Opened here and not by numpy, which leaves the file open when it is no archive.
-        with open(cache_file(root), "rb") as file, np.load(file, allow_pickle=False) as cached:
+        with open(_cache_file(root), "rb") as file, np.load(file, allow_pickle=False) as cached:
             if int(cached["version"]) != _CACHE_VERSION or os.fsdecode(cached["root"].tobytes()) != root:
                 return None
-            scan = FolderScan(
+            scan = _FolderScan(
                 paths=PathTable.from_arrays(cached["paths"], cached["path_ends"]),
                 sizes=cached["sizes"],
                 folders=PathTable.from_arrays(cached["folders"], cached["folder_ends"]),
@@ -255,9 +253,9 @@ def _load_cache(root: str) -> FolderScan | None:
     return scan
 
 
-def _save_cache(root: str, scan: FolderScan) -> None:
+def _save_cache(root: str, scan: _FolderScan) -> None:
     try:
-        with replacing(cache_file(root)) as unfinished, open(unfinished, "wb") as file:
+        with replacing(_cache_file(root)) as unfinished, open(unfinished, "wb") as file:
             np.savez(
                 file,
                 version=np.int64(_CACHE_VERSION),

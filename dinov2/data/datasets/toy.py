@@ -132,26 +132,26 @@ _GLYPHS: dict[str, Callable[[_Coordinates, _Coordinates], np.ndarray]] = {
 """Signed distance by class name, in the order of the labels; negative inside, a unit is half the glyph's extent.
 
 All cover about the same area, so that the amount of ink does not tell the class.
-A mirrored glyph is still nearest to its own class, so that flipping is a fair augmentation.
+A mirrored glyph is still nearest to its class, so that flipping is a fair augmentation.
 """
 
 
 def _draw(label: int, numbers: np.ndarray, grain: np.ndarray) -> np.ndarray:
     """The image uint8 `[H, W, 3]` of class `label`, from uniform numbers `[_N_NUMBERS]` and grain `[H, W, 3]`."""
     size = grain.shape[0]
-    common, own = numbers[:10], numbers[10:].reshape(_LATTICE**2, _PER_GLYPH)
+    shared, single = numbers[:10], numbers[10:].reshape(_LATTICE**2, _PER_GLYPH)
     line = (np.arange(size) + 0.5) / size
     column, row = np.meshgrid(np.arange(_LATTICE) - 1, np.arange(_LATTICE) - 1)
     # In sides of the image: the lattice is shifted as a whole, then each glyph by itself.
-    centre_x = (column.ravel() + common[0] + _MOST_JITTER * (2 * own[:, 0] - 1)) / _CELLS
-    centre_y = (row.ravel() + common[1] + _MOST_JITTER * (2 * own[:, 1] - 1)) / _CELLS
-    unit = (0.31 + 0.15 * own[:, 2]) / _CELLS
-    turn = _MOST_TURN * (2 * own[:, 3] - 1)
+    centre_x = (column.ravel() + shared[0] + _MOST_JITTER * (2 * single[:, 0] - 1)) / _CELLS
+    centre_y = (row.ravel() + shared[1] + _MOST_JITTER * (2 * single[:, 1] - 1)) / _CELLS
+    unit = (0.31 + 0.15 * single[:, 2]) / _CELLS
+    turn = _MOST_TURN * (2 * single[:, 3] - 1)
     coverage = _coverage(label, line, centre_x, centre_y, unit, turn, size)  # [glyphs, H, W]
 
-    ground = 0.27 + 0.06 * common[2] + 0.03 * (2 * common[3:6] - 1)  # [3]
-    ink = ground + (0.29 + 0.2 * own[:, 4:5]) + 0.2 * (2 * own[:, 5:8] - 1)  # [glyphs, 3]
-    slope = 0.15 * (2 * common[6:8] - 1)
+    ground = 0.27 + 0.06 * shared[2] + 0.03 * (2 * shared[3:6] - 1)  # [3]
+    ink = ground + (0.29 + 0.2 * single[:, 4:5]) + 0.2 * (2 * single[:, 5:8] - 1)  # [glyphs, 3]
+    slope = 0.15 * (2 * shared[6:8] - 1)
     light = 1 + slope[0] * (line[None, :] - 0.5) + slope[1] * (line[:, None] - 0.5)  # [H, W]
     total = coverage.sum(axis=0)
     inked = np.einsum("ghw,gc->hwc", coverage, ink) / np.maximum(total, 1e-9)[..., None]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinov2.data.datasets import Cifar10
+from dinov2.data.datasets.cifar import Cifar10
 from dinov2.errors import DataError
 from tests.data.datasets.trees import cifar_rows
 

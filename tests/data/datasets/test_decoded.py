@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinov2.data.crops.cache import DecodedCache
-from dinov2.data.datasets import Folder, Toy
+from dinov2.data.crops.loader import DecodedCache
+from dinov2.data.datasets.files import Folder
+from dinov2.data.datasets.toy import Toy
 from dinov2.errors import DataError
 from tests.data.datasets.trees import write_image
 

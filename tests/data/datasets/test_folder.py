@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinov2.data.datasets import Folder
-from dinov2.data.datasets.files import find_image_files, glob_images
+from dinov2.data.datasets.files import Folder, find_image_files, glob_images
 from dinov2.errors import DataError
 from tests.data.datasets.trees import class_tree, write_image
 

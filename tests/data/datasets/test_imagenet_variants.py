@@ -11,10 +11,19 @@ import pytest
 import torch
 
 from dinov2.data import make_dataset
-from dinov2.data.datasets import ImageNetA, ImageNetC, ImageNetR, ImageNetReaL, ImageNetSketch, ImageNetV2
 from dinov2.data.datasets.base import Subset
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES, infer_class_ids
-from dinov2.data.datasets.imagenet_variants import CORRUPTIONS, SEVERITIES, ImageNetTestSet
+from dinov2.data.datasets.imagenet_variants import (
+    CORRUPTIONS,
+    SEVERITIES,
+    ImageNetA,
+    ImageNetC,
+    ImageNetR,
+    ImageNetReaL,
+    ImageNetSketch,
+    ImageNetV2,
+    _TestSet,
+)
 from dinov2.encode.scoring import Scoring
 from dinov2.errors import DataError
 from dinov2.eval.metrics import real_accuracy, restrict_scores, top_k_accuracy
@@ -38,7 +47,7 @@ def wnid_tree(root: Path) -> Path:
 
 @pytest.mark.parametrize(("kind", "folder"), WNID_SETS, ids=lambda value: getattr(value, "__name__", value))
 def test_the_folder_of_the_archive_and_the_one_around_it_are_the_same_set(
-    tmp_path: Path, kind: type[ImageNetTestSet], folder: str
+    tmp_path: Path, kind: type[_TestSet], folder: str
 ) -> None:
     inside = wnid_tree(tmp_path / folder)
     sets = [make_dataset(f"{kind.__name__}:{root}") for root in (f"root={inside}", f"root={tmp_path}", str(inside))]
@@ -49,7 +58,7 @@ def test_the_folder_of_the_archive_and_the_one_around_it_are_the_same_set(
 
 @pytest.mark.parametrize("kind", [ImageNetA, ImageNetR])
 def test_a_set_of_some_classes_counts_them_and_maps_each_to_its_official_number(
-    tmp_path: Path, kind: type[ImageNetTestSet]
+    tmp_path: Path, kind: type[_TestSet]
 ) -> None:
     dataset = kind(wnid_tree(tmp_path))
     assert dataset.class_ids == [STINGRAY, HEN]

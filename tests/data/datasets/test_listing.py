@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dinov2.data.datasets import ListFile
+from dinov2.data.datasets.listing import ListFile
 from dinov2.errors import DataError
 from tests.data.datasets.trees import write_image
 

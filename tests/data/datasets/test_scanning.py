@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dinov2.data.datasets import scanning
-from dinov2.data.datasets.scanning import PathTable, cache_file, scan_folder
+from dinov2.data.datasets.scanning import PathTable, _cache_file, scan_folder
 from dinov2.data.loaders import make_dataset
 from tests.data.datasets.trees import WNIDS, imagenet_tree, settle, write_image
 
@@ -42,8 +42,8 @@ def test_the_cache_lies_outside_the_data(many: Path, tmp_path: Path) -> None:
     before = sorted(many.rglob("*"))
     scan_folder(many)
     assert sorted(many.rglob("*")) == before
-    assert cache_file(many).is_file()
-    assert cache_file(many).is_relative_to(tmp_path / "cache" / "scans")
+    assert _cache_file(many).is_file()
+    assert _cache_file(many).is_relative_to(tmp_path / "cache" / "scans")
 
 
 @pytest.mark.parametrize("change", ["add", "delete", "rename", "new folder"])
@@ -67,7 +67,7 @@ def test_any_change_of_the_folder_makes_it_be_listed_again(many: Path, change: s
 def test_a_folder_that_is_being_written_is_not_cached(many: Path) -> None:
     write_image(many / "c0" / "now.png")
     scan_folder(many)
-    assert not cache_file(many).exists()
+    assert not _cache_file(many).exists()
 
 
 def test_a_small_folder_is_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_a_small_folder_is_not_cached(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
 def test_a_damaged_cache_is_ignored_and_replaced(many: Path, content: bytes) -> None:
     first, _ = listed(many)
-    cache_file(many).write_bytes(content)
+    _cache_file(many).write_bytes(content)
     again, folders = listed(many)
     assert again == first
     assert folders == 4

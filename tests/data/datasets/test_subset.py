@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from dinov2.data import make_dataset
-from dinov2.data.datasets import Folder, ImageNet, Subset
+from dinov2.data.datasets import ImageNet
+from dinov2.data.datasets.base import Subset
+from dinov2.data.datasets.files import Folder
 from dinov2.data.datasets.listing import rows_by_name
 from dinov2.errors import DataError
 from tests.data.datasets.trees import class_tree, imagenet_tree

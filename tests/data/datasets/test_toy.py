@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinov2.data.datasets import Toy
+from dinov2.data.datasets.toy import Toy
 from dinov2.errors import DataError
 
 

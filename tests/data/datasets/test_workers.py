@@ -11,7 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinov2.data.datasets import Cifar10, Folder, ImageDataset, ImageNet, ImageNet22k, ListFile, Toy
+from dinov2.data.datasets import ImageNet, ImageNet22k
+from dinov2.data.datasets.base import ImageDataset
+from dinov2.data.datasets.cifar import Cifar10
+from dinov2.data.datasets.files import Folder
+from dinov2.data.datasets.listing import ListFile
+from dinov2.data.datasets.toy import Toy
 from tests.data.datasets.test_cifar import write_pickles
 from tests.data.datasets.trees import class_tree, imagenet_tree, write_image
 

@@ -16,10 +16,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dinov2.apps.evaluation.knn import knn
-from dinov2.apps.evaluation.session import Inputs
+from dinov2.apps.evaluation.context import EvalConfig
+from dinov2.apps.evaluation.protocols import knn
 from dinov2.apps.train import run_training
 from dinov2.configs import load_config
+from dinov2.eval.knn.evaluate import KnnSettings
 from dinov2.eval.result import environment
 
 VARIANTS: dict[str, list[str]] = {
@@ -52,7 +53,7 @@ def run(data: Path, variant: str, seed: int, share: float, threads: int) -> dict
         _, outcome = run_training(load_config(None, overrides, preset="cifar10"), output_dir=folder)
         seconds = time.perf_counter() - began
         images = {"train_dataset": str(data / "train"), "val_dataset": str(data / "test")}
-        report = knn(Inputs(model=folder, output_dir=Path(folder) / "knn", **images), nb_knn=[20])
+        report = knn(EvalConfig(model=folder, output_dir=Path(folder) / "knn", **images), KnnSettings(nb_knn=[20]))
     figures = {"steps": outcome.step, "seconds": round(seconds), "top1": report.best_top1()}
     return {"variant": variant, "seed": seed, **figures}
 

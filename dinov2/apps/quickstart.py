@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from dinov2.apps.evaluation.datasets import labelled
-from dinov2.apps.evaluation.knn import knn_of_backbone
+from dinov2.apps.evaluation.extractors import RawPixels
+from dinov2.apps.evaluation.protocols import knn_of_backbone
 from dinov2.apps.pictures import picture_evaluation
 from dinov2.apps.train import check_training, run_training, training_config
 from dinov2.configs import Config
@@ -17,7 +18,6 @@ from dinov2.data.datasets.base import ImageDataset
 from dinov2.encode.stream import extract_features
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.errors import DinoError
-from dinov2.eval.baselines import RawPixels
 from dinov2.eval.result import environment
 from dinov2.eval.setup import eval_transform_for
 from dinov2.models import build_model_from_cfg

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from dinov2.apps.evaluation import features
+from dinov2.apps.evaluation.context import EvalConfig
 from dinov2.apps.evaluation.datasets import labelled
-from dinov2.apps.evaluation.knn import knn, knn_of_backbone
-from dinov2.apps.evaluation.session import Inputs
+from dinov2.apps.evaluation.extractors import RawPixels
+from dinov2.apps.evaluation.protocols import knn, knn_of_backbone
 from dinov2.checkpoints.files import save_teacher
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.errors import ConfigError, DataError, WeightsError
-from dinov2.eval.baselines import RawPixels
+from dinov2.eval.knn.evaluate import KnnSettings
 from dinov2.models.config import BackboneConfig
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import load
@@ -25,7 +26,7 @@ SETS = {"train_dataset": "toy:split=TRAIN:n=40", "val_dataset": "toy:split=VAL:n
 
 
 def test_figures_are_returned_and_written_with_their_provenance(run, here):
-    report = knn(Inputs(model=run, **SETS, output_dir="out"), nb_knn=[3, 5], baselines=True)
+    report = knn(EvalConfig(model=run, **SETS, output_dir="out"), KnnSettings(nb_knn=[3, 5]), baselines=True)
     assert [(row.k, row.metric) for row in report.rows] == [(3, "top-1"), (3, "top-5"), (5, "top-1"), (5, "top-5")]
     assert report.best_top1() == max(report.rows[0].value, report.rows[2].value)
     assert set(report.baselines) == {"untrained", "raw_pixels"}
@@ -72,7 +73,8 @@ def test_images_of_any_number_of_channels_and_their_baselines(here, channels):
     save_teacher(
         here / "t.pth", teacher, BackboneConfig.from_model(model, mean=[0.5] * channels, std=[0.25] * channels)
     )
-    report = knn(Inputs(model="t.pth", train_dataset="images", val_dataset="images"), nb_knn=[1], baselines=True)
+    sets = {"train_dataset": "images", "val_dataset": "images"}
+    report = knn(EvalConfig(model="t.pth", **sets), KnnSettings(nb_knn=[1]), baselines=True)
     assert report.unreadable == []
     for rows in (report.rows, *report.baselines.values()):
         assert rows[0].value == 100.0  # each image is its own nearest neighbour
@@ -81,7 +83,7 @@ def test_images_of_any_number_of_channels_and_their_baselines(here, channels):
 def test_unreadable_images_are_returned(run, here):
     pictures(here / "set", n=10, classes=2)
     (here / "set" / "class1" / "cut.png").write_bytes(b"\x89PNG no image")
-    report = knn(Inputs(model=run, train_dataset="set", val_dataset="set"), nb_knn=[3])
+    report = knn(EvalConfig(model=run, train_dataset="set", val_dataset="set"), KnnSettings(nb_knn=[3]))
     assert [path.rpartition("/")[2] for path, _ in report.unreadable] == ["cut.png", "cut.png"]
     assert report.rows[0].n == 10
 
@@ -113,7 +115,7 @@ def test_whatever_is_wrong_is_said_before_features_are_extracted(run, here, monk
     settings = {name: value for name, value in arguments.items() if name in VOTE}
     rest = {name: value for name, value in arguments.items() if name not in VOTE}
     with pytest.raises(error) as refusal:
-        knn(Inputs(**{"model": run, **SETS, **rest}), **settings)
+        knn(EvalConfig(**{"model": run, **SETS, **rest}), KnnSettings(**settings))
     assert reason in str(refusal.value)
     assert contents(here) == before
 

@@ -6,10 +6,9 @@ import re
 import pytest
 import torch
 
-from dinov2.apps.evaluation.cost import measured_cost
-from dinov2.apps.evaluation.everything import RESULTS_FILE, everything
+from dinov2.apps.evaluation.comparison import RESULTS_FILE, compare_models, measure_cost
+from dinov2.apps.evaluation.context import EvalConfig
 from dinov2.apps.evaluation.page import write_evaluation_page
-from dinov2.apps.evaluation.session import Inputs
 from dinov2.data.datasets.toy import Toy
 from dinov2.errors import ConfigError, WeightsError
 from dinov2.eval.linear import PRESETS, LinearSettings
@@ -27,7 +26,7 @@ def models(run):
 
 @pytest.fixture
 def study(run, models):
-    return everything(models, Inputs(model=run, **SETS, output_dir="out"), methods=QUICK)
+    return compare_models(models, EvalConfig(model=run, **SETS, output_dir="out"), methods=QUICK)
 
 
 def test_one_document_holds_every_model_method_and_comparison(study, here, run):
@@ -64,7 +63,7 @@ def test_the_rows_of_all_methods_can_be_read_like_those_of_one(study, here):
 def test_a_difference_is_that_of_the_two_figures(study):
     for pair in study.pairs:
         first, second = (
-            next(one for one in study.measured if (one.model, one.method) == (name, pair.method))
+            next(one for one in study.results if (one.model, one.protocol) == (name, pair.protocol))
             for name in (pair.first, pair.second)
         )
         difference = second.figures["top-1"].value - first.figures["top-1"].value
@@ -73,14 +72,12 @@ def test_a_difference_is_that_of_the_two_figures(study):
 
 
 def test_the_memory_of_a_method_is_its_own_and_not_that_of_the_one_before():
-    with measured_cost(torch.device("cpu")) as large:
-        torch.ones(64 * 2**20).sum()
-    with measured_cost(torch.device("cpu")) as small:
-        torch.ones(2**10).sum()
-    if large.peak_bytes is None:
+    _, seconds, large = measure_cost(torch.device("cpu"), lambda: torch.ones(64 * 2**20).sum())
+    _, _, small = measure_cost(torch.device("cpu"), lambda: torch.ones(2**10).sum())
+    if large is None:
         pytest.skip("this system does not tell how much memory a process takes")
-    assert large.peak_bytes - small.peak_bytes > 200 * 2**20
-    assert large.seconds > 0
+    assert large - small > 200 * 2**20
+    assert seconds > 0
 
 
 def test_images_of_large_sets_are_decoded_once_for_all_methods(run, here, monkeypatch):
@@ -95,20 +92,20 @@ def test_images_of_large_sets_are_decoded_once_for_all_methods(run, here, monkey
         return original(self, index)
 
     monkeypatch.setattr(Toy, "get_image", get_image)
-    inputs = Inputs(model=run, dataset="toy:split=TRAIN:n=70", use_cache=False)
-    everything([run], inputs, methods=["knn", "log-regression", "linear"])
+    inputs = EvalConfig(model=run, dataset="toy:split=TRAIN:n=70", use_cache=False)
+    compare_models([run], inputs, methods=["knn", "log-regression", "linear"])
     assert len(decoded) == 70
 
 
 def test_the_page_is_complete_in_itself_and_escapes_what_is_not_ours(run, here):
     for name in ("<i>cat", "dog & co"):
         pictures(here / "set" / name, n=12)
-    study = everything([run], Inputs(model=run, dataset="set", output_dir="out"), methods=["knn"])
+    study = compare_models([run], EvalConfig(model=run, dataset="set", output_dir="out"), methods=["knn"])
     page = write_evaluation_page(study).read_text(encoding="utf-8")
     assert "<i>cat" not in page and "&lt;i&gt;cat" in page and "dog &amp; co" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "@import" not in page
     assert "How it was measured" in page and "Differences" not in page  # one model has nobody to differ from
-    assert page.count("data:image/jpeg;base64") == len([one for one in study.measured[0].records.hits() if not one])
+    assert page.count("data:image/jpeg;base64") == len([one for one in study.results[0].records.hits() if not one])
 
 
 def test_the_page_of_several_models_shows_each_of_them_everywhere(study, run):
@@ -123,36 +120,36 @@ def test_the_page_of_several_models_shows_each_of_them_everywhere(study, run):
 def test_of_many_classes_the_page_shows_the_hardest_and_the_results_all(run, here):
     for number in range(45):
         pictures(here / "set" / f"class{number:02}", n=5)
-    study = everything([run], Inputs(model=run, dataset="set", output_dir="out"), methods=["knn"])
+    study = compare_models([run], EvalConfig(model=run, dataset="set", output_dir="out"), methods=["knn"])
     page = write_evaluation_page(study).read_text(encoding="utf-8")
     assert "24 classes of 45" in page and "taken for" in page
     assert len(json.loads((here / "out" / RESULTS_FILE).read_text())["evaluations"][0]["classes"]) == 45
 
 
 def test_a_classifier_that_a_model_brings_is_measured_where_it_knows_the_classes(run, here, monkeypatch):
-    from dinov2.apps.evaluation import session as sessions
+    from dinov2.apps.evaluation import context as contexts
     from dinov2.models.heads import LinearHead
 
-    original = sessions.load
+    original = contexts.load
 
     def load_with_head(*arguments, **options):
         loaded = original(*arguments, **options)
         loaded.head = LinearHead(loaded.embed_dim, num_classes=10).eval()
         return loaded
 
-    monkeypatch.setattr(sessions, "load", load_with_head)
-    study = everything([run], Inputs(model=run, **SETS), methods=["knn", "head"])
-    assert [one.method.name for one in study.measured] == ["k-NN", "own classifier"]
+    monkeypatch.setattr(contexts, "load", load_with_head)
+    study = compare_models([run], EvalConfig(model=run, **SETS), methods=["knn", "head"])
+    assert [one.protocol.name for one in study.results] == ["k-NN", "own classifier"]
     assert "own classifier" in write_evaluation_page(study).read_text(encoding="utf-8")
     pictures(here / "set", n=20, classes=2)  # two classes are not ten
-    study = everything([run], Inputs(model=run, dataset="set"), methods=["knn", "head"])
-    assert [one.method.name for one in study.measured] == ["k-NN"]
+    study = compare_models([run], EvalConfig(model=run, dataset="set"), methods=["knn", "head"])
+    assert [one.protocol.name for one in study.results] == ["k-NN"]
 
 
 def test_retrieval_that_cannot_be_is_said(run):
     said = []
     sets = {**SETS, "val_dataset": "toy:split=VAL:n=10"}  # one image of each of ten classes
-    study = everything([run], Inputs(model=run, **sets, say=said.append), methods=["knn", "retrieval"])
+    study = compare_models([run], EvalConfig(model=run, **sets, say=said.append), methods=["knn", "retrieval"])
     assert list(study.retrieval.values()) == [[]]
     assert any("no retrieval, because no two of the scored images share a class" in line for line in said)
 
@@ -177,5 +174,5 @@ def test_wrong_requests_are_refused_before_any_work(run, here, monkeypatch, chan
     )
     models = [run if model == "RUN" else model for model in change.get("models", ["RUN"])]
     with pytest.raises(error, match=reason):
-        everything(models, Inputs(model=run, **SETS), methods=change.get("methods", ()))
+        compare_models(models, EvalConfig(model=run, **SETS), methods=change.get("methods", ()))
     assert list(here.iterdir()) == []

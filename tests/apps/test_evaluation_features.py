@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dinov2.apps.evaluation.datasets import NamedSet, labelled, open_sets, split_rows
+from dinov2.apps.evaluation.context import EvalConfig
+from dinov2.apps.evaluation.datasets import LabelledDataset, labelled, open_sets, split_rows
+from dinov2.apps.evaluation.extractors import feature_extractor, raw_pixels, untrained_extractor, with_size
 from dinov2.apps.evaluation.features import FeatureCache, cache_for
-from dinov2.apps.evaluation.knn import knn
-from dinov2.apps.evaluation.session import Inputs
-from dinov2.apps.evaluation.subjects import raw_pixels, subject_of, untrained_twin, with_size
+from dinov2.apps.evaluation.protocols import knn
 from dinov2.data.datasets.files import Folder
 from dinov2.data.datasets.toy import Toy
 from dinov2.encode.tokens import backbone_tokens
 from dinov2.errors import ConfigError, DataError
+from dinov2.eval.knn.evaluate import KnnSettings
 from dinov2.pretrained import load
 from tests.runs import pictures
 
@@ -44,34 +45,34 @@ def loaded(run):
     return load(run, device="cpu", precision="fp32")
 
 
-def toy(split: str = "TRAIN", n: int = 20) -> NamedSet:
+def toy(split: str = "TRAIN", n: int = 20) -> LabelledDataset:
     name = f"toy:split={split}:n={n}"
-    return NamedSet(name, labelled(name))
+    return LabelledDataset(name, labelled(name))
 
 
 # Once.
 
 
 def test_two_evaluations_in_two_commands_decode_each_image_once(run, decoded):
-    inputs = Inputs(model=run, **SETS, cache_dir="kept")
-    first = knn(inputs, nb_knn=[3])
+    inputs = EvalConfig(model=run, **SETS, cache_dir="kept")
+    first = knn(inputs, KnnSettings(nb_knn=[3]))
     assert len(decoded) == 60
-    again = knn(inputs, nb_knn=[5])
+    again = knn(inputs, KnnSettings(nb_knn=[5]))
     assert len(decoded) == 60
-    assert knn(inputs, nb_knn=[3]).rows[0].value == first.rows[0].value != again.rows[0].k
+    assert knn(inputs, KnnSettings(nb_knn=[3])).rows[0].value == first.rows[0].value != again.rows[0].k
 
 
 def test_evaluations_of_other_kinds_in_one_process_share_a_pass_even_without_a_cache(loaded, decoded):
-    bank, subject = FeatureCache(None), subject_of(loaded)
+    bank, subject = FeatureCache(None), feature_extractor(loaded)
     bank.features(subject, toy())
     bank.features(subject, toy(), parts=("earlier", "cls", "mean"))
     assert len(decoded) == 20
 
 
 def test_without_a_cache_nothing_is_written(run, here, decoded):
-    inputs = Inputs(model=run, **SETS, output_dir="out", use_cache=False)
-    knn(inputs, nb_knn=[3])
-    knn(inputs, nb_knn=[3])
+    inputs = EvalConfig(model=run, **SETS, output_dir="out", use_cache=False)
+    knn(inputs, KnnSettings(nb_knn=[3]))
+    knn(inputs, KnnSettings(nb_knn=[3]))
     assert len(decoded) == 120
     assert [path.name for path in here.iterdir()] == ["out"]
 
@@ -91,7 +92,7 @@ def test_the_default_place_is_the_cache_of_downloads(monkeypatch, here):
 
 def test_columns_are_class_tokens_of_the_last_blocks_and_the_mean_of_the_patches(loaded):
     images = toy()
-    found = FeatureCache(None).features(subject_of(loaded), images, parts=("mean", "cls", "earlier"))
+    found = FeatureCache(None).features(feature_extractor(loaded), images, parts=("mean", "cls", "earlier"))
     pixels = torch.stack([loaded.transform(images.images.get_image(i)) for i in range(20)])
     depth = loaded.n_blocks
     with torch.inference_mode():
@@ -104,7 +105,7 @@ def test_columns_are_class_tokens_of_the_last_blocks_and_the_mean_of_the_patches
 
 def test_of_large_sets_only_what_is_asked_for_is_kept(loaded, monkeypatch, here):
     monkeypatch.setattr("dinov2.apps.evaluation.features._ALL_PARTS_BYTES", 0)
-    bank, subject = FeatureCache(here / "kept"), subject_of(loaded)
+    bank, subject = FeatureCache(here / "kept"), feature_extractor(loaded)
     cls = bank.features(subject, toy())
     assert len(list((here / "kept").iterdir())) == 1
     both = bank.features(subject, toy(), parts=("cls", "mean"))
@@ -122,7 +123,7 @@ def test_another_library_s_model_without_layers_has_fewer_parts(here, monkeypatc
         "    return Model()\n"
     )
     monkeypatch.syspath_prepend(here)
-    subject = subject_of(load("mine:build", device="cpu"))
+    subject = feature_extractor(load("mine:build", device="cpu"))
     assert subject.parts == {"cls": 3}
     with pytest.raises(ConfigError, match="shows no patch tokens; evaluate it by k-NN or logistic regression"):
         FeatureCache(None).features(subject, toy(), parts=("cls", "mean"))
@@ -137,13 +138,13 @@ def entries(bank: FeatureCache) -> int:
 
 def test_another_model_transform_or_precision_gets_entries_of_its_own(loaded, here):
     bank = FeatureCache(here / "kept")
-    subject = subject_of(loaded)
+    subject = feature_extractor(loaded)
     bank.features(subject, toy())
     a_model = entries(bank)
     others = (
         replace(subject, precision="bfloat16"),
         replace(subject, transform=subject.transform.with_(crop_size=16)),
-        untrained_twin(loaded),
+        untrained_extractor(loaded),
     )
     for number, other in enumerate(others, start=1):
         bank.features(other, toy())
@@ -155,10 +156,10 @@ def test_another_model_transform_or_precision_gets_entries_of_its_own(loaded, he
 @pytest.mark.parametrize("change", ["another picture of the same size", "renamed", "another class", "one more"])
 def test_changed_images_are_read_again(loaded, here, decoded, change):
     pictures(here / "set", n=12, classes=3)
-    subject = subject_of(loaded)
-    FeatureCache(here / "kept").features(subject, NamedSet("set", labelled("set")))
+    subject = feature_extractor(loaded)
+    FeatureCache(here / "kept").features(subject, LabelledDataset("set", labelled("set")))
     decoded.clear()
-    FeatureCache(here / "kept").features(subject, NamedSet("set", labelled("set")))
+    FeatureCache(here / "kept").features(subject, LabelledDataset("set", labelled("set")))
     assert decoded == []
     file = here / "set" / "class0" / "000.png"
     match change:
@@ -175,7 +176,7 @@ def test_changed_images_are_read_again(loaded, here, decoded, change):
             file.rename(here / "set" / "class1" / "000.png")
         case "one more":
             shutil.copy(file, file.with_name("copy.png"))
-    FeatureCache(here / "kept").features(subject, NamedSet("set", labelled("set")))
+    FeatureCache(here / "kept").features(subject, LabelledDataset("set", labelled("set")))
     assert len(decoded) == (13 if change == "one more" else 12)
 
 
@@ -192,7 +193,7 @@ def test_changed_code_of_a_model_of_one_s_own_is_noticed(here, monkeypatch):
             "def build():\n"
             "    return Model()\n"
         )
-        subject = subject_of(load(f"mine{number}:build", device="cpu"))
+        subject = feature_extractor(load(f"mine{number}:build", device="cpu"))
         identities.append({key: value for key, value in subject.identity.items() if key != "name"})
     assert identities[0]["weights"] == identities[1]["weights"]
     assert identities[0]["probe"] != identities[1]["probe"]
@@ -203,14 +204,14 @@ def test_a_full_disk_costs_no_features(loaded, here, monkeypatch, caplog):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dinov2.apps.evaluation.features.save_features", full)
-    found = FeatureCache(here / "kept").features(subject_of(loaded), toy())
+    found = FeatureCache(here / "kept").features(feature_extractor(loaded), toy())
     assert len(found) == 20
     assert "No space left on device" in caplog.text
 
 
 def test_features_that_are_not_finite_are_refused_and_not_kept(loaded, here):
     subject = replace(
-        subject_of(loaded), columns=lambda images: torch.full((len(images), 1), torch.nan), parts={"cls": 1}
+        feature_extractor(loaded), columns=lambda images: torch.full((len(images), 1), torch.nan), parts={"cls": 1}
     )
     bank = FeatureCache(here / "kept")
     with pytest.raises(DataError, match=r"NaN or infinite features for 20 of 20 images of toy.*try --precision fp32"):
@@ -259,14 +260,14 @@ def test_the_side_of_an_image_does_not_depend_on_other_classes(here):
 
 
 def test_a_split_set_is_extracted_once_and_recorded(run, decoded):
-    report = knn(Inputs(model=run, dataset="toy:split=TRAIN:n=50"), nb_knn=[3])
+    report = knn(EvalConfig(model=run, dataset="toy:split=TRAIN:n=50"), KnnSettings(nb_knn=[3]))
     assert len(decoded) == 50
     row = report.rows[0]
     assert (row.n, row.split) == (10, "held out")
     assert row.settings["split"] == {
         "rule": "by SHA-256 of class and name, within each class", "val_share": 0.2, "n_train": 40, "n_val": 10,
     }  # fmt: skip
-    alone = knn(Inputs(model=run, train_dataset="toy:split=TRAIN:n=50"), nb_knn=[3])
+    alone = knn(EvalConfig(model=run, train_dataset="toy:split=TRAIN:n=50"), KnnSettings(nb_knn=[3]))
     assert alone.rows[0].value == row.value
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dinov2.apps.evaluation.datasets import NamedSet, labelled
+from dinov2.apps.evaluation.datasets import LabelledDataset, labelled
+from dinov2.apps.evaluation.extractors import feature_extractor
 from dinov2.apps.evaluation.features import FeatureCache
-from dinov2.apps.evaluation.released_head import attach_head, mapped, read_class_mapping, score_head, score_head_on
-from dinov2.apps.evaluation.subjects import subject_of
+from dinov2.apps.evaluation.heads import attach_head, mapped, read_class_mapping, score_head, score_head_on
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
 from dinov2.encode.scoring import Scoring
 from dinov2.encode.stream import Features
@@ -32,19 +32,21 @@ def head_file(here, width: int, *, n_classes: int = 10, name: str = "head.pth"):
     return here / name
 
 
-def toy() -> list[NamedSet]:
-    return [NamedSet(TOY, labelled(TOY))]
+def toy() -> list[LabelledDataset]:
+    return [LabelledDataset(TOY, labelled(TOY))]
 
 
-def folder_of_classes(here, names: list[str]) -> NamedSet:
+def folder_of_classes(here, names: list[str]) -> LabelledDataset:
     for name in names:
         pictures(here / "set" / name, n=2)
-    return NamedSet("set", labelled("set"))
+    return LabelledDataset("set", labelled("set"))
 
 
 def test_answers_are_those_of_the_model_with_its_head(loaded, here):
     attach_head(loaded, head_file(here, 2 * loaded.embed_dim))
-    found = score_head_on(loaded, subject_of(loaded), toy(), FeatureCache(None), settings={"classifier": "mine"})[TOY]
+    found = score_head_on(
+        loaded, feature_extractor(loaded), toy(), FeatureCache(None), settings={"classifier": "mine"}
+    )[TOY]
     images = labelled(TOY)
     pixels = torch.stack([loaded.transform(images.get_image(i)) for i in range(len(images))])
     outcome = next(iter(found.outcomes.values()))
@@ -58,12 +60,12 @@ def test_a_head_of_more_blocks_than_the_model_has_is_refused(loaded, here):
     attach_head(loaded, head_file(here, 5 * loaded.embed_dim))
     assert loaded.n_blocks < 4
     with pytest.raises(WeightsError, match=f"reads 4 blocks, but .* shows {loaded.n_blocks}; give a 1-layer one"):
-        score_head_on(loaded, subject_of(loaded), toy(), FeatureCache(None))
+        score_head_on(loaded, feature_extractor(loaded), toy(), FeatureCache(None))
 
 
 def test_a_backbone_alone_says_what_is_missing(loaded):
     with pytest.raises(WeightsError, match="a backbone without a classifier; give a --train-dataset to train one"):
-        score_head_on(loaded, subject_of(loaded), toy(), FeatureCache(None))
+        score_head_on(loaded, feature_extractor(loaded), toy(), FeatureCache(None))
 
 
 def test_a_file_that_is_no_head_is_refused(loaded, run):
@@ -129,7 +131,7 @@ def test_files_that_are_no_class_mapping_are_refused(here, content, reason):
 def test_a_set_of_two_hundred_classes_is_answered_among_them_by_identifier(here):
     for number in (8, 6):  # hen and stingray, whose identifiers sort the other way round
         pictures(here / "imagenet-a" / IMAGENET_CLASSES[number].wnid, n=2)
-    one = NamedSet("ImageNetA:root=imagenet-a", labelled("ImageNetA:root=imagenet-a"))
+    one = LabelledDataset("ImageNetA:root=imagenet-a", labelled("ImageNetA:root=imagenet-a"))
     head = LinearHead(1, num_classes=1000)
     with torch.no_grad():
         head.weight.zero_()

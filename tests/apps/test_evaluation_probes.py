@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dinov2.apps.evaluation.augmented import AugmentedImages, augmented_batches
+from dinov2.apps.evaluation.context import EvalConfig
 from dinov2.apps.evaluation.datasets import labelled
-from dinov2.apps.evaluation.linear import columns_of, linear
-from dinov2.apps.evaluation.probes import log_regression
-from dinov2.apps.evaluation.session import Inputs
-from dinov2.apps.evaluation.subjects import subject_of
+from dinov2.apps.evaluation.extractors import feature_extractor
+from dinov2.apps.evaluation.linear import _AugmentedImages, augmented_batches, linear
+from dinov2.apps.evaluation.protocols import log_regression, token_columns
 from dinov2.errors import ConfigError, DataError, WeightsError
 from dinov2.eval.linear import LinearSettings
 from dinov2.pretrained import load
@@ -25,14 +24,14 @@ QUICK = LinearSettings(learning_rates=(0.01, 0.1), n_iterations=4, batch_size=16
 
 @pytest.fixture
 def subject(run):
-    return subject_of(load(run, device="cpu", precision="fp32"))
+    return feature_extractor(load(run, device="cpu", precision="fp32"))
 
 
 # Logistic regression.
 
 
 def test_logistic_regression_writes_the_curve_it_chose_from(run, here):
-    report = log_regression(Inputs(model=run, **SETS, output_dir="out"), Cs=[0.1, 1.0])
+    report = log_regression(EvalConfig(model=run, **SETS, output_dir="out"), Cs=[0.1, 1.0])
     document = json.loads((here / "out" / "results_eval_log_regression.json").read_text())
     assert [row["value"] for row in document["rows"]] == [row.value for row in report.rows]
     row = document["rows"][0]
@@ -42,7 +41,7 @@ def test_logistic_regression_writes_the_curve_it_chose_from(run, here):
 
 
 def test_logistic_regression_reads_features_that_k_nn_left_behind(run, monkeypatch):
-    inputs = Inputs(model=run, **SETS, cache_dir="kept")
+    inputs = EvalConfig(model=run, **SETS, cache_dir="kept")
     log_regression(inputs, Cs=[1.0])
     monkeypatch.setattr(
         "dinov2.apps.evaluation.features.extract_features", lambda *a, **k: pytest.fail("decoded again")
@@ -64,7 +63,7 @@ def test_logistic_regression_reads_features_that_k_nn_left_behind(run, monkeypat
 )
 def test_wrong_settings_of_logistic_regression_are_refused_before_the_work(run, here, settings, reason):
     with pytest.raises(ConfigError, match=reason):
-        log_regression(Inputs(model=run, **SETS), **settings)
+        log_regression(EvalConfig(model=run, **SETS), **settings)
     assert contents(here) == {}
 
 
@@ -72,7 +71,7 @@ def test_wrong_settings_of_logistic_regression_are_refused_before_the_work(run, 
 
 
 def test_both_protocols_write_their_grid_and_say_what_they_left_out(run, here):
-    inputs = Inputs(model=run, **SETS, output_dir="out")
+    inputs = EvalConfig(model=run, **SETS, output_dir="out")
     short = linear(inputs, settings=QUICK)
     assert any("images were not augmented" in note for note in short.rows[0].notes)
     full = linear(inputs, protocol="release", settings=QUICK)
@@ -88,7 +87,7 @@ def test_both_protocols_write_their_grid_and_say_what_they_left_out(run, here):
 
 
 def test_choosing_on_the_scored_images_is_noted(run):
-    report = linear(Inputs(model=run, **SETS), protocol="release", settings=QUICK, select_on="val")
+    report = linear(EvalConfig(model=run, **SETS), protocol="release", settings=QUICK, select_on="val")
     settings = report.rows[0].settings
     assert settings["selected_on"] == "reported set"
     assert any("which flatters the figure" in note for note in report.rows[0].notes)
@@ -98,7 +97,7 @@ def test_choosing_on_the_scored_images_is_noted(run):
 def test_further_sets_are_scored_by_the_chosen_classifier(run):
     tests = ["toy:split=VAL:n=20", "toy:split=VAL:n=40"]
     for protocol in ("short", "release"):
-        report = linear(Inputs(model=run, **SETS), protocol=protocol, settings=QUICK, test_datasets=tests)
+        report = linear(EvalConfig(model=run, **SETS), protocol=protocol, settings=QUICK, test_datasets=tests)
         assert [(row.dataset, row.n) for row in report.rows if row.metric == "top-1"] == [
             (SETS["val_dataset"], 30), (tests[0], 20), (tests[1], 40),
         ]  # fmt: skip
@@ -116,12 +115,12 @@ def test_the_release_s_protocol_reads_no_training_image_that_it_does_not_need(ru
         return original(columns, dataset, **options)
 
     monkeypatch.setattr(features, "extract_features", counted)
-    linear(Inputs(model=run, **SETS, use_cache=False), protocol="release", settings=QUICK)
+    linear(EvalConfig(model=run, **SETS, use_cache=False), protocol="release", settings=QUICK)
     assert sorted(extracted) == [10, 30]
 
 
 def test_a_training_that_was_stopped_continues_in_its_folder(run, here):
-    inputs = Inputs(model=run, **SETS, output_dir="out")
+    inputs = EvalConfig(model=run, **SETS, output_dir="out")
     linear(inputs, protocol="release", settings=QUICK)
     again = linear(inputs, protocol="release", settings=QUICK)
     assert any("continued from iteration 4" in note for note in again.rows[0].notes)
@@ -137,7 +136,7 @@ def test_a_training_that_was_stopped_continues_in_its_folder(run, here):
 def test_augmented_batches_are_a_function_of_the_sample_number(subject):
     images, rows = labelled("toy:n=30"), torch.arange(10, 30)
     classes = torch.as_tensor(images.get_targets())[rows]
-    dataset = AugmentedImages(images, rows, classes, subject, seed=0)
+    dataset = _AugmentedImages(images, rows, classes, subject, seed=0)
     torch.manual_seed(1)
     image, label = dataset[17]
     torch.manual_seed(2)
@@ -153,7 +152,7 @@ def test_augmented_batches_are_a_function_of_the_sample_number(subject):
     assert_close(resumed, whole[2])
     expected = subject.columns(torch.stack([dataset[number][0] for number in range(8)]))
     assert_close(whole[0][0], expected.clone())
-    assert columns_of(subject)[0].width == whole[0][0].shape[1]
+    assert token_columns(subject)[0].width == whole[0][0].shape[1]
 
 
 def test_an_unreadable_training_image_is_replaced(subject, here):
@@ -161,7 +160,7 @@ def test_an_unreadable_training_image_is_replaced(subject, here):
     (here / "set" / "class0" / "cut.png").write_bytes(b"\x89PNG no image")
     images = labelled("set")
     rows = torch.arange(7)
-    dataset = AugmentedImages(images, rows, torch.as_tensor(images.get_targets()), subject, seed=0)
+    dataset = _AugmentedImages(images, rows, torch.as_tensor(images.get_targets()), subject, seed=0)
     assert all(dataset[number][0].shape == (3, 32, 32) for number in range(14))
     for file in (here / "set").rglob("*.png"):
         file.write_bytes(b"no image")
@@ -175,10 +174,10 @@ def test_an_unreadable_training_image_is_replaced(subject, here):
 def test_a_head_file_is_scored_without_training(run, here):
     width = 2 * load(run).embed_dim
     torch.save({"weight": torch.randn(10, width), "bias": torch.zeros(10)}, here / "head.pth")
-    report = linear(Inputs(model=run, **SETS), classifier="head.pth", test_datasets=["toy:split=VAL:n=20"])
+    report = linear(EvalConfig(model=run, **SETS), classifier="head.pth", test_datasets=["toy:split=VAL:n=20"])
     assert report.rows[0].settings["classifier"] == "head.pth"
     assert [row.n for row in report.rows if row.metric == "top-1"] == [30, 20]
-    alone = linear(Inputs(model=run, val_dataset=SETS["val_dataset"]), classifier="head.pth")
+    alone = linear(EvalConfig(model=run, val_dataset=SETS["val_dataset"]), classifier="head.pth")
     assert alone.rows[0].value == report.rows[0].value
 
 
@@ -195,7 +194,7 @@ def test_a_head_file_is_scored_without_training(run, here):
 )
 def test_wrong_requests_are_refused(run, here, inputs, settings, error, reason):
     with pytest.raises(error, match=reason):
-        linear(Inputs(model=run, **inputs), **settings)
+        linear(EvalConfig(model=run, **inputs), **settings)
     assert contents(here) == {}
 
 
@@ -214,8 +213,8 @@ def test_a_class_that_training_lacks_counts_as_an_error_with_a_note(run, here):
     pictures(here / "train", n=40, classes=2)
     pictures(here / "val", n=9, classes=3)
     for report in (
-        log_regression(Inputs(model=run, train_dataset="train", val_dataset="val"), Cs=[1.0]),
-        linear(Inputs(model=run, train_dataset="train", val_dataset="val"), settings=QUICK),
+        log_regression(EvalConfig(model=run, train_dataset="train", val_dataset="val"), Cs=[1.0]),
+        linear(EvalConfig(model=run, train_dataset="train", val_dataset="val"), settings=QUICK),
     ):
         notes = " ".join(report.rows[0].notes)
         assert "3 validation images are of classes without training images and count as errors" in notes
@@ -225,7 +224,7 @@ def test_a_class_that_training_lacks_counts_as_an_error_with_a_note(run, here):
 def test_a_test_set_of_another_image_size_goes_through_the_same_transform(run, here):
     pictures(here / "train", n=24, classes=2)
     pictures(here / "val", n=8, classes=2, size=70)
-    report = log_regression(Inputs(model=run, train_dataset="train", val_dataset="val"), Cs=[1.0])
+    report = log_regression(EvalConfig(model=run, train_dataset="train", val_dataset="val"), Cs=[1.0])
     assert (report.rows[0].n, report.rows[0].transform["crop"]) == (8, 32) and report.unreadable == []
 
 
@@ -234,7 +233,7 @@ def test_a_list_with_some_labels_missing_is_refused(run, here):
     lines = [f"photos/class{i % 3}/{i:03}.png,{'' if i % 10 == 0 else f'class{i % 3}'}" for i in range(30)]
     (here / "list.csv").write_text("\n".join(["path,label", *lines]) + "\n")
     with pytest.raises(DataError, match="3 of the 30 images in .*list.csv have no label"):
-        log_regression(Inputs(model=run, train_dataset="list.csv", val_dataset="photos"), Cs=[1.0])
+        log_regression(EvalConfig(model=run, train_dataset="list.csv", val_dataset="photos"), Cs=[1.0])
 
 
 def test_broken_features_are_refused(run, monkeypatch):
@@ -244,4 +243,4 @@ def test_broken_features_are_refused(run, monkeypatch):
 
     features_of(monkeypatch, broken)
     with pytest.raises(DataError, match=r"NaN or infinite features for 1 of 60 images of toy.*try --precision fp32"):
-        log_regression(Inputs(model=run, **SETS, use_cache=False), Cs=[1.0])
+        log_regression(EvalConfig(model=run, **SETS, use_cache=False), Cs=[1.0])

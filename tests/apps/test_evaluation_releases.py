@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinov2.apps.evaluation.everything import everything
+from dinov2.apps.evaluation.comparison import compare_models
+from dinov2.apps.evaluation.context import EvalConfig
 from dinov2.apps.evaluation.linear import linear
-from dinov2.apps.evaluation.session import Inputs
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
 from dinov2.models.releases import RELEASES, backbone_config
 from tests.runs import pictures
@@ -43,8 +43,8 @@ def images(here):
     return "val"
 
 
-def small(**arguments) -> Inputs:
-    return Inputs(**arguments, resolution=28, use_cache=False, precision="fp32", device="cpu")
+def small(**arguments) -> EvalConfig:
+    return EvalConfig(**arguments, resolution=28, use_cache=False, precision="fp32", device="cpu")
 
 
 def test_a_released_classifier_is_scored_by_its_name(released, images):
@@ -61,7 +61,7 @@ def test_a_released_head_is_named_by_its_file(released, images):
 
 
 def test_everything_scores_a_released_classifier_besides_the_probes(released, images):
-    study = everything(["dinov2_vits14_lc"], small(model="", dataset=images), methods=["knn", "head"])
-    own = study.measured[1]
-    assert own.method.name == "own classifier" and len(own.outcome.class_names) == 1000
+    study = compare_models(["dinov2_vits14_lc"], small(model="", dataset=images), methods=["knn", "head"])
+    own = study.results[1]
+    assert own.protocol.name == "own classifier" and len(own.outcome.class_names) == 1000
     assert own.figures["top-1"].value == pytest.approx(0.5)  # of each class one image is scored

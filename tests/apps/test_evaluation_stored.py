@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dinov2.apps.embed import embed
-from dinov2.apps.evaluation.knn import knn
+from dinov2.apps.evaluation.context import EvalConfig
 from dinov2.apps.evaluation.linear import linear
 from dinov2.apps.evaluation.plan import evaluation_plan
-from dinov2.apps.evaluation.probes import log_regression
-from dinov2.apps.evaluation.session import Inputs
+from dinov2.apps.evaluation.protocols import knn, log_regression
 from dinov2.errors import ConfigError, DataError
+from dinov2.eval.knn.evaluate import KnnSettings
 from dinov2.eval.linear import LinearSettings
 from tests.apps.test_embed import small
 from tests.runs import TABLE_FORMATS, pictures
@@ -35,8 +35,8 @@ def embedded(*names: str, **options) -> list[str]:
     return [f"{name}.{suffix}" for name in names]
 
 
-def plain(**options) -> Inputs:
-    return Inputs(device="cpu", precision="fp32", **options)
+def plain(**options) -> EvalConfig:
+    return EvalConfig(device="cpu", precision="fp32", **options)
 
 
 def figures(report) -> list[tuple]:
@@ -45,10 +45,10 @@ def figures(report) -> list[tuple]:
 
 @pytest.mark.parametrize("suffix", TABLE_FORMATS)
 def test_two_files_give_the_figures_of_the_model_on_the_two_sets(photos, suffix):
-    of_model = knn(plain(model="m.pth", train_dataset="train", val_dataset="val"), nb_knn=[3])
+    of_model = knn(plain(model="m.pth", train_dataset="train", val_dataset="val"), settings=KnnSettings(nb_knn=[3]))
     files = embedded("train", "val", suffix=suffix)
     (photos / "m.pth").unlink()
-    report = knn(plain(features=files), nb_knn=[3])
+    report = knn(plain(features=files), settings=KnnSettings(nb_knn=[3]))
     assert figures(report) == figures(of_model)
     row, other = report.rows[0], of_model.rows[0]
     assert row.model["sha256"] == other.model["sha256"] and row.model["features"] == files[0]
@@ -56,8 +56,8 @@ def test_two_files_give_the_figures_of_the_model_on_the_two_sets(photos, suffix)
 
 
 def test_one_file_is_split_as_its_folder_is(photos):
-    of_model = knn(plain(model="m.pth", dataset="train"), nb_knn=[3])
-    report = knn(plain(features=embedded("train", merge="never")), nb_knn=[3])
+    of_model = knn(plain(model="m.pth", dataset="train"), settings=KnnSettings(nb_knn=[3]))
+    report = knn(plain(features=embedded("train", merge="never")), settings=KnnSettings(nb_knn=[3]))
     assert figures(report) == figures(of_model)
     assert report.rows[0].settings["split"] == of_model.rows[0].settings["split"]
 
@@ -80,7 +80,7 @@ def test_labels_may_come_from_a_data_set_of_the_same_images(photos):
     for name in ("train", "list:labels.csv"):
         with open("labels.csv", "w", newline="") as file:
             csv.writer(file).writerows([("path", "label"), *((path, path.parent.name) for path in paths)])
-        report = knn(plain(features=["flat.npz"], dataset=name), nb_knn=[3])
+        report = knn(plain(features=["flat.npz"], dataset=name), settings=KnnSettings(nb_knn=[3]))
         assert report.rows[0].n == 6
     with pytest.raises(DataError, match=r"val has no label for .*train/class0/000.png, of the features in flat.npz"):
         knn(plain(features=["flat.npz"], dataset="val"))
@@ -89,7 +89,7 @@ def test_labels_may_come_from_a_data_set_of_the_same_images(photos):
 def test_what_needs_a_model_or_images_is_refused(photos):
     files = embedded("train", "val")
     for wrong in (
-        lambda: knn(plain(features=files), nb_knn=[3], baselines=True),
+        lambda: knn(plain(features=files), settings=KnnSettings(nb_knn=[3]), baselines=True),
         lambda: linear(plain(features=files), protocol="release"),
         lambda: linear(plain(features=files), settings=QUICK, test_datasets=["val"]),
     ):

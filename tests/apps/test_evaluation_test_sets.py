@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from dinov2.apps.evaluation.comparison import compare_models
+from dinov2.apps.evaluation.context import EvalConfig
 from dinov2.apps.evaluation.datasets import open_sets
-from dinov2.apps.evaluation.everything import everything
-from dinov2.apps.evaluation.knn import knn
 from dinov2.apps.evaluation.linear import linear
-from dinov2.apps.evaluation.probes import log_regression
-from dinov2.apps.evaluation.session import Inputs
+from dinov2.apps.evaluation.protocols import knn, log_regression
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
+from dinov2.eval.knn.evaluate import KnnSettings
 from dinov2.eval.linear import LinearSettings
 from tests.data.datasets.trees import write_image
 from tests.runs import pictures
@@ -21,13 +21,13 @@ QUICK = LinearSettings(learning_rates=(0.1,), n_last_blocks=(1,), n_iterations=4
 NOTE = "answers are chosen among the 2 classes of the validation set, not among all 4"
 
 METHODS = {
-    "knn": lambda inputs: knn(inputs, nb_knn=[5]).rows,
+    "knn": lambda inputs: knn(inputs, KnnSettings(nb_knn=[5])).rows,
     "logistic": lambda inputs: log_regression(inputs, Cs=[1.0]).rows,
     "linear": lambda inputs: linear(inputs, settings=QUICK).rows,
     "linear, release": lambda inputs: linear(inputs, settings=QUICK, protocol="release").rows,
     "linear, chosen as in the release": lambda inputs: linear(inputs, settings=QUICK, select_on="val").rows,
     "all": lambda inputs: [
-        row for one in everything([inputs.model], inputs, methods=["knn"]).measured for row in one.evaluation.rows
+        row for one in compare_models([inputs.model], inputs, methods=["knn"]).results for row in one.rows
     ],
 }
 
@@ -48,29 +48,29 @@ def of_a(here: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_imagenet_a_is_answered_among_its_own_classes_by_every_method(run, of_a, name: str) -> None:
-    rows = METHODS[name](Inputs(model=run, **of_a, output_dir="out"))
+    rows = METHODS[name](EvalConfig(model=run, **of_a, output_dir="out"))
     for row in rows:
         assert NOTE in row.notes and row.settings["n_answers"] == 2 and row.settings["n_classes"] == 4
     assert {row.dataset for row in rows} == {of_a["val_dataset"]} and rows[0].n == 6
 
 
 def test_results_name_data_sets_as_they_were_typed(run, here, of_a) -> None:
-    log_regression(Inputs(model=run, **of_a, output_dir="out"), Cs=[1.0])
-    everything([run], Inputs(model=run, **of_a, output_dir="out"), methods=["log-regression"])
+    log_regression(EvalConfig(model=run, **of_a, output_dir="out"), Cs=[1.0])
+    compare_models([run], EvalConfig(model=run, **of_a, output_dir="out"), methods=["log-regression"])
     for name in ("results_eval_log_regression.json", "results_eval_all.json"):
         text = (here / "out" / name).read_text()
         assert of_a["val_dataset"] in text and str(here) not in text
 
 
 def test_features_that_an_older_version_kept_are_scored_by_today_s_rules(run, here, of_a) -> None:
-    inputs = Inputs(model=run, **of_a, cache_dir="kept")
-    first = knn(inputs, nb_knn=[5]).rows
+    inputs = EvalConfig(model=run, **of_a, cache_dir="kept")
+    first = knn(inputs, KnnSettings(nb_knn=[5])).rows
     manifests = list((here / "kept").rglob("manifest.json"))
     assert manifests
     for file in manifests:
         manifest = json.loads(file.read_text())
         file.write_text(json.dumps({key: manifest[key] for key in manifest if key not in ("class_ids", "scoring")}))
-    again = knn(inputs, nb_knn=[5]).rows
+    again = knn(inputs, KnnSettings(nb_knn=[5])).rows
     assert [(row.metric, row.value, row.notes) for row in again] == [
         (row.metric, row.value, row.notes) for row in first
     ]
@@ -94,10 +94,10 @@ def test_reassessed_labels_and_corruptions_have_their_own_figures(run, here) -> 
     label_sets = [list(NUMBERS), [], [NUMBERS[2], 999], [999]]
     (here / "imagenet" / "real.json").write_text(json.dumps(label_sets + [[]] * 49_996))
     for name in ("knn", "logistic"):
-        rows = METHODS[name](Inputs(model=run, train_dataset=train, val_dataset="ImageNetReaL:root=imagenet"))
+        rows = METHODS[name](EvalConfig(model=run, train_dataset=train, val_dataset="ImageNetReaL:root=imagenet"))
         real = next(row for row in rows if row.metric == "real top-1")
         assert real.n == 3 and 100 / 3 - 1e-6 <= real.value <= 200 / 3 + 1e-6  # the first is right whatever is said
-        rows = METHODS[name](Inputs(model=run, train_dataset=train, val_dataset="ImageNetC:root=c:corruption=fog"))
+        rows = METHODS[name](EvalConfig(model=run, train_dataset=train, val_dataset="ImageNetC:root=c:corruption=fog"))
         figures = {row.metric: row.value for row in rows}
         errors = [figures[f"error fog {severity}"] for severity in range(1, 6)]
         assert sum(errors) / 5 == pytest.approx(100 - figures["top-1"])

@@ -6,11 +6,11 @@ import re
 import pytest
 
 from dinov2.apps.evaluation.datasets import labelled
-from dinov2.apps.evaluation.knn import knn_of_backbone
+from dinov2.apps.evaluation.extractors import RawPixels
+from dinov2.apps.evaluation.protocols import knn_of_backbone
 from dinov2.apps.quickstart import quickstart
 from dinov2.apps.train import training_config
 from dinov2.errors import ConfigError
-from dinov2.eval.baselines import RawPixels
 from dinov2.eval.setup import eval_transform_for
 from tests.runs import SMALL, contents
 

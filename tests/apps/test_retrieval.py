@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
+from dinov2.apps.evaluation.context import EvalConfig
 from dinov2.apps.evaluation.page import retrieval_record_of, write_retrieval_page
 from dinov2.apps.evaluation.retrieval import retrieval
-from dinov2.apps.evaluation.session import Inputs
 from dinov2.errors import ConfigError, DataError
 from dinov2.pretrained import load
 from tests.runs import pictures
@@ -32,7 +32,7 @@ def class_tokens(run, paths, box=None):
 
 def test_each_image_looks_for_the_others_of_its_class(run, here):
     pictures(here / "photos", n=12, classes=3)
-    report = retrieval(Inputs(model=run, output_dir="out", use_cache=False), query_dataset="photos")
+    report = retrieval(EvalConfig(model=run, output_dir="out", use_cache=False), query_dataset="photos")
     paths = sorted((here / "photos").rglob("*.png"))
     tokens = class_tokens(run, paths)
     similarities = (tokens @ tokens.T).fill_diagonal_(-2)
@@ -46,14 +46,14 @@ def test_each_image_looks_for_the_others_of_its_class(run, here):
 
 def test_a_query_that_lies_in_the_gallery_does_not_find_itself(run, here):
     pictures(here / "photos", n=12, classes=3)
-    inside = retrieval(Inputs(model=run), query_dataset="photos/", gallery_dataset=str(here / "photos"))
-    assert values(inside) == values(retrieval(Inputs(model=run), query_dataset="photos"))
+    inside = retrieval(EvalConfig(model=run), query_dataset="photos/", gallery_dataset=str(here / "photos"))
+    assert values(inside) == values(retrieval(EvalConfig(model=run), query_dataset="photos"))
 
 
 def test_classes_of_query_and_gallery_are_matched_by_name(run, here):
     pictures(here / "gallery", n=12, classes=3)
     shutil.copytree(here / "gallery" / "class2", here / "query" / "class2")
-    report = retrieval(Inputs(model=run), query_dataset="query", gallery_dataset="gallery")
+    report = retrieval(EvalConfig(model=run), query_dataset="query", gallery_dataset="gallery")
     assert values(report)["recall@1", None] == 100  # copies are no longer the same files
 
 
@@ -67,7 +67,7 @@ def test_a_revisited_benchmark_is_cropped_ranked_and_measured(run, here):
         "gnd": [{"bbx": list(box), "easy": [3], "hard": [5, 6], "junk": [0]}],
     }
     (here / "gnd_tiny.pkl").write_bytes(pickle.dumps(truth, protocol=2))
-    report = retrieval(Inputs(model=run, output_dir="out"), ground_truth="gnd_tiny.pkl", images="images")
+    report = retrieval(EvalConfig(model=run, output_dir="out"), ground_truth="gnd_tiny.pkl", images="images")
     folder = here / "images" / "jpg"
     query = class_tokens(run, [folder / "007.png"], box)
     order = (query @ class_tokens(run, [folder / f"{name}.png" for name in names]).T)[0].argsort(descending=True)
@@ -76,13 +76,13 @@ def test_a_revisited_benchmark_is_cropped_ranked_and_measured(run, here):
     assert values(report)["mAP", "easy"] == pytest.approx(100 * expected)
     assert {row.dataset for row in report.rows} == {"tiny"}
     assert not any(row.metric == "GAP" for row in report.rows)
-    again = retrieval(Inputs(model=run), ground_truth=here / "out" / "ground_truth.json", images="images")
+    again = retrieval(EvalConfig(model=run), ground_truth=here / "out" / "ground_truth.json", images="images")
     assert values(again) == values(report)
 
 
 def test_the_page_shows_what_is_nearest_without_the_query_and_marks_it_by_class(run, here):
     pictures(here / "photos", n=12, classes=3)
-    report = retrieval(Inputs(model=run, output_dir="out"), query_dataset="photos")
+    report = retrieval(EvalConfig(model=run, output_dir="out"), query_dataset="photos")
     paths = sorted((here / "photos").rglob("*.png"))
     tokens = class_tokens(run, paths)
     similarities = (tokens @ tokens.T).fill_diagonal_(-2)
@@ -101,7 +101,7 @@ def test_the_page_shows_what_is_nearest_without_the_query_and_marks_it_by_class(
 
 
 def test_of_many_queries_the_page_shows_some_and_the_hardest(run, here):
-    report = retrieval(Inputs(model=run, output_dir="out"), query_dataset="toy:split=TRAIN:n=60")
+    report = retrieval(EvalConfig(model=run, output_dir="out"), query_dataset="toy:split=TRAIN:n=60")
     some, hardest = retrieval_record_of(report).groups
     assert len(some.rows) == len(hardest.rows) == 10
     precisions = [int(row.remark.split()[2]) for row in hardest.rows]
@@ -120,7 +120,7 @@ def test_the_page_of_a_benchmark_leaves_junk_out_and_shows_the_query_s_box(run, 
         "gnd": [{"bbx": [0, 0, 20, 40], "easy": [3], "hard": [5], "junk": [0, 1]}],
     }
     (here / "gnd_tiny.pkl").write_bytes(pickle.dumps(truth))
-    record = retrieval_record_of(retrieval(Inputs(model=run), ground_truth="gnd_tiny.pkl", images="images"))
+    record = retrieval_record_of(retrieval(EvalConfig(model=run), ground_truth="gnd_tiny.pkl", images="images"))
     assert list(record.figures) == ["easy", "medium", "hard"]
     ((query, *found),) = [row.shots for row in record.groups[0].rows]
     assert Image.open(io.BytesIO(query.jpeg)).size == (20, 40)
@@ -141,7 +141,7 @@ def test_the_page_of_a_benchmark_leaves_junk_out_and_shows_the_query_s_box(run, 
 )
 def test_arguments_that_do_not_fit_together_are_refused_before_the_model_is_read(here, arguments, message):
     with pytest.raises(ConfigError, match=message):
-        retrieval(Inputs(model="no such model"), **arguments)
+        retrieval(EvalConfig(model="no such model"), **arguments)
 
 
 def test_an_image_that_the_benchmark_lacks_is_named(run, here):
@@ -149,6 +149,6 @@ def test_an_image_that_the_benchmark_lacks_is_named(run, here):
     truth = {"imlist": ["000", "missing"], "qimlist": ["001"], "gnd": [{"easy": [0], "hard": [], "junk": []}]}
     (here / "gnd.pkl").write_bytes(pickle.dumps(truth))
     with pytest.raises(DataError, match="missing of the ground truth is not in images"):
-        retrieval(Inputs(model=run), ground_truth="gnd.pkl", images="images")
+        retrieval(EvalConfig(model=run), ground_truth="gnd.pkl", images="images")
     with pytest.raises(DataError, match="no folder nowhere"):
-        retrieval(Inputs(model=run), ground_truth="gnd.pkl", images="nowhere")
+        retrieval(EvalConfig(model=run), ground_truth="gnd.pkl", images="nowhere")

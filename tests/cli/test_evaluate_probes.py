@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from dinov2.apps.evaluation import features
-from dinov2.apps.evaluation.everything import RETRIEVAL
-from dinov2.apps.evaluation.methods import METHODS
-from dinov2.cli.evaluation.everything import METHOD_NAMES
+from dinov2.apps.evaluation.protocols import PROTOCOLS
+from dinov2.cli.evaluate import METHOD_NAMES
 from dinov2.pretrained import load
 from tests.runs import contents, only_sentence, pictures
 
@@ -80,7 +79,7 @@ def test_a_dry_run_of_several_models_plans_each_and_ends_once(dinov2, here, run)
 
 
 def test_the_methods_of_the_command_are_those_of_the_table(dinov2, run):
-    assert [*METHOD_NAMES] == [*(method.key for method in METHODS), RETRIEVAL]
+    assert [*METHOD_NAMES] == [*(protocol.key for protocol in PROTOCOLS), "retrieval"]
     ended = dinov2("eval", "all", "--model", run, *SETS, "--methods", "svm", "--dry-run")
     assert ended.code == 2
     assert "invalid choice: 'svm' (choose from" in ended.err

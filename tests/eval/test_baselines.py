@@ -3,10 +3,10 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import Subset
 
+from dinov2.apps.evaluation.extractors import RawPixels
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.data.loaders import make_dataset
 from dinov2.encode.stream import extract_features
-from dinov2.eval.baselines import RawPixels
 from dinov2.eval.knn import evaluate_knn
 
 

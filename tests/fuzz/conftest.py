@@ -10,8 +10,9 @@ from tests.fuzz.ingredients import Ingredients, prepare
 
 # What the commands import as they go; imported once before the forks, it is not imported again for every case.
 _IMPORTS = """
-    dinov2.cli dinov2.apps.classify dinov2.apps.convert dinov2.apps.embed dinov2.apps.evaluation.knn dinov2.apps.train
-    dinov2.apps.viz filecmp multiprocessing.synchronize numpy.ctypeslib numpy.ma PIL.BmpImagePlugin PIL.GifImagePlugin
+    dinov2.cli dinov2.apps.classify dinov2.apps.convert dinov2.apps.embed dinov2.apps.evaluation.protocols
+    dinov2.apps.train dinov2.apps.viz filecmp multiprocessing.synchronize
+    numpy.ctypeslib numpy.ma PIL.BmpImagePlugin PIL.GifImagePlugin
     PIL.JpegImagePlugin PIL.PngImagePlugin PIL.PpmImagePlugin
 """.split()
 

@@ -26,7 +26,7 @@ from dinov2.eval.classes import class_numbers
 __all__ = [
     "VAL_SHARE",
     "EvaluationSets",
-    "NamedSet",
+    "LabelledDataset",
     "check_sets",
     "labelled",
     "open_sets",
@@ -53,7 +53,7 @@ def labelled(dataset: str) -> ImageDataset:
 
 
 @dataclass(eq=False)
-class NamedSet:
+class LabelledDataset:
     """A labelled data set and the string that it was opened from."""
 
     name: str
@@ -103,8 +103,8 @@ class NamedSet:
 class EvaluationSets:
     """What is trained and what is scored on; `split` is None when these are two data sets."""
 
-    train: NamedSet
-    val: NamedSet
+    train: LabelledDataset
+    val: LabelledDataset
     split: dict[str, Any] | None = None
     """How one set was split, in the words of the results."""
 
@@ -127,18 +127,18 @@ def open_sets(train_dataset: str | None, val_dataset: str | None, dataset: str |
     only = dataset or train_dataset
     if not only:
         raise ConfigError("no labelled images were named; give --train-dataset and --val-dataset, or one --dataset")
-    train = NamedSet(only, labelled(only))
-    return check_sets(train, NamedSet(val_dataset, labelled(val_dataset))) if val_dataset else split_set(train)
+    train = LabelledDataset(only, labelled(only))
+    return check_sets(train, LabelledDataset(val_dataset, labelled(val_dataset))) if val_dataset else split_set(train)
 
 
-def check_sets(train: NamedSet, val: NamedSet) -> EvaluationSets:
+def check_sets(train: LabelledDataset, val: LabelledDataset) -> EvaluationSets:
     """A set to learn from and a set to score on. Raises `DataError` for one class only or none in common."""
     _require_two_classes(train)
     _require_common_class(train, val)
     return EvaluationSets(train, val)
 
 
-def split_set(train: NamedSet) -> EvaluationSets:
+def split_set(train: LabelledDataset) -> EvaluationSets:
     """One set, of which a share of each class is scored. Raises `DataError` for one class, or one image a class."""
     _require_two_classes(train)
     train_images, val_images = split_rows(train.images)
@@ -211,13 +211,13 @@ def _times_of(images: ImageDataset) -> str:
         return digest(np.fromiter(pool.map(time_of, range(len(images)), chunksize=1024), np.int64, len(images)))
 
 
-def _classes_of(named: NamedSet) -> set[int]:
+def _classes_of(named: LabelledDataset) -> set[int]:
     targets = named.images.get_targets()
     assert targets is not None
     return {int(label) for label in np.unique(np.asarray(targets)) if label >= 0}
 
 
-def _require_two_classes(train: NamedSet) -> None:
+def _require_two_classes(train: LabelledDataset) -> None:
     classes = _classes_of(train)
     if len(classes) < 2:
         names = train.images.class_names
@@ -227,7 +227,7 @@ def _require_two_classes(train: NamedSet) -> None:
         )
 
 
-def _require_common_class(train: NamedSet, val: NamedSet) -> None:
+def _require_common_class(train: LabelledDataset, val: LabelledDataset) -> None:
     numbers = class_numbers(train, val)
     of_val = _classes_of(val)
     if not _classes_of(train) & (of_val if numbers is None else {int(numbers[label]) for label in of_val}):

@@ -1,6 +1,6 @@
 """Features for all evaluations: extracted once per model, images and transform, kept on disk, shared.
 
-A pass over the images gives every part of the columns (`dinov2.apps.evaluation.subjects`). Of sets whose columns fit
+A pass over the images gives every part of the columns (`dinov2.apps.evaluation.extractors`). Of sets whose columns fit
 into memory together all parts are kept, so that a later evaluation of another kind decodes nothing; of larger sets only
 those that were asked for. Entries are found by content (`dinov2.encode.store.cache`): weights, model, transform,
 precision, kind of device, and the images with their names, sizes, times and labels.
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from dinov2 import distributed
-from dinov2.apps.evaluation.datasets import NamedSet
-from dinov2.apps.evaluation.subjects import PARTS, Subject
+from dinov2.apps.evaluation.datasets import LabelledDataset
+from dinov2.apps.evaluation.extractors import PARTS, FeatureExtractor
 from dinov2.apps.places import output_folder
 from dinov2.checkpoints.download import cache_folder
 from dinov2.checkpoints.locate import ShowProgress
@@ -73,7 +73,7 @@ class FeatureCache:
     num_workers: int = 0
     progress: ShowProgress = lambda label: None
     extractions: dict[str, Extraction] = field(default_factory=dict)
-    """By data set, of the subject that came last."""
+    """By data set, of the extractor that came last."""
     _kept: dict[str, Features] = field(default_factory=dict, repr=False)
     """By content key."""
 
@@ -84,49 +84,54 @@ class FeatureCache:
             raise ConfigError(f"the number of workers is {self.num_workers}; write 0 to load in this process")
         at_most("the number of workers", self.num_workers, MOST_WORKERS)
 
-    def features(self, subject: Subject, images: NamedSet, *, parts: Sequence[str] = ("cls",)) -> Features:
+    def features(
+        self, extractor: FeatureExtractor, images: LabelledDataset, *, parts: Sequence[str] = ("cls",)
+    ) -> Features:
         """Features `[S, D of the parts]` of all readable images, with labels, classes and rules of scoring.
 
-        Over several processes all call and all get the same. Raises `ConfigError` for a part that the subject does not
-        have, `DataError` when features are not finite.
+        Over several processes all call and all get the same. Raises `ConfigError` for a part that the extractor
+        does not have, `DataError` when features are not finite.
         """
         wanted = [part for part in PARTS if part in parts]
-        if missing := [part for part in wanted if part not in subject.parts]:
+        if missing := [part for part in wanted if part not in extractor.parts]:
             raise ConfigError(
-                f"{subject.name} shows no {' and no '.join(_WORDS[part] for part in missing)}; evaluate it by k-NN or "
-                "logistic regression"
+                f"{extractor.name} shows no {' and no '.join(_WORDS[part] for part in missing)}; evaluate it by k-NN "
+                "or logistic regression"
             )
         identity = images.identity()
-        keys = {part: content_key(_key(subject, identity, part)) for part in wanted}
+        keys = {part: content_key(_key(extractor, identity, part)) for part in wanted}
         if any(key not in self._kept for key in keys.values()):
             started = time.perf_counter()
-            read = self._read(subject, identity, wanted)
-            found = read or self._extracted(subject, images, identity, wanted)
+            read = self._read(extractor, identity, wanted)
+            found = read or self._extracted(extractor, images, identity, wanted)
             self.extractions[images.name] = Extraction(
                 time.perf_counter() - started, len(next(iter(found.values()))), from_cache=read is not None
             )
-            self._kept |= {content_key(_key(subject, identity, part)): one for part, one in found.items()}
+            self._kept |= {content_key(_key(extractor, identity, part)): one for part, one in found.items()}
         return images.with_rules(_side_by_side([self._kept[keys[part]] for part in wanted]))
 
-    def is_kept(self, subject: Subject, images: NamedSet, *, parts: Sequence[str] = ("cls",)) -> bool:
+    def is_kept(self, extractor: FeatureExtractor, images: LabelledDataset, *, parts: Sequence[str] = ("cls",)) -> bool:
         """Whether `features` would find everything on the disk; only the manifests are looked at."""
         if self.cache is None:
             return False
         identity = images.identity()
-        return all(has_features(self.cache, _key(subject, identity, part)) for part in parts)
+        return all(has_features(self.cache, _key(extractor, identity, part)) for part in parts)
 
     def forget(self) -> None:
         """Frees the memory; what lies on the disk stays."""
         self._kept.clear()
         self.extractions = {}
 
-    def _read(self, subject: Subject, identity: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any] | None:
+    def _read(
+        self, extractor: FeatureExtractor, identity: Mapping[str, Any], wanted: Sequence[str]
+    ) -> dict[str, Any] | None:
         """What is kept on disk, when all processes find all of it; a damaged entry counts as none."""
         found: dict[str, Any] = {}
         if self.cache is not None:
             try:
                 found = {
-                    part: load_features(self.cache, parts=_key(subject, identity, part), column=part) for part in wanted
+                    part: load_features(self.cache, parts=_key(extractor, identity, part), column=part)
+                    for part in wanted
                 }
             except DataError:
                 found = {}
@@ -134,45 +139,45 @@ class FeatureCache:
         return None if bool(distributed.all_reduce_max(torch.tensor([int(lacking)]))) else found
 
     def _extracted(
-        self, subject: Subject, images: NamedSet, identity: Mapping[str, Any], wanted: Sequence[str]
+        self, extractor: FeatureExtractor, images: LabelledDataset, identity: Mapping[str, Any], wanted: Sequence[str]
     ) -> dict[str, Any]:
-        n_bytes = 4 * len(images.images) * sum(subject.parts.values())
-        kept = list(subject.parts) if n_bytes <= _ALL_PARTS_BYTES else list(wanted)
-        slices = _slices(subject.parts)
+        n_bytes = 4 * len(images.images) * sum(extractor.parts.values())
+        kept = list(extractor.parts) if n_bytes <= _ALL_PARTS_BYTES else list(wanted)
+        slices = _slices(extractor.parts)
 
         def columns(batch: Tensor) -> Tensor:
-            output = subject.columns(batch)
+            output = extractor.columns(batch)
             return output if len(kept) == len(slices) else torch.cat([output[:, slices[part]] for part in kept], dim=1)
 
         everything = extract_features(
             columns,
             images.images,
-            transform=subject.transform,
-            channels=subject.channels,
+            transform=extractor.transform,
+            channels=extractor.channels,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            device=subject.device,
-            progress=self.progress(f"{subject.name}: features of {images.name}"),
+            device=extractor.device,
+            progress=self.progress(f"{extractor.name}: features of {images.name}"),
         )
-        require_finite(everything.features, model=subject.name, of=f"images of {images.name}")
-        columns_of = _slices({part: subject.parts[part] for part in kept})
+        require_finite(everything.features, model=extractor.name, of=f"images of {images.name}")
+        columns_of = _slices({part: extractor.parts[part] for part in kept})
         found = {
             part: replace(everything, features=everything.features[:, columns_of[part]].contiguous()) for part in kept
         }
         if self.cache is not None and distributed.is_main_process():
             for part, features in found.items():
-                self._save(subject, images, features, part)
+                self._save(extractor, images, features, part)
         distributed.barrier()
         return found
 
-    def _save(self, subject: Subject, images: NamedSet, features: Features, part: str) -> None:
+    def _save(self, extractor: FeatureExtractor, images: LabelledDataset, features: Features, part: str) -> None:
         assert self.cache is not None
-        key, transform = _key(subject, images.identity(), part), subject.transform
+        key, transform = _key(extractor, images.identity(), part), extractor.transform
         request = {
             "source": {"images": len(images.images), "fingerprint": key["dataset"]["images"]},
-            "model": subject.described,
+            "model": extractor.described,
             "transform": {**transform.describe(), "fit": transform.fit, "size": transform.crop_size},
-            "precision": subject.precision,
+            "precision": extractor.precision,
         }
         about = {"request": request, "source": images.name, "root": getattr(images.images, "root", None)}
         try:
@@ -184,15 +189,15 @@ class FeatureCache:
 _WORDS = {"earlier": "earlier blocks", "cls": "class token", "mean": "patch tokens"}
 
 
-def _key(subject: Subject, images: Mapping[str, Any], part: str) -> dict[str, Any]:
+def _key(extractor: FeatureExtractor, images: Mapping[str, Any], part: str) -> dict[str, Any]:
     return {
-        "model": subject.identity,
+        "model": extractor.identity,
         "part": part,
-        "blocks": subject.blocks if part == "earlier" else None,
-        "transform": subject.transform.describe(),
-        "channels": subject.channels,
-        "precision": subject.precision,
-        "device": subject.device.type,
+        "blocks": extractor.blocks if part == "earlier" else None,
+        "transform": extractor.transform.describe(),
+        "channels": extractor.channels,
+        "precision": extractor.precision,
+        "device": extractor.device.type,
         "dataset": dict(images),
     }
 

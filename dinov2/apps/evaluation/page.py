@@ -1,4 +1,4 @@
-"""The pages of a study and of a retrieval: what was measured, brought into the words of `dinov2.report.evaluation`."""
+"""The pages of a comparison and of a retrieval, from their reports to the records of `dinov2.report.evaluation`."""
 
 import math
 import os
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from dinov2.apps.evaluation.datasets import NamedSet
-from dinov2.apps.evaluation.everything import ACCURACIES, CALIBRATION, Measured, Study
-from dinov2.apps.evaluation.everything import RESULTS_FILE as EVALUATION_FILE
+from dinov2.apps.evaluation.comparison import ACCURACIES, CALIBRATION, ComparisonReport, MethodResult
+from dinov2.apps.evaluation.comparison import RESULTS_FILE as EVALUATION_FILE
+from dinov2.apps.evaluation.datasets import LabelledDataset
+from dinov2.apps.evaluation.extractors import FeatureExtractor
 from dinov2.apps.evaluation.retrieval import RESULTS_FILE, SHOWN_PROTOCOL, Ranked, RetrievalReport
-from dinov2.apps.evaluation.subjects import Subject
 from dinov2.encode.stream import Features
 from dinov2.errors import DataError
 from dinov2.eval.figures import confidence_bins
@@ -52,9 +52,9 @@ _SHOWN, _FIRST = 10, 10  # queries of a group, images of a query
 _MOST_LOOKED_AT, _SIMILARITIES = 500, 100_000_000  # queries; what ranking them may take of a large gallery
 
 
-def write_evaluation_page(study: Study) -> Path:
-    """Writes `results_eval_all.html` into the folder of the study and returns its path."""
-    return write_text(study.folder / PAGE_FILE, evaluation_page(record_of(study)))
+def write_evaluation_page(report: ComparisonReport) -> Path:
+    """Writes `results_eval_all.html` into the folder of the report and returns its path."""
+    return write_text(report.folder / PAGE_FILE, evaluation_page(record_of(report)))
 
 
 def write_retrieval_page(report: RetrievalReport) -> Path:
@@ -62,24 +62,25 @@ def write_retrieval_page(report: RetrievalReport) -> Path:
     return write_text(report.output_dir / RETRIEVAL_PAGE_FILE, retrieval_page(retrieval_record_of(report)))
 
 
-def record_of(study: Study) -> EvaluationRecord:
-    """The study as the page shows it; images of mistakes are read again for it."""
-    first = study.measured[0]
+def record_of(report: ComparisonReport) -> EvaluationRecord:
+    """The report as the page shows it; images of mistakes are read again for it."""
+    first = report.results[0]
     outcome = first.outcome
-    names = list(dict.fromkeys(one.model for one in study.measured))
-    val = _last_part(study.sets.val.name)
-    train = "a part of the same images" if study.sets.split is not None else _last_part(study.sets.train.name)
+    names = list(dict.fromkeys(one.model for one in report.results))
+    val = _last_part(report.sets.val.name)
+    train = "a part of the same images" if report.sets.split is not None else _last_part(report.sets.train.name)
     facts = [("images scored", f"{len(outcome):,}"), ("classes", f"{len(outcome.class_names):,}")]
     facts += [("learned from", train), ("models", f"{len(names)}")]
-    notes = dict.fromkeys(note for one in study.measured for row in one.evaluation.rows for note in row.notes)
-    left_out = _left_out(max(len(failures) for failures in study.unreadable.values()))
+    notes = dict.fromkeys(note for one in report.results for row in one.rows for note in row.notes)
+    left_out = _left_out(max(len(failures) for failures in report.unreadable.values()))
     return EvaluationRecord(
         title=f"{names[0]} on {val}" if len(names) == 1 else f"{len(names)} models on {val}",
         facts=facts,
-        models=[_model(study, name) for name in names],
-        methods=[_method(study, one) for one in study.measured],
+        models=[_model(report, name) for name in names],
+        methods=[_method(report, one) for one in report.results],
         pairs=[
-            PairRecord(pair.method.name, pair.first, pair.second, pair.comparison, pair.p_holm) for pair in study.pairs
+            PairRecord(pair.protocol.name, pair.first, pair.second, pair.comparison, pair.p_holm)
+            for pair in report.pairs
         ],
         notes=[*notes, *left_out],
         environment={key: str(value) for key, value in environment().items()},
@@ -109,7 +110,7 @@ def retrieval_record_of(report: RetrievalReport) -> RetrievalRecord:
     if hardest:
         chosen = f"Those with the lowest average precision of {len(looked_at):,} queries, evenly chosen."
         groups.append(QueryGroup("Hardest queries", chosen, rows[len(sample) :]))
-    name, gallery = ranked.subject.name, _last_part(ranked.gallery.name)
+    name, gallery = ranked.extractor.name, _last_part(ranked.gallery.name)
     facts = [("queries", f"{settings['n_queries']:,}"), ("gallery", f"{settings['n_gallery']:,} images")]
     if ranked.by_class and ranked.gallery_features.labels is not None:
         facts.append(("classes", f"{len(ranked.gallery_features.labels.unique()):,}"))
@@ -122,7 +123,7 @@ def retrieval_record_of(report: RetrievalReport) -> RetrievalRecord:
         groups=[group for group in groups if group.rows],
         measured={
             "model": name,
-            **_model_facts(ranked.subject),
+            **_model_facts(ranked.extractor),
             "queries": _last_part(ranked.queries.name),
             "gallery": report.rows[0].split or gallery,
             "average precision": settings["average_precision"],
@@ -139,7 +140,7 @@ def _looked_at(ranked: Ranked) -> tuple[list[int], list[Ranking]]:
     n = min(len(askable), _MOST_LOOKED_AT, max(2 * _SHOWN, _SIMILARITIES // len(gallery)))
     rows = [askable[number * len(askable) // n] for number in range(n)]
     queries, truth = ranked.query_features.features[rows], [ranked.truth[row] for row in rows]
-    return rows, rank_gallery(queries, gallery, truth, device=ranked.subject.device) if rows else []
+    return rows, rank_gallery(queries, gallery, truth, device=ranked.extractor.device) if rows else []
 
 
 def _query_rows(
@@ -156,7 +157,7 @@ def _query_rows(
         gallery,
         k=min(len(gallery), _FIRST + most_ignored),
         cosine=True,
-        device=ranked.subject.device,
+        device=ranked.extractor.device,
     )
     found = []
     for place, number in enumerate(shown):
@@ -176,7 +177,7 @@ def _query_rows(
     return found
 
 
-def _shot(images: NamedSet, features: Features, row: int, *, note: str, kind: str) -> Shot:
+def _shot(images: LabelledDataset, features: Features, row: int, *, note: str, kind: str) -> Shot:
     index = row if features.indices is None else int(features.indices[row])
     jpeg, title = _picture(images, index)
     name = title
@@ -186,43 +187,43 @@ def _shot(images: NamedSet, features: Features, row: int, *, note: str, kind: st
     return Shot(jpeg, name, note, title, kind)
 
 
-def _model(study: Study, name: str) -> ModelRecord:
-    one = next(found for found in study.measured if found.model == name)
-    facts = _model_facts(one.subject)
-    health = study.health[name]
+def _model(report: ComparisonReport, name: str) -> ModelRecord:
+    one = next(found for found in report.results if found.model == name)
+    facts = _model_facts(one.extractor)
+    health = report.health[name]
     facts["effective rank (RankMe)"] = f"{health['rank_me']:.1f}"
     facts["participation ratio"] = f"{health['participation_ratio']:.1f}"
-    for row in study.retrieval[name][:1]:
+    for row in report.retrieval[name][:1]:
         interval = "" if row.ci is None else f" ({row.ci[0]:.1f}–{row.ci[1]:.1f})"
         facts["retrieval among the scored images"] = f"{row.metric} {row.value:.1f} %{interval}"
-    for dataset, taken in study.extractions[name].items():
+    for dataset, taken in report.extractions[name].items():
         how = "from the cache" if taken.from_cache else f"{taken.images / max(taken.seconds, 1e-9):,.0f} images/s"
         facts[f"features of {_last_part(dataset)}"] = f"{taken.seconds:,.1f} s, {how}"
-    for found in study.measured:
+    for found in report.results:
         if found.model == name:
-            peak = found.cost.peak_bytes
+            peak = found.peak_bytes
             memory = "" if peak is None else f", {peak / 2**30:.1f} GiB"
-            facts[found.method.name] = f"{found.cost.seconds:,.1f} s{memory}"
+            facts[found.protocol.name] = f"{found.seconds:,.1f} s{memory}"
     return ModelRecord(name, facts)
 
 
-def _model_facts(subject: Subject) -> dict[str, str]:
-    described, transform = subject.described, subject.transform
+def _model_facts(extractor: FeatureExtractor) -> dict[str, str]:
+    described, transform = extractor.described, extractor.transform
     return {
         "weights (SHA-256)": str(described.get("sha256", "–"))[:16],
         "width, blocks": f"{described.get('embed_dim', '–')}, {described.get('depth') or '–'}",
         "patch, registers": f"{described.get('patch_size', '–')}, {described.get('num_register_tokens', '–')}",
         "image size": f"{transform.crop_size}, resized to {transform.describe().get('resize')}",
-        "precision": f"{subject.precision} on {subject.device.type}",
+        "precision": f"{extractor.precision} on {extractor.device.type}",
     }
 
 
-def _method(study: Study, one: Measured) -> MethodRecord:
+def _method(report: ComparisonReport, one: MethodResult) -> MethodRecord:
     outcome = one.outcome
     shown = len(outcome.class_names) <= _LARGEST_MATRIX
-    others = [other for other in study.measured if other.method == one.method and other.model != one.model]
+    others = [other for other in report.results if other.protocol == one.protocol and other.model != one.model]
     return MethodRecord(
-        method=one.method.name,
+        method=one.protocol.name,
         model=one.model,
         setting=one.setting,
         figures={name: one.figures[name] for name in ACCURACIES if name in one.figures},
@@ -233,19 +234,19 @@ def _method(study: Study, one: Measured) -> MethodRecord:
         bins=confidence_bins(one.records.confidences.clamp_max(1.0), one.records.hits()),
         calibration={name: one.figures[name] for name in CALIBRATION},
         mistakes=[
-            _pictured(mistake, study.sets.val, others) for mistake in worst_mistakes(outcome, most=_MOST_MISTAKES)
+            _pictured(mistake, report.sets.val, others) for mistake in worst_mistakes(outcome, most=_MOST_MISTAKES)
         ],
-        seconds=one.cost.seconds,
+        seconds=one.seconds,
     )
 
 
-def _pictured(mistake: Mistake, val: NamedSet, others: Sequence[Measured]) -> PicturedMistake:
+def _pictured(mistake: Mistake, val: LabelledDataset, others: Sequence[MethodResult]) -> PicturedMistake:
     jpeg, title = _picture(val, mistake.image)
     says = tuple((other.model, _answer(other.outcome, mistake.image)) for other in others)
     return PicturedMistake(mistake, jpeg, title, says)
 
 
-def _picture(images: NamedSet, index: int) -> tuple[bytes | None, str]:
+def _picture(images: LabelledDataset, index: int) -> tuple[bytes | None, str]:
     """A small picture of an image, None where it can no longer be read, and the name of its file."""
     try:
         jpeg = thumbnail(images.images.get_image(index))

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 
-from dinov2.apps.evaluation.datasets import EvaluationSets, NamedSet, labelled
+from dinov2.apps.evaluation.context import EvalConfig, open_evaluation
+from dinov2.apps.evaluation.datasets import LabelledDataset, labelled
+from dinov2.apps.evaluation.extractors import FeatureExtractor, feature_extractor
 from dinov2.apps.evaluation.features import FeatureCache
-from dinov2.apps.evaluation.released_head import attach_head, score_head_on
-from dinov2.apps.evaluation.session import Inputs, session
+from dinov2.apps.evaluation.heads import attach_head, score_head_on
 from dinov2.apps.evaluation.stored import StoredCache
-from dinov2.apps.evaluation.subjects import Subject, subject_of
-from dinov2.errors import ConfigError
 
 __all__ = ["evaluation_plan", "plan_lines"]
 
@@ -22,7 +21,7 @@ _SYNTHETIC = 64
 
 
 def evaluation_plan(
-    inputs: Inputs,
+    config: EvalConfig,
     *,
     task: str,
     models: Sequence[str | os.PathLike[str]] = (),
@@ -35,41 +34,41 @@ def evaluation_plan(
     """Lines that say what `task` would do; nothing is written, and the model sees synthetic images only.
 
     Args:
-        models: those that are compared; none is the one of `inputs`.
+        models: those that are compared; none is the one of `config`.
         parts: what the task reads of the features; None is all.
-        further: labelled data sets besides those of `inputs`.
+        further: labelled data sets besides those of `config`.
         trains: whether it learns from images; else it scores a `classifier`, or the one that the model brings.
         augmented: training images that go through the model one by one, cropped anew each time.
 
     Raises what the evaluation itself would raise before its work.
     """
-    if inputs.features:
-        with session(inputs, task=task) as opened:
-            train, val = opened.features(opened.subject())
+    if config.features:
+        with open_evaluation(config, task=task) as context:
+            train, val = context.features(context.extractor())
             read = f"{len(train):,} rows of features to learn from and {len(val):,} to score on are there"
-            return [read, _ending(opened.folder)]
+            return [read, _ending(context.folder)]
     lines: list[str] = []
-    sets = None if trains else _scored_only(inputs)
-    tests = [NamedSet(name, labelled(name)) for name in further]
+    sets = None if trains else config.scored_only()
+    tests = [LabelledDataset(name, labelled(name)) for name in further]
     folder = Path()
-    for number, model in enumerate(models or [inputs.model]):
-        with session(replace(inputs, model=model), task=task, sets=sets) as opened:
-            sets = opened.sets
-            folder = opened.folder if number == 0 else folder
+    for number, model in enumerate(models or [config.model]):
+        with open_evaluation(replace(config, model=model), task=task, sets=sets) as context:
+            sets = context.sets
+            folder = context.folder if number == 0 else folder
             images = [sets.val, *tests] if augmented else [sets.train, sets.val, *tests]
-            subject = subject_of(opened.loaded)
+            extractor = feature_extractor(context.loaded)
             if not trains:
                 if classifier is not None:
-                    attach_head(opened.loaded, classifier, progress=inputs.progress)
-                score_head_on(opened.loaded, subject, [], opened.bank)  # raises for what is missing
-            lines += plan_lines(subject, opened.bank, images, parts=parts, augmented=augmented)
+                    attach_head(context.loaded, classifier, progress=config.progress)
+                score_head_on(context.loaded, extractor, [], context.cache)  # raises for what is missing
+            lines += plan_lines(extractor, context.cache, images, parts=parts, augmented=augmented)
     return [*lines, _ending(folder)]
 
 
 def plan_lines(
-    subject: Subject,
-    bank: FeatureCache | StoredCache,
-    images: Iterable[NamedSet],
+    extractor: FeatureExtractor,
+    cache: FeatureCache | StoredCache,
+    images: Iterable[LabelledDataset],
     *,
     parts: Sequence[str] | None = ("cls",),
     augmented: int = 0,
@@ -79,17 +78,17 @@ def plan_lines(
 
     `folder` is where results would go, if that is to be the last line.
     """
-    speed = _images_a_second(subject, bank.batch_size)
+    speed = _images_a_second(extractor, cache.batch_size)
     lines = [
-        f"{subject.name}: {sum(subject.parts.values())} columns ({', '.join(subject.parts)}) in "
-        f"{subject.precision} on {subject.device}, {speed:,.1f} synthetic images of "
-        f"{subject.transform.crop_size} pixels a second"
+        f"{extractor.name}: {sum(extractor.parts.values())} columns ({', '.join(extractor.parts)}) in "
+        f"{extractor.precision} on {extractor.device}, {speed:,.1f} synthetic images of "
+        f"{extractor.transform.crop_size} pixels a second"
     ]
     waiting = augmented
     for named in dict.fromkeys(images):
-        kept = bank.is_kept(subject, named, parts=parts or list(subject.parts))
+        kept = cache.is_kept(extractor, named, parts=parts or list(extractor.parts))
         waiting += 0 if kept else len(named.images)
-        lines.append(_described(named, kept=kept))
+        lines.append(_describe(named, kept=kept))
     if augmented:
         lines.append(f"training takes {augmented:,} images, cropped and encoded anew each time")
     if waiting:
@@ -101,14 +100,7 @@ def _ending(folder: Path) -> str:
     return f"results would be in {folder}; nothing was written"
 
 
-def _scored_only(inputs: Inputs) -> EvaluationSets:
-    if not inputs.val_dataset:
-        raise ConfigError("no images to score were named; give --val-dataset, and --train-dataset to train on")
-    val = NamedSet(inputs.val_dataset, labelled(inputs.val_dataset))
-    return EvaluationSets(val, val)
-
-
-def _described(named: NamedSet, *, kept: bool) -> str:
+def _describe(named: LabelledDataset, *, kept: bool) -> str:
     targets = named.images.get_targets()
     classes = ""
     if targets is not None:
@@ -118,14 +110,14 @@ def _described(named: NamedSet, *, kept: bool) -> str:
     return f"{named.name}: {len(named.images):,} images{classes}, {state}"
 
 
-def _images_a_second(subject: Subject, batch_size: int) -> float:
-    size = subject.transform.crop_size
-    images = torch.randn(min(_SYNTHETIC, batch_size), subject.channels, size, size, device=subject.device)
+def _images_a_second(extractor: FeatureExtractor, batch_size: int) -> float:
+    size = extractor.transform.crop_size
+    images = torch.randn(min(_SYNTHETIC, batch_size), extractor.channels, size, size, device=extractor.device)
     rounds = -(-_SYNTHETIC // len(images))
-    subject.columns(images)  # the first pass prepares
+    extractor.columns(images)  # the first pass prepares
     started = time.perf_counter()
     for _ in range(rounds):
-        subject.columns(images).cpu()  # waits for the device
+        extractor.columns(images).cpu()  # waits for the device
     return rounds * len(images) / (time.perf_counter() - started)
 
 

@@ -5,19 +5,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dinov2.apps.evaluation.datasets import NamedSet, labelled
-from dinov2.apps.evaluation.features import FeatureCache, cache_for
+from dinov2.apps.evaluation.context import EvalConfig, EvalContext, open_evaluation
+from dinov2.apps.evaluation.datasets import EvaluationSets, LabelledDataset, labelled
+from dinov2.apps.evaluation.extractors import FeatureExtractor
 from dinov2.apps.evaluation.plan import plan_lines
-from dinov2.apps.evaluation.processes import joined, shared_folder
-from dinov2.apps.evaluation.session import Inputs, load_model, model_threads
-from dinov2.apps.evaluation.subjects import Subject, subject_of
 from dinov2.data.datasets.base import FileDataset, PixelDataset, digest
 from dinov2.data.datasets.files import ImageFiles
 from dinov2.data.decoding import IMAGE_EXTENSIONS
@@ -25,14 +22,15 @@ from dinov2.distributed import is_main_process
 from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import class_numbers
+from dinov2.eval.metrics import renumber_labels
 from dinov2.eval.result import Result, write_results
 from dinov2.eval.retrieval import QueryTruth, evaluate_retrieval, truth_by_class
 from dinov2.eval.revisited import RevisitedQuery, RevisitedTruth, evaluate_revisited, read_revisited, write_revisited
 
-__all__ = ["RESULTS_FILE", "SHOWN_PROTOCOL", "TRUTH_FILE", "Ranked", "RetrievalReport", "retrieval", "retrieval_plan"]
+__all__ = ["RESULTS_FILE", "SHOWN_PROTOCOL", "Ranked", "RetrievalReport", "retrieval", "retrieval_plan"]
 
 RESULTS_FILE = "results_eval_retrieval.json"
-TRUTH_FILE = "ground_truth.json"
+_TRUTH_FILE = "ground_truth.json"
 
 SHOWN_PROTOCOL = "medium"
 """What counts as right on the page of a revisited benchmark."""
@@ -42,9 +40,9 @@ SHOWN_PROTOCOL = "medium"
 class Ranked:
     """What was ranked, by row of the features."""
 
-    subject: Subject
-    queries: NamedSet
-    gallery: NamedSet
+    extractor: FeatureExtractor
+    queries: LabelledDataset
+    gallery: LabelledDataset
     query_features: Features
     gallery_features: Features
     truth: list[QueryTruth]
@@ -63,7 +61,7 @@ class RetrievalReport:
 
 
 def retrieval(
-    inputs: Inputs,
+    config: EvalConfig,
     *,
     query_dataset: str | None = None,
     gallery_dataset: str | None = None,
@@ -74,7 +72,7 @@ def retrieval(
     """Ranks a gallery for every query by the class token's cosine similarity, and writes `results_eval_retrieval.json`.
 
     Args:
-        inputs: model, image size, cache and output; its data sets are not used.
+        config: model, image size, cache and output; its data sets are not used.
         query_dataset, gallery_dataset: labelled data sets, of which images of the same class (by name, where both know
             names) are right. Without a gallery every query looks for the others of its own set. A query that lies in
             the gallery too does not count as found.
@@ -87,41 +85,40 @@ def retrieval(
     """
     if not ks or min(ks) < 1:
         raise ConfigError(f"images are counted from the first, got k = {sorted(ks)}; write numbers from 1")
-    with _opened(inputs, query_dataset, gallery_dataset, ground_truth, images) as opened:
-        subject, queries, gallery = opened.subject, opened.queries, opened.gallery
-        own, others = (opened.bank.features(subject, one) for one in (queries, gallery))
-        provenance: dict[str, Any] = {
-            "dataset": gallery.name,
-            "split": "the others of the same set" if queries is gallery else "",
-            "model": subject.described,
-            "transform": subject.transform.describe(),
-            "precision": subject.precision,
-        }
-        if opened.truth is not None:
-            truth = opened.truth.truth(SHOWN_PROTOCOL)
-            rows = evaluate_revisited(
-                *_complete(own, others), opened.truth, device=subject.device, provenance=provenance
-            )
+    with _open(config, query_dataset, gallery_dataset, ground_truth, images) as (context, revisited):
+        extractor, queries, gallery = context.extractor(), context.sets.train, context.sets.val
+        query_features, gallery_features = (context.cache.features(extractor, one) for one in (queries, gallery))
+        is_same = queries is gallery
+        provenance = extractor.provenance(gallery.name, split="the others of the same set" if is_same else "")
+        if revisited is not None:
+            truth = revisited.truth(SHOWN_PROTOCOL)
+            complete = _require_all(query_features), _require_all(gallery_features)
+            rows = evaluate_revisited(*complete, revisited, device=extractor.device, provenance=provenance)
         else:
-            truth = _truth_by_class(queries, gallery, own, others)
+            truth = _truth_by_class(queries, gallery, query_features, gallery_features)
             rows = evaluate_retrieval(
-                own.features, others.features, truth, ks=ks, device=subject.device, provenance=provenance
+                query_features.features,
+                gallery_features.features,
+                truth,
+                ks=ks,
+                device=extractor.device,
+                provenance=provenance,
             )
         report = RetrievalReport(
             [replace(row, settings={**row.settings, "queries": queries.name, "scales": 1}) for row in rows],
-            Ranked(subject, queries, gallery, own, others, truth, by_class=opened.truth is None),
-            opened.folder,
-            [*own.unreadable, *(others.unreadable if gallery is not queries else ())],
+            Ranked(extractor, queries, gallery, query_features, gallery_features, truth, by_class=revisited is None),
+            context.folder,
+            [*query_features.unreadable, *(() if is_same else gallery_features.unreadable)],
         )
         if is_main_process():
-            write_results(opened.folder / RESULTS_FILE, report.rows)
-            if opened.truth is not None:
-                write_revisited(opened.truth, opened.folder / TRUTH_FILE)
+            write_results(context.folder / RESULTS_FILE, report.rows)
+            if revisited is not None:
+                write_revisited(revisited, context.folder / _TRUTH_FILE)
     return report
 
 
 def retrieval_plan(
-    inputs: Inputs,
+    config: EvalConfig,
     *,
     query_dataset: str | None = None,
     gallery_dataset: str | None = None,
@@ -129,70 +126,50 @@ def retrieval_plan(
     images: str | os.PathLike[str] | None = None,
 ) -> list[str]:
     """Lines that say what `retrieval` would do; nothing is written. Raises what it would raise before its work."""
-    with _opened(inputs, query_dataset, gallery_dataset, ground_truth, images) as opened:
-        return plan_lines(opened.subject, opened.bank, (opened.queries, opened.gallery), folder=opened.folder)
-
-
-@dataclass(frozen=True)
-class _Opened:
-    folder: Path
-    subject: Subject
-    bank: FeatureCache
-    queries: NamedSet
-    gallery: NamedSet
-    truth: RevisitedTruth | None
+    with _open(config, query_dataset, gallery_dataset, ground_truth, images) as (context, _):
+        sets = (context.sets.train, context.sets.val)
+        return plan_lines(context.extractor(), context.cache, sets, folder=context.folder)
 
 
 @contextmanager
-def _opened(
-    inputs: Inputs,
+def _open(
+    config: EvalConfig,
     query_dataset: str | None,
     gallery_dataset: str | None,
     ground_truth: str | os.PathLike[str] | None,
     images: str | os.PathLike[str] | None,
-) -> Iterator[_Opened]:
-    """Everything that can be wrong is found here, before features are extracted."""
+) -> Iterator[tuple[EvalContext, RevisitedTruth | None]]:
+    """The context, whose sets are queries and gallery; what can be wrong is found before features are extracted."""
     if (query_dataset is None) == (ground_truth is None):
         raise ConfigError("give labelled queries (--query-dataset) or a --ground-truth file, one of the two")
     if (ground_truth is None) != (images is None):
         raise ConfigError("a --ground-truth file and the folder of its --images belong together; give both or neither")
     if gallery_dataset is not None and query_dataset is None:
         raise ConfigError("a ground-truth file names its own gallery; leave --gallery-dataset out")
-    bank = FeatureCache(
-        cache_for(inputs.cache_dir, use=inputs.use_cache), inputs.batch_size, inputs.num_workers, inputs.progress
-    )
-    with joined():
-        folder = shared_folder(inputs.output_dir, task="retrieval")
-        loaded = load_model(inputs)
-        truth = None
-        if ground_truth is not None and images is not None:
-            truth = read_revisited(ground_truth)
-            queries, gallery = _revisited_images(truth, os.fspath(images), os.fspath(ground_truth))
-        elif query_dataset is not None:
-            queries = NamedSet(query_dataset, labelled(query_dataset))
-            gallery = queries if gallery_dataset is None else NamedSet(gallery_dataset, labelled(gallery_dataset))
-        if is_main_process():
-            inputs.say(loaded.source if loaded.report is None else f"{loaded.source}: {loaded.report}")
-        with model_threads(loaded, inputs.threads):
-            yield _Opened(folder, subject_of(loaded), bank, queries, gallery, truth)
+    truth = None
+    if query_dataset is not None:
+        queries = LabelledDataset(query_dataset, labelled(query_dataset))
+        gallery = queries if gallery_dataset is None else LabelledDataset(gallery_dataset, labelled(gallery_dataset))
+    else:
+        assert ground_truth is not None and images is not None
+        truth = read_revisited(ground_truth)
+        queries, gallery = _revisited_images(truth, os.fspath(images), os.fspath(ground_truth))
+    with open_evaluation(config, task="retrieval", sets=EvaluationSets(queries, gallery)) as context:
+        yield context, truth
 
 
-def _truth_by_class(queries: NamedSet, gallery: NamedSet, own: Features, others: Features) -> list[QueryTruth]:
-    assert others.labels is not None  # `labelled` saw to it
-    same = _same_images(queries, gallery, own, others)
-    return truth_by_class(_renumbered(own, others), others.labels, same_image=same)
+def _truth_by_class(
+    queries: LabelledDataset, gallery: LabelledDataset, own: Features, others: Features
+) -> list[QueryTruth]:
+    assert own.labels is not None and others.labels is not None  # `labelled` saw to it
+    numbers = class_numbers(others, own)  # by name where both know names
+    labels = own.labels if numbers is None else renumber_labels(own.labels, numbers)
+    return truth_by_class(labels, others.labels, same_image=_same_images(queries, gallery, own, others))
 
 
-def _renumbered(queries: Features, gallery: Features) -> Tensor:  # int64 [Q]
-    """Labels of the queries in the numbering of the gallery: by name where both know names; -1 for unknown classes."""
-    assert queries.labels is not None
-    numbers = class_numbers(gallery, queries)
-    if numbers is None:
-        return queries.labels
-    return torch.where(queries.labels >= 0, numbers[queries.labels.clamp_min(0)], -1)
-
-
-def _same_images(queries: NamedSet, gallery: NamedSet, own: Features, others: Features) -> Tensor:  # int64 [Q]
+def _same_images(
+    queries: LabelledDataset, gallery: LabelledDataset, own: Features, others: Features
+) -> Tensor:  # int64 [Q]
     """Row of each query's image in the gallery, -1 for none: the same file, or the same number of the same set."""
     query_numbers, gallery_numbers = _numbers(own), _numbers(others)
     if queries is gallery or queries.images.fingerprint() == gallery.images.fingerprint():
@@ -209,23 +186,22 @@ def _numbers(features: Features) -> list[int]:
     return list(range(len(features))) if features.indices is None else features.indices.tolist()
 
 
-def _complete(queries: Features, gallery: Features) -> tuple[Tensor, Tensor]:
-    """The two matrices; the protocol knows images by number, so that none may be missing."""
-    for features in (queries, gallery):
-        if features.unreadable:
-            path, reason = features.unreadable[0]
-            raise DataError(
-                f"{len(features.unreadable)} images of the benchmark cannot be read, the first is {path}: {reason}"
-            )
-    return queries.features, gallery.features
+def _require_all(features: Features) -> Tensor:
+    """The feature matrix; the benchmark knows images by number, so that none may be missing."""
+    if features.unreadable:
+        path, reason = features.unreadable[0]
+        raise DataError(
+            f"{len(features.unreadable)} images of the benchmark cannot be read, the first is {path}: {reason}"
+        )
+    return features.features
 
 
-def _revisited_images(truth: RevisitedTruth, folder: str, file: str) -> tuple[NamedSet, NamedSet]:
+def _revisited_images(truth: RevisitedTruth, folder: str, file: str) -> tuple[LabelledDataset, LabelledDataset]:
     name = Path(file).stem.removeprefix("gnd_")
     paths = _found(folder, truth.gallery)
     query_paths = _found(folder, [query.name for query in truth.queries])
     queries = _CroppedQueries(query_paths, truth.queries)
-    return NamedSet(f"{name}: queries", queries), NamedSet(name, ImageFiles(paths))
+    return LabelledDataset(f"{name}: queries", queries), LabelledDataset(name, ImageFiles(paths))
 
 
 def _found(folder: str, names: Sequence[str]) -> list[str]:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dinov2.apps.evaluation.datasets import EvaluationSets, NamedSet, check_sets, labelled, split_set
+from dinov2.apps.evaluation.datasets import EvaluationSets, LabelledDataset, check_sets, labelled, split_set
+from dinov2.apps.evaluation.extractors import PARTS, FeatureExtractor
 from dinov2.apps.evaluation.features import Extraction
-from dinov2.apps.evaluation.subjects import PARTS, Subject
 from dinov2.data.datasets.base import ImageDataset, digest
 from dinov2.data.eval_transform import MAX_TOKENS, EvalTransform
 from dinov2.encode.store import StoredFeatures, open_features
@@ -26,7 +26,7 @@ __all__ = ["StoredCache", "open_stored"]
 
 def open_stored(
     files: Sequence[str | os.PathLike[str]], datasets: Sequence[str | None], device: torch.device
-) -> tuple[Subject, EvaluationSets]:
+) -> tuple[FeatureExtractor, EvaluationSets]:
     """The extractor and the sets of one file of features, which is split, or of two, to learn from and to score on.
 
     `datasets` are labelled data sets of the same images, in the same order, where the files have no labels.
@@ -40,7 +40,7 @@ def open_stored(
         raise ConfigError(f"{files[0]} and {files[-1]} hold features of two models; embed both sets with one")
     names = [*datasets, None, None]
     train, *others = (
-        NamedSet(str(file), _StoredImages(stored, name))
+        LabelledDataset(str(file), _StoredImages(stored, name))
         for file, stored, name in zip(files, opened, names, strict=False)
     )
     sets = check_sets(train, others[0]) if others else split_set(train)
@@ -55,7 +55,9 @@ class StoredCache:
     def __init__(self) -> None:
         self.extractions: dict[str, Extraction] = {}
 
-    def features(self, subject: Subject, images: NamedSet, *, parts: Sequence[str] = ("cls",)) -> Features:
+    def features(
+        self, extractor: FeatureExtractor, images: LabelledDataset, *, parts: Sequence[str] = ("cls",)
+    ) -> Features:
         """The columns of the parts side by side. Raises `ConfigError` for images whose features are not there."""
         if not isinstance(images.images, _StoredImages):
             raise ConfigError(f"the features of {images.name} would need a model; name --model in place of --features")
@@ -64,7 +66,7 @@ class StoredCache:
         require_finite(found.features, of=f"rows of {images.name}")
         return images.with_rules(found)
 
-    def is_kept(self, subject: Subject, images: NamedSet, *, parts: Sequence[str] = ("cls",)) -> bool:
+    def is_kept(self, extractor: FeatureExtractor, images: LabelledDataset, *, parts: Sequence[str] = ("cls",)) -> bool:
         """Whether nothing has to be computed: always."""
         return True
 
@@ -158,7 +160,7 @@ def _columns(stored: StoredFeatures, part: str) -> list[str]:
     return earlier
 
 
-def _extractor(opened: Sequence[StoredFeatures], device: torch.device) -> Subject:
+def _extractor(opened: Sequence[StoredFeatures], device: torch.device) -> FeatureExtractor:
     first, model, transform = opened[0], _request(opened[0], "model"), _request(opened[0], "transform")
     common = [name for name in first.columns if all(name in stored.columns for stored in opened)]
     parts = {part: columns for part in PARTS if (columns := _columns(first, part)) and set(columns) <= set(common)}
@@ -169,7 +171,7 @@ def _extractor(opened: Sequence[StoredFeatures], device: torch.device) -> Subjec
         size[part] = sum(next(iter(first.pieces(column))).shape[1] for column in columns)
     resize, fit = transform.get("resize"), transform.get("fit", "crop")
     patch = transform["pad_to"] if fit == "pad" else int(str(resize).rpartition(" ")[2]) if fit == "aspect" else 14
-    return Subject(
+    return FeatureExtractor(
         name=str(model.get("name", Path(first.path).name)),
         columns=_no_model,
         parts=size,

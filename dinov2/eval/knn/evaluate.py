@@ -57,6 +57,11 @@ class KnnSettings:
         if self.search not in SEARCHES:
             raise ConfigError(f"no search is called {self.search!r}; choose {', '.join(SEARCHES)}")
 
+    def require_search(self) -> None:
+        """Raise `MissingDependency` for a search that is not installed."""
+        if self.search != "exact":
+            nearest_neighbours(torch.ones(1, 1), torch.ones(1, 1), k=1, backend="faiss")
+
 
 def evaluate_knn(
     train: Features,

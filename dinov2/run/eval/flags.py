@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dinov2.apps.evaluation.session import Inputs
+from dinov2.apps.evaluation.context import EvalConfig
 from dinov2.configs import load_config
 from dinov2.distributed import is_main_process
 from dinov2.engine.parallel import choose_device
@@ -22,7 +22,7 @@ _RELEASE_WORKERS = 5
 _PRECISION_KEY = "compute_precision.teacher.backbone.mixed_precision.param_dtype"
 
 
-def inputs_of(arguments: argparse.Namespace, **rest: Any) -> Inputs:
+def inputs_of(arguments: argparse.Namespace, **rest: Any) -> EvalConfig:
     """The flags that all of the release's evaluations share. Raises `ConfigError` when the weights are missing."""
     if not arguments.pretrained_weights:
         raise ConfigError("--pretrained-weights is missing; give a weight file, its address or a run's folder")
@@ -38,7 +38,7 @@ def inputs_of(arguments: argparse.Namespace, **rest: Any) -> Inputs:
         "precision": _precision(arguments.config_file or None, arguments.opts),
         "say": partial(print, flush=True),
     }
-    return Inputs(**{**shared, **rest})
+    return EvalConfig(**{**shared, **rest})
 
 
 def _precision(config_file: str | None, overrides: Sequence[str]) -> str:

@@ -3,9 +3,10 @@
 import argparse
 import sys
 
-from dinov2.apps.evaluation.knn import knn
+from dinov2.apps.evaluation.protocols import knn
 from dinov2.distributed import is_main_process
 from dinov2.eval.knn import get_args_parser
+from dinov2.eval.knn.evaluate import KnnSettings
 from dinov2.run.eval.flags import inputs_of, report_rows
 from dinov2.run.exits import escape_streams
 from dinov2.run.submit import get_args_parser as get_submission_args_parser
@@ -24,10 +25,12 @@ def main() -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     report = knn(
         inputs_of(arguments, batch_size=arguments.batch_size),
-        nb_knn=arguments.nb_knn,
-        temperature=arguments.temperature,
-        n_per_class_list=arguments.n_per_class_list,
-        n_tries=arguments.n_tries,
+        KnnSettings(
+            nb_knn=arguments.nb_knn,
+            temperature=arguments.temperature,
+            n_per_class_list=arguments.n_per_class_list,
+            n_tries=arguments.n_tries,
+        ),
     )
     if is_main_process() and report.output_dir is not None:
         report_rows(report.rows, report.output_dir)

@@ -6,7 +6,7 @@ As there, images are resized to the size of the crop itself, not to 256/224 of i
 import argparse
 import sys
 
-from dinov2.apps.evaluation.probes import log_regression
+from dinov2.apps.evaluation.protocols import log_regression
 from dinov2.distributed import is_main_process
 from dinov2.eval.log_regression import get_args_parser
 from dinov2.run.eval.flags import inputs_of, report_rows

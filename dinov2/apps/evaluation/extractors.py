@@ -1,4 +1,4 @@
-"""What is evaluated: a loaded model, its untrained twin or raw pixels, as a function from images to columns.
+"""Feature extractors: a loaded model, its untrained twin or raw pixels, as a function from images to columns.
 
 The columns of a vision transformer are cut into parts, so that k-NN keeps nothing but the class token in memory while
 the linear probe, which reads up to four blocks, comes from the same pass over the images:
@@ -10,23 +10,32 @@ the linear probe, which reads up to four blocks, comes from the same pass over t
 All are after the model's final norm; registers are never read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
 
 from dinov2.checkpoints.files import state_digest
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.encode.external_models import ExternalModel
 from dinov2.encode.tokens import Tokens
 from dinov2.errors import ConfigError
-from dinov2.eval.baselines import RawPixels
+from dinov2.eval.scoring import Provenance
 from dinov2.pretrained import Pretrained
 
-__all__ = ["PARTS", "Subject", "called", "raw_pixels", "subject_of", "untrained_twin", "with_size"]
+__all__ = [
+    "PARTS",
+    "FeatureExtractor",
+    "RawPixels",
+    "display_name",
+    "feature_extractor",
+    "raw_pixels",
+    "untrained_extractor",
+    "with_size",
+]
 
 PARTS = ("earlier", "cls", "mean")
 """Parts in the order in which a linear classifier reads them."""
@@ -35,20 +44,20 @@ _BLOCKS = 4
 
 
 @dataclass(frozen=True)
-class Subject:
+class FeatureExtractor:
     """A function from normalised images to columns, and everything that its features depend on."""
 
     name: str
-    """What people call it."""
+    """Display name."""
     columns: Callable[[Tensor], Tensor]
     """Images `[B, C, H, W]` -> float32 `[B, W]`, the parts side by side."""
     parts: dict[str, int]
     """Width of each part in the order of the columns; 0 where it follows from the first batch (raw pixels)."""
     blocks: int
     """Blocks whose class tokens are among the columns."""
-    described: dict[str, Any]
+    described: Mapping[str, object]
     """The model in plain values, for result rows."""
-    identity: dict[str, Any]
+    identity: Mapping[str, object]
     """The model in plain values, for cache keys."""
     transform: EvalTransform
     precision: str
@@ -56,8 +65,18 @@ class Subject:
     device: torch.device
     channels: int = 3
 
+    def provenance(self, dataset: str, *, split: str = "") -> Provenance:
+        """Fields of the rows of a result on a data set."""
+        return {
+            "dataset": dataset,
+            "split": split,
+            "model": self.described,
+            "transform": self.transform.describe(),
+            "precision": self.precision,
+        }
 
-def called(loaded: Pretrained) -> str:
+
+def display_name(loaded: Pretrained) -> str:
     """The model's name; of a run's exported teacher, all of which have one file name, that of its folders."""
     path = Path(loaded.source)
     if loaded.name == path.name and path.parent.parent.name == "eval":
@@ -65,8 +84,8 @@ def called(loaded: Pretrained) -> str:
     return loaded.name
 
 
-def subject_of(loaded: Pretrained, *, name: str | None = None) -> Subject:
-    """A loaded model as the subject of an evaluation."""
+def feature_extractor(loaded: Pretrained, *, name: str | None = None) -> FeatureExtractor:
+    """The extractor of a loaded model."""
     blocks = _blocks_of(loaded)
     earlier = list(range(-blocks, -1))
 
@@ -78,12 +97,12 @@ def subject_of(loaded: Pretrained, *, name: str | None = None) -> Subject:
     widths = {part: value.shape[1] for part, value in _parts_of(loaded.encode(probe, layers=earlier), earlier).items()}
     known = ("embed_dim", "depth", "patch_size", "num_register_tokens")
     architecture = {key: loaded.table[key] for key in known if key in loaded.table}
-    identity: dict[str, Any] = {"weights": loaded.digest, "model": _plain(loaded.table)}
+    identity: dict[str, object] = {"weights": loaded.digest, "model": _plain(loaded.table)}
     if isinstance(loaded.backbone, ExternalModel):
         # The code of another library or of the user may change while the weights stay: what it computes tells.
         identity |= {"name": loaded.source, "probe": _rounded(columns(probe))}
-    return Subject(
-        name=name or called(loaded),
+    return FeatureExtractor(
+        name=name or display_name(loaded),
         columns=columns,
         parts=widths,
         blocks=blocks,
@@ -96,20 +115,20 @@ def subject_of(loaded: Pretrained, *, name: str | None = None) -> Subject:
     )
 
 
-def untrained_twin(loaded: Pretrained) -> Subject:
+def untrained_extractor(loaded: Pretrained) -> FeatureExtractor:
     """The same architecture with fresh weights. Raises `ConfigError` for models of other libraries."""
     backbone = loaded.untrained()
     digest = state_digest(backbone.state_dict())
     twin = replace(loaded, backbone=backbone, digest=digest, head=None, name="untrained backbone").to(loaded.device)
-    subject = subject_of(twin, name="untrained")
-    described = {key: value for key, value in subject.described.items() if key != "sha256"}
-    return replace(subject, described=described)
+    extractor = feature_extractor(twin, name="untrained")
+    described = {key: value for key, value in extractor.described.items() if key != "sha256"}
+    return replace(extractor, described=described)
 
 
-def raw_pixels(loaded: Pretrained) -> Subject:
+def raw_pixels(loaded: Pretrained) -> FeatureExtractor:
     """The images themselves, through the model's transform."""
     pixels = RawPixels()
-    return Subject(
+    return FeatureExtractor(
         name="raw pixels",
         columns=pixels,
         parts={"cls": 0},
@@ -121,6 +140,28 @@ def raw_pixels(loaded: Pretrained) -> Subject:
         device=loaded.device,
         channels=loaded.in_chans,
     )
+
+
+class RawPixels(nn.Module):
+    """Normalised images [B, C, H, W] to L2-normalised pixels [B, C*h*w].
+
+    Images whose longer side exceeds `max_size` are shrunk to it first, antialiased, which bounds the memory. The
+    channel normalisation is that of the transform before: cosine similarity needs pixels centred about zero, or
+    brightness decides alone (36 instead of 45 % on the same images).
+    """
+
+    def __init__(self, *, max_size: int = 32) -> None:
+        super().__init__()
+        self.max_size = max_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.float()
+        height, width = images.shape[-2:]
+        shrink = self.max_size / max(height, width)
+        if shrink < 1:
+            size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+            images = interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+        return normalize(images.flatten(1), dim=1)
 
 
 def with_size(loaded: Pretrained, *, resolution: int | None = None, resize: int | None = None) -> Pretrained:
@@ -180,6 +221,6 @@ def _rounded(columns: Tensor) -> str:
     return state_digest({"probe": (columns.float() / scale * 500).round().to(torch.int16).cpu()})
 
 
-def _plain(table: dict[str, Any]) -> dict[str, Any]:
+def _plain(table: Mapping[str, object]) -> dict[str, object]:
     plain = (str, int, float, bool)
     return {str(key): value if isinstance(value, plain) else str(value) for key, value in table.items()}

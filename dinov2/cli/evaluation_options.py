@@ -1,17 +1,17 @@
-"""What tasks of `dinov2 eval` share: groups of options, how a task runs, and how its figures are told.
+"""Shared by the tasks of `dinov2 eval`: groups of options, `--dry-run` and the run itself, and the lines of figures.
 
-A task adds the groups that it needs, so that an option reads the same in all of them; `inputs_of` turns the arguments
-of those groups into `Inputs`.
+A task adds the groups that it needs, so that an option reads the same in all of them.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from dinov2.cli.common import ExtractionProgress, add_compute_options, add_image_options, positive, say
 
 if TYPE_CHECKING:
-    from dinov2.apps.evaluation.session import Inputs
+    from dinov2.apps.evaluation.context import EvalConfig
     from dinov2.eval.result import Result
 
 __all__ = [
@@ -19,10 +19,7 @@ __all__ = [
     "add_labelled_sets",
     "add_model",
     "add_places",
-    "inputs_of",
-    "measured",
-    "method_options",
-    "only_planned",
+    "run_task",
     "say_figures",
     "say_where",
 ]
@@ -32,7 +29,7 @@ _MODEL_HELP = (
     "or a model of another library: timm:NAME, hf:ID, module:function"
 )
 
-_Found = TypeVar("_Found")
+_Report = TypeVar("_Report")
 
 
 def add_model(parser: argparse.ArgumentParser, *, several: bool = False, features: bool = False) -> None:
@@ -79,11 +76,6 @@ def add_labelled_sets(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def method_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
-    """Where a task adds the options that are its own."""
-    return parser.add_argument_group("the method")
-
-
 def add_encoding(parser: argparse.ArgumentParser) -> None:
     """How images go through the model: their size, the batch, the device, the precision."""
     group = parser.add_argument_group("how images go through the model")
@@ -127,39 +119,21 @@ def add_places(parser: argparse.ArgumentParser, *, task: str) -> None:
     )
 
 
-def inputs_of(arguments: argparse.Namespace, **rest: Any) -> "Inputs":
-    """The arguments of a command line as `Inputs`; of several models the first."""
-    from dataclasses import fields
-
-    from dinov2.apps.evaluation.session import Inputs
-
-    known = {field.name for field in fields(Inputs)}
-    given = {name: value for name, value in vars(arguments).items() if name in known}
-    if "models" in arguments:
-        given["model"] = arguments.models[0]
-    elif arguments.model is None:
-        if not arguments.features:
-            arguments.parser.error("the following arguments are required: --model, or --features")
-        given["model"] = ""
-    return Inputs(**{**given, "use_cache": not arguments.no_cache, "say": say, **rest})
-
-
-def only_planned(arguments: argparse.Namespace, plan: "Callable[[Inputs], Sequence[str]]") -> bool:
-    """Whether `--dry-run` was given; the lines of the plan are said then."""
-    if not arguments.dry_run:
-        return False
-    for line in plan(inputs_of(arguments)):
-        say(line)
-    return True
-
-
-def measured(arguments: argparse.Namespace, evaluate: "Callable[[Inputs], _Found]") -> "_Found | None":
-    """What an evaluation found; None in a process that leaves the telling to another."""
+def run_task(
+    arguments: argparse.Namespace,
+    plan: "Callable[[EvalConfig], Sequence[str]]",
+    evaluate: "Callable[[EvalConfig], _Report]",
+) -> "_Report | None":
+    """The report of an evaluation; None where `--dry-run` shows the plan, or another process speaks."""
+    if arguments.dry_run:
+        for line in plan(_config(arguments)):
+            say(line)
+        return None
     from dinov2.distributed import is_main_process
 
     with ExtractionProgress() as progress:
-        found = evaluate(inputs_of(arguments, progress=progress))
-    return found if is_main_process() else None
+        report = evaluate(replace(_config(arguments), progress=progress))
+    return report if is_main_process() else None
 
 
 def say_figures(figures: "Sequence[tuple[str, Result]]") -> None:
@@ -184,3 +158,18 @@ def say_where(rows: "Sequence[Result]", unreadable: Sequence[tuple[str, str]], *
         say(f"{len(unreadable)} images could not be read and were left out, the first: {unreadable[0][1]}")
     for place in places:
         say(place)
+
+
+def _config(arguments: argparse.Namespace) -> "EvalConfig":
+    """The arguments of a command line as `EvalConfig`; of several models the first."""
+    from dinov2.apps.evaluation.context import EvalConfig
+
+    names = {field.name for field in fields(EvalConfig)}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    if "models" in arguments:
+        given["model"] = arguments.models[0]
+    elif arguments.model is None:
+        if not arguments.features:
+            arguments.parser.error("the following arguments are required: --model, or --features")
+        given["model"] = ""
+    return EvalConfig(**{**given, "use_cache": not arguments.no_cache, "say": say})

@@ -8,16 +8,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dinov2.apps.evaluation.datasets import NamedSet
+from dinov2.apps.evaluation.datasets import LabelledDataset
+from dinov2.apps.evaluation.extractors import FeatureExtractor
 from dinov2.apps.evaluation.features import FeatureCache
 from dinov2.apps.evaluation.stored import StoredCache
-from dinov2.apps.evaluation.subjects import Subject
 from dinov2.checkpoints.files import read_file
 from dinov2.checkpoints.heads import head_from_state
 from dinov2.checkpoints.locate import ShowProgress, locate_checkpoint
@@ -64,13 +63,14 @@ def attach_head(
     return HeadFile(Path(str(source)).name, digest_of_files([path]))
 
 
-def head_parts(head: LinearHead, subject: Subject) -> tuple[str, ...]:
+def head_parts(head: LinearHead, extractor: FeatureExtractor) -> tuple[str, ...]:
     """The columns that a classifier reads. Raises `WeightsError` when the model does not show enough blocks."""
     if head.layers == 1:
         return ("cls", "mean")
-    if subject.blocks < head.layers:
+    if extractor.blocks < head.layers:
         raise WeightsError(
-            f"the classifier reads {head.layers} blocks, but {subject.name} shows {subject.blocks}; give a 1-layer one"
+            f"the classifier reads {head.layers} blocks, but {extractor.name} shows {extractor.blocks}; give a 1-layer "
+            "one"
         )
     return ("earlier", "cls", "mean")
 
@@ -141,12 +141,12 @@ def _n_classes(val: Features) -> int:
 
 def score_head_on(
     loaded: Pretrained,
-    subject: Subject,
-    sets: Sequence[NamedSet],
-    bank: FeatureCache | StoredCache,
+    extractor: FeatureExtractor,
+    sets: Sequence[LabelledDataset],
+    cache: FeatureCache | StoredCache,
     *,
     mappings: Sequence[Tensor | None] = (),
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> dict[str, Evaluation]:
     """The loaded model's own classifier on each data set, by its name; `settings` join those of the rows.
 
@@ -157,20 +157,15 @@ def score_head_on(
             f"{loaded.source} holds a backbone without a classifier; give a --train-dataset to train one, a model such "
             "as dinov2_vits14_lc, or a --classifier-fpath"
         )
-    parts = head_parts(loaded.head, subject)
+    parts = head_parts(loaded.head, extractor)
     chosen = [*mappings, *[None] * (len(sets) - len(mappings))]
     found = {}
     for one, mapping in zip(sets, chosen, strict=True):
         evaluation = score_head(
             loaded.head,
-            mapped(bank.features(subject, one, parts=parts), mapping),
+            mapped(cache.features(extractor, one, parts=parts), mapping),
             settings=settings,
-            provenance={
-                "dataset": one.name,
-                "model": subject.described,
-                "transform": subject.transform.describe(),
-                "precision": subject.precision,
-            },
+            provenance=extractor.provenance(one.name),
         )
         found[one.name] = evaluation
     return found

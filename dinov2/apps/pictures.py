@@ -1,8 +1,9 @@
-"""Pictures of what a model sees, drawn while it trains: patch features as colours, always of the same images."""
+"""Patch features of the teacher as colours, drawn during training, always of the same images."""
 
 from dinov2.data.datasets.base import ImageDataset
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.errors import DataError
+from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.report.pictures import write_pca_strip
 from dinov2.train.setup import Training
 from dinov2.train.train import Evaluate
@@ -15,7 +16,7 @@ _GRID = 16
 
 
 def picture_evaluation(dataset: ImageDataset | None = None, *, n_images: int = _IMAGES) -> Evaluate:
-    """Draws PCA maps of the teacher's patch features into the run's `report_data/`.
+    """Draw PCA maps of the teacher's patch features into the run's `report_data/`.
 
     The images are spread evenly over `dataset` (the training images when None); unreadable ones are left out.
     """
@@ -33,6 +34,7 @@ def picture_evaluation(dataset: ImageDataset | None = None, *, n_images: int = _
         side = max(cfg.crops.global_crops_size, _GRID * cfg.student.patch_size)
         transform = EvalTransform(crop_size=side, resize_size=side, mean=cfg.crops.mean, std=cfg.crops.std)
         backbone = training.objective.teacher["backbone"]
+        assert isinstance(backbone, DinoVisionTransformer)
         write_pca_strip(training.run.path, iteration, backbone, tensors, transform, device=training.device)
 
     return evaluate

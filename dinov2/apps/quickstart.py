@@ -22,7 +22,7 @@ from dinov2.eval.result import environment
 from dinov2.eval.setup import eval_transform_for
 from dinov2.models import build_model_from_cfg
 from dinov2.pretrained import load
-from dinov2.report.pictures import neighbour_gallery, write_gallery
+from dinov2.report.pictures import write_gallery
 from dinov2.report.training import write_report
 from dinov2.whole_files import write_json
 
@@ -99,5 +99,4 @@ def _write_gallery(folder: Path, backbone: Any, cfg: Config, train: ImageDataset
         )
         for dataset in (train, val)
     ]
-    gallery = neighbour_gallery(*features, train_image=train.get_tensor, val_image=val.get_tensor)
-    write_gallery(folder, gallery)
+    write_gallery(folder, *features, train_image=train.get_tensor, val_image=val.get_tensor)

@@ -427,36 +427,33 @@ def _as_json(
     block: int,
 ) -> dict[str, object]:
     """Everything that was measured, in plain values."""
+
+    def described(view: PatchView, model: PageModel) -> dict[str, object]:
+        shares = None if view.shares is None else dict(zip(("cls", "registers", "patches"), view.shares, strict=True))
+        share = high_norm_share(view.norms, model.norm_threshold)
+        return {"grid": list(view.grid), "high_norm_share": share, "attention_of_cls": shares}
+
     return {
         "models": [
             {
-                "name": model.name,
-                "source": one.source,
-                "sha256": one.digest,
+                "name": drawn.name,
+                "source": model.source,
+                "sha256": model.digest,
                 "block": block,
-                "patch_size": one.patch_size,
-                "stride": one.stride,
-                "pca_explained": model.basis.explained.tolist(),
-                "norms": model.norm_kind,
-                "high_norm_threshold": model.norm_threshold,
+                "patch_size": model.patch_size,
+                "stride": model.stride,
+                "pca_explained": drawn.basis.explained.tolist(),
+                "norms": drawn.norm_kind,
+                "high_norm_threshold": drawn.norm_threshold,
                 "high_norm_share": share,
             }
-            for one, model, share in zip(loaded, models, report.high_norm_shares, strict=True)
+            for model, drawn, share in zip(loaded, models, report.high_norm_shares, strict=True)
         ],
         "images": [
             {
                 "name": image.name,
                 "size": list(image.size),
-                "views": [
-                    {
-                        "grid": list(view.grid),
-                        "high_norm_share": high_norm_share(view.norms, model.norm_threshold),
-                        "attention_of_cls": None
-                        if view.shares is None
-                        else dict(zip(("cls", "registers", "patches"), view.shares, strict=True)),
-                    }
-                    for view, model in zip(image.views, models, strict=True)
-                ],
+                "views": [described(view, model) for view, model in zip(image.views, models, strict=True)],
             }
             for image in images
         ],

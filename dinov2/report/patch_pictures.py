@@ -4,7 +4,7 @@ A row of a sheet is the image, then the map of each model, so that two models st
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,20 +56,20 @@ def write_pictures(
     views hold its attention. `moving` makes one GIF of each kind instead of one file an image.
     """
     stems = _stems(images)
-    draw = _drawers(images, models, place)
+    scales = [_scale(images, m, place) for m in range(len(models))]
     files: list[Path] = []
     for kind in maps:
-        if kind not in draw or (kind == "attention" and images[0].views[0].attention is None and len(models) == 1):
+        if kind == "matches" or (kind == "attention" and images[0].views[0].attention is None and len(models) == 1):
             continue
+        rows = [_row(kind, image, models, scales, is_first=i == 0) for i, image in enumerate(images)]
         if moving:
             files.append(folder / f"{kind}.gif")
-            write_gif(files[-1], [_moving_frame(draw[kind](i)) for i in range(len(images))])
+            write_gif(files[-1], [_moving_frame(row) for row in rows])
             continue
-        for i, stem in enumerate(stems):
-            cells = draw[kind](i)
+        for i, (stem, row) in enumerate(zip(stems, rows, strict=True)):
             files.append(folder / f"{stem}_{kind}.png")
-            sheet(cells, columns=len(cells)).save(files[-1])
-            if kind == "attention" and len(cells) > 1:
+            sheet(row, columns=len(row)).save(files[-1])
+            if kind == "attention" and len(row) > 1:
                 files.append(folder / f"{stem}_attention_heads.png")
                 _heads_sheet(images[i], models, has_point=has_point and i == 0).save(files[-1])
     for pair in matches:
@@ -93,84 +93,57 @@ def _stems(images: Sequence[PageImage]) -> list[str]:
     return stems
 
 
-def _drawers(
-    images: Sequence[PageImage], models: Sequence[PageModel], place: tuple[float, float]
-) -> dict[str, Callable[[int], list[Cell]]]:
-    """For each kind of map the function that draws it of image i, on scales that all images share."""
-    queries, ranges = [], []
-    for m in range(len(models)):
-        views = [image.views[m] for image in images]
-        cell = patch_at(*place, size=(1, 1), grid=views[0].grid)
-        features = views[0].patches[cell]
-        similar = torch.cat([similarity_map(view.patches, features).flatten() for view in views])
-        queries.append(_Query(features, cell, _quantile(similar, 0.02)))
-        norms = torch.cat([view.norms.flatten() for view in views])
-        ranges.append((float(norms.min()), float(norms.max())))
-    return {
-        "pca": lambda i: _pca_cells(images[i], models),
-        "attention": lambda i: _attention_cells(images[i], models),
-        "similarity": lambda i: _similarity_cells(images[i], models, queries, is_first=i == 0),
-        "norm": lambda i: _norm_cells(images[i], models, ranges),
-    }
+class _Scale(NamedTuple):
+    """The chosen patch and the ends of the palette, as one model sees them in all images."""
 
-
-class _Query(NamedTuple):
-    """The chosen patch, as one model sees it."""
-
-    features: Tensor
-    """[D]."""
+    query: Tensor
+    """[D]: features of the chosen patch."""
     cell: tuple[int, int]
-    """Row and column in its image."""
-    low: float
-    """Similarity at the dark end of the palette; the light end is 1."""
+    """Row and column of that patch in the first image."""
+    lowest_similarity: float
+    """At the dark end of the palette; the light end is 1."""
+    norms: tuple[float, float]
 
 
-def _pca_cells(image: PageImage, models: Sequence[PageModel]) -> list[Cell]:
-    """The image and its principal components."""
-    cells = [Cell(image.picture, image.name)]
-    for model, view in zip(models, image.views, strict=True):
-        share = 100 * float(model.basis.explained[:3].sum())
-        kind = "foreground: " if model.basis.foreground else ""
-        caption = f"{kind}three components, {share:.0f} % of the variance"
-        cells.append(Cell(pca_picture(image.picture, view.patches, model.basis), _by(model, models, caption)))
-    return cells
+def _scale(images: Sequence[PageImage], m: int, place: tuple[float, float]) -> _Scale:
+    views = [image.views[m] for image in images]
+    cell = patch_at(*place, size=(1, 1), grid=views[0].grid)
+    query = views[0].patches[cell]
+    similar = torch.cat([similarity_map(view.patches, query).flatten() for view in views])
+    norms = torch.cat([view.norms.flatten() for view in views])
+    return _Scale(query, cell, _quantile(similar, 0.02), (float(norms.min()), float(norms.max())))
 
 
-def _similarity_cells(
-    image: PageImage, models: Sequence[PageModel], queries: Sequence[_Query], *, is_first: bool
+def _row(
+    kind: str, image: PageImage, models: Sequence[PageModel], scales: Sequence[_Scale], *, is_first: bool
 ) -> list[Cell]:
-    """The image, marked where the query was taken if that is here, and its similarity to the query."""
-    grid = image.views[0].grid
-    picture = marked(image.picture, queries[0].cell, grid) if is_first else image.picture
+    """The image, then its map by each model; models that show no attention are left out of such maps."""
+    chosen = kind == "similarity" and is_first
+    picture = marked(image.picture, scales[0].cell, image.views[0].grid) if chosen else image.picture
     cells = [Cell(picture, image.name)]
-    for model, view, query in zip(models, image.views, queries, strict=True):
-        values = similarity_map(view.patches, query.features)
-        caption = _by(model, models, "cosine with the framed patch" + ("" if is_first else " of the first image"))
-        drawn = overlay(image.picture, colour_map(values, query.low, 1.0), opacity=0.85)
-        cells.append(Cell(drawn, caption, (f"{query.low:.2f}", "1")))
-    return cells
-
-
-def _norm_cells(image: PageImage, models: Sequence[PageModel], ranges: Sequence[tuple[float, float]]) -> list[Cell]:
-    """The image and the norms of its patches, on the scale of `ranges`, one a model."""
-    cells = [Cell(image.picture, image.name)]
-    for model, view, (low, high) in zip(models, image.views, ranges, strict=True):
-        share = 100 * high_norm_share(view.norms, model.norm_threshold)
-        caption = f"norm {model.norm_kind}; {share:.1f} % above {model.norm_threshold:.4g}"
-        drawn = overlay(image.picture, colour_map(view.norms, low, high), opacity=0.85)
-        cells.append(Cell(drawn, _by(model, models, caption), (f"{low:.4g}", f"{high:.4g}")))
-    return cells
-
-
-def _attention_cells(image: PageImage, models: Sequence[PageModel]) -> list[Cell]:
-    """The image and the attention of the class token, averaged over heads; models that show none are left out."""
-    cells = [Cell(image.picture, image.name)]
-    for model, view in zip(models, image.views, strict=True):
-        if view.attention is not None and view.shares is not None:
+    for model, view, scale in zip(models, image.views, scales, strict=True):
+        if kind == "pca":
+            share = 100 * float(model.basis.explained[:3].sum())
+            caption = (
+                f"{'foreground: ' if model.basis.foreground else ''}three components, {share:.0f} % of the variance"
+            )
+            cells.append(Cell(pca_picture(image.picture, view.patches, model.basis), _by(model, models, caption)))
+        elif kind == "similarity":
+            values = similarity_map(view.patches, scale.query)
+            caption = "cosine with the framed patch" + ("" if is_first else " of the first image")
+            words, ends = (f"{scale.lowest_similarity:.2f}", "1"), (scale.lowest_similarity, 1.0)
+            cells.append(_map_cell(image, values, ends, _by(model, models, caption), words))
+        elif kind == "norm":
+            low, high = scale.norms
+            share = 100 * high_norm_share(view.norms, model.norm_threshold)
+            caption = f"norm {model.norm_kind}; {share:.1f} % above {model.norm_threshold:.4g}"
+            words = (f"{low:.4g}", f"{high:.4g}")
+            cells.append(_map_cell(image, view.norms, scale.norms, _by(model, models, caption), words))
+        elif view.attention is not None and view.shares is not None:
             itself, registers, _ = (100 * share for share in view.shares)
-            rest = f"; {itself:.0f} % to itself"
-            rest += f", {registers:.0f} % to registers" if model.num_register_tokens else ""
-            cells.append(_attention(image, view.attention[0].mean(dim=0), _by(model, models, f"class token{rest}")))
+            caption = f"class token; {itself:.0f} % to itself"
+            caption += f", {registers:.0f} % to registers" if model.num_register_tokens else ""
+            cells.append(_attention_cell(image, view.attention[0].mean(dim=0), _by(model, models, caption)))
     return cells
 
 
@@ -188,7 +161,7 @@ def _heads_sheet(image: PageImage, models: Sequence[PageModel], *, has_point: bo
         maps += [(f"register {r}, mean", view.attention[1 + r].mean(dim=0)) for r in range(n_registers)]
         if has_point:
             maps.append(("chosen patch, mean", view.attention[-1].mean(dim=0)))
-        cells += [_attention(small, values, _by(model, models, name)) for name, values in maps]
+        cells += [_attention_cell(small, values, _by(model, models, name)) for name, values in maps]
     return sheet(cells, columns=min(len(cells), 4))
 
 
@@ -206,11 +179,16 @@ def _moving_frame(cells: Sequence[Cell], *, longest: int = 320) -> Image.Image:
     return frame
 
 
-def _attention(image: PageImage, values: Tensor, caption: str) -> Cell:
+def _attention_cell(image: PageImage, values: Tensor, caption: str) -> Cell:
     # Up to the 99.5th percentile: a single spike would leave everything else black.
     high = _quantile(values.flatten(), 0.995)
-    drawn = overlay(image.picture, colour_map(values, 0.0, high), opacity=0.85)
-    return Cell(drawn, caption, ("0", f"{100 * high:.2g} %"))
+    return _map_cell(image, values, (0.0, high), caption, ("0", f"{100 * high:.2g} %"))
+
+
+def _map_cell(
+    image: PageImage, values: Tensor, ends: tuple[float, float], caption: str, words: tuple[str, str]
+) -> Cell:
+    return Cell(overlay(image.picture, colour_map(values, *ends), opacity=0.85), caption, words)
 
 
 def _by(model: PageModel, models: Sequence[PageModel], caption: str) -> str:

@@ -10,7 +10,7 @@ from dinov2.encode.stream import Features
 from dinov2.errors import DataError
 from dinov2.eval.result import Result, write_results
 from dinov2.report import write_report
-from dinov2.report.pictures import neighbour_gallery, write_gallery
+from dinov2.report.pictures import write_gallery
 from dinov2.report.run_record import read_run
 
 VOID = {"meta", "link", "img"}
@@ -97,11 +97,11 @@ def run(tmp_path):
     )
     features = Features(torch.eye(3), torch.tensor([0, 1, 2]), ("<cat>", "dog", "bird"))
     picture = torch.zeros(3, 4, 4, dtype=torch.uint8)
-    gallery = neighbour_gallery(features, features, train_image=lambda i: picture, val_image=lambda i: picture, k=2)
-    write_gallery(folder, gallery)
+    write_gallery(folder, features, features, train_image=lambda i: picture, val_image=lambda i: picture, k=2)
+    png = (folder / "report_data" / "neighbours" / "query_0.png").read_bytes()
     (folder / "report_data" / "pca").mkdir()
     for name in ("step_9", "step_99", "images"):
-        (folder / "report_data" / "pca" / f"{name}.png").write_bytes(gallery[0].query.png)
+        (folder / "report_data" / "pca" / f"{name}.png").write_bytes(png)
     return folder
 
 

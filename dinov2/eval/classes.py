@@ -16,7 +16,7 @@ from dinov2.errors import DataError
 from dinov2.eval.metrics import renumber_labels
 from dinov2.eval.outcome import Outcome
 
-__all__ = ["Answers", "Classification", "KnowsClasses", "class_numbers", "few_shot_rows", "match_classes"]
+__all__ = ["Answers", "Classification", "class_numbers", "few_shot_rows", "match_classes"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Classification:
         return {"n_classes": self.n_classes, "n_answers": len(self.answers)}
 
 
-class KnowsClasses(Protocol):
+class _KnowsClasses(Protocol):
     """What tells which class is which; `Features` and data sets do."""
 
     @property
@@ -83,7 +83,7 @@ class KnowsClasses(Protocol):
     def class_names(self) -> tuple[str, ...] | None: ...
 
 
-def class_numbers(train: KnowsClasses, val: KnowsClasses) -> Tensor | None:  # int64 [C_val]
+def class_numbers(train: _KnowsClasses, val: _KnowsClasses) -> Tensor | None:  # int64 [C_val]
     """The training label of each class of `val`, -1 for none; None where labels mean the same, or nothing tells."""
     for known, own in ((train.class_ids, val.class_ids), (train.class_names, val.class_names)):
         if known is not None and own is not None:

@@ -15,8 +15,14 @@ import torch
 from torch import Tensor
 
 from dinov2.errors import DataError
-from dinov2.eval.intervals import Estimate, bootstrap_interval, bootstrap_statistic, mcnemar_p_value
-from dinov2.eval.metrics import per_class_means, voted_ranks
+from dinov2.eval.metrics import (
+    Estimate,
+    bootstrap_interval,
+    bootstrap_statistic,
+    mcnemar_p_value,
+    per_class_means,
+    voted_ranks,
+)
 
 __all__ = [
     "Bins",

@@ -1,6 +1,10 @@
-"""Accuracies from scores and targets, and the corruption errors of ImageNet-C.
+"""Accuracies from scores and targets, the corruption errors of ImageNet-C, and intervals of figures.
 
-Figures are fractions. Of equal scores the lower class stands first, and a score that is not finite never counts as a
+Figures are fractions. 95 % intervals follow one rule for each kind of figure: a mean over images is resampled
+(percentile bootstrap), the mean over classes within each class, and a mean over few-shot draws has Student's interval,
+because the spread over draws is larger than that of the images.
+
+Of equal scores the lower class stands first, and a score that is not finite never counts as a
 hit. The public release leaves ties to the sorting routine and its averages over classes to a library whose meaning
 changed with its version, so `mean_per_class_accuracy` names the two readings.
 
@@ -9,10 +13,12 @@ mean over the 15 corruptions, and 1 for AlexNet. Hendrycks and Dietterich 2019, 
 to Common Corruptions and Perturbations".
 """
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,9 +26,17 @@ from dinov2.errors import DataError
 
 __all__ = [
     "ALEXNET_ERRORS",
+    "CorruptionErrors",
+    "Estimate",
     "best_ranks",
+    "bootstrap_interval",
+    "bootstrap_statistic",
     "corruption_error",
+    "corruption_errors",
     "errors_by_part",
+    "holm",
+    "mcnemar_p_value",
+    "mean_interval",
     "mean_per_class_accuracy",
     "per_class_means",
     "real_accuracy",
@@ -33,7 +47,17 @@ __all__ = [
     "voted_ranks",
 ]
 
+_Z_95 = 1.959963984540054
+
+# 97.5 % points of Student's t for 1, 2, ... 20 degrees of freedom.
+_T_95 = (
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
+    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
+)
+
+_FEW = 32  # distinct values up to which counts are drawn
 _N_SEVERITIES = 5
+_ALEXNET_CLEAN_ERROR = 0.4345  # AlexNet's top-1 error on the clean validation images, to four digits
 
 ALEXNET_ERRORS: Mapping[str, float] = {
     "gaussian_noise": 0.886428,
@@ -173,6 +197,44 @@ def renumber_labels(labels: Tensor, numbers: Tensor) -> Tensor:  # int64 any sha
     return torch.where(labels >= 0, numbers.to(labels.device)[labels.clamp_min(0)], -1)
 
 
+class CorruptionErrors(NamedTuple):
+    """The figures of one model over the 15 corruptions, fractions."""
+
+    mean_error: float
+    """Mean top-1 error over corruptions and severities, compared with nobody."""
+    mce: float
+    """Mean corruption error, 1 for AlexNet."""
+    relative_mce: float | None
+    """The same of the excess over the error on clean images, 1 for AlexNet; None where that error is not given."""
+
+
+def corruption_errors(
+    errors: Mapping[str, Sequence[float]], *, clean_error: float | None = None
+) -> CorruptionErrors:  # corruption -> top-1 error by severity
+    """The figures from top-1 errors (fractions) at the five severities of each corruption.
+
+    Corruptions beyond the benchmark's 15 are left aside. Raises DataError when a corruption or a severity is missing,
+    because a mean over fewer would pass for the real one.
+    """
+    missing = [name for name in ALEXNET_ERRORS if name not in errors]
+    if missing:
+        raise DataError(f"the mean corruption error needs 15 corruptions; {len(missing)} lack: {', '.join(missing)}")
+    for name in ALEXNET_ERRORS:
+        if len(errors[name]) != _N_SEVERITIES or not all(0 <= error <= 1 for error in errors[name]):
+            raise DataError(
+                f"{name} has {len(errors[name])} errors ({', '.join(f'{error:g}' for error in errors[name])}); "
+                f"give the {_N_SEVERITIES} of its severities as fractions"
+            )
+    means = {name: statistics.fmean(errors[name]) for name in ALEXNET_ERRORS}
+    mce = statistics.fmean(means[name] / alexnet for name, alexnet in ALEXNET_ERRORS.items())
+    relative = None
+    if clean_error is not None:
+        relative = statistics.fmean(
+            (means[name] - clean_error) / (alexnet - _ALEXNET_CLEAN_ERROR) for name, alexnet in ALEXNET_ERRORS.items()
+        )
+    return CorruptionErrors(statistics.fmean(means.values()), mce, relative)
+
+
 def corruption_error(corruption: str, errors: Sequence[float]) -> float | None:
     """CE of one corruption from its top-1 errors at the five severities; None where AlexNet's errors are not known."""
     if corruption not in ALEXNET_ERRORS or len(errors) != _N_SEVERITIES:
@@ -201,6 +263,127 @@ def errors_by_part(
     for (name, _), error in zip(parts, (sums / counts).tolist(), strict=True):
         found.setdefault(name, []).append(error)
     return found
+
+
+class Estimate(NamedTuple):
+    """A figure and its 95 % interval, as fractions."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of a few repetitions, by Student's t. Raises `DataError` for fewer than two."""
+    if len(values) < 2:
+        raise DataError(f"the spread of repetitions needs at least two of them, got {len(values)}")
+    freedom = len(values) - 1
+    t = _T_95[freedom - 1] if freedom <= len(_T_95) else _Z_95 + (_Z_95**3 + _Z_95) / (4 * freedom)
+    half = t * statistics.stdev(values) / math.sqrt(len(values))
+    middle = statistics.fmean(values)
+    return middle - half, middle + half
+
+
+def bootstrap_interval(
+    per_sample: Tensor,  # [S], for example hits
+    *,
+    n_resamples: int = 10_000,
+    level: float = 0.95,
+    groups: Tensor | None = None,  # int64 [S]
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of the mean over resampled samples.
+
+    With `groups` (class numbers) every group is resampled on its own and the mean is that of the group means, which is
+    the interval of `mean_per_class_accuracy`. Raises DataError when there is no sample.
+    """
+    if per_sample.numel() == 0:
+        raise DataError("an interval needs at least one sample, got none")
+    values = per_sample.detach().double().cpu().numpy()
+    generator = np.random.default_rng(seed)
+    if groups is None:
+        means = _resampled_means(values, n_resamples, generator)
+    else:
+        members = _members(groups)
+        means = np.zeros(n_resamples)
+        for rows in members:
+            means += _resampled_means(values[rows], n_resamples, generator) / len(members)
+    return _percentiles(means, level)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[Tensor], float],  # of row numbers int64 [S]
+    n: int,
+    *,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    groups: Tensor | None = None,  # int64 [n]
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of a figure that is no mean, such as a calibration error.
+
+    `statistic` computes the figure from the numbers of resampled rows, and is called once a resample. With `groups`
+    every group is resampled on its own. Raises DataError when there is no sample.
+    """
+    if n <= 0:
+        raise DataError("an interval needs at least one sample, got none")
+    generator = np.random.default_rng(seed)
+    members = [np.arange(n)] if groups is None else _members(groups)
+    found = np.empty(n_resamples)
+    for number in range(n_resamples):
+        rows = [part[generator.integers(len(part), size=len(part))] for part in members]
+        found[number] = statistic(torch.from_numpy(np.concatenate(rows)))
+    return _percentiles(found, level)
+
+
+def mcnemar_p_value(only_first: int, only_second: int) -> float:
+    """Two-sided probability of a split this uneven or more among images that one model alone has right."""
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    counts = torch.arange(fewer + 1, dtype=torch.float64)
+    log_n = math.lgamma(n + 1)
+    log_terms = log_n - torch.lgamma(counts + 1) - torch.lgamma(n - counts + 1) - n * math.log(2)
+    return min(1.0, 2 * float(log_terms.exp().sum()))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several comparisons, raised so that all of them together keep their error (Holm 1979)."""
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - position) * p_values[index]))
+        adjusted[index] = least
+    return adjusted
+
+
+def _members(groups: Tensor) -> list[np.ndarray]:
+    """Row numbers of each group, groups ascending."""
+    numbers = groups.cpu().numpy()
+    order = np.argsort(numbers, kind="stable")
+    _, firsts = np.unique(numbers[order], return_index=True)
+    return np.split(order, firsts[1:])
+
+
+def _resampled_means(values: np.ndarray, n_resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Means [n_resamples] of resamples of values [S].
+
+    A resample of n samples that take few distinct values is a multinomial count of these values: the same distribution
+    as drawing samples one by one, at a thousandth of the cost.
+    """
+    n = len(values)
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= _FEW:
+        return generator.multinomial(n, counts / n, size=n_resamples) @ distinct / n
+    at_once = max(1, 4_000_000 // n)  # bounds the row numbers to 16 MB
+    means = np.empty(n_resamples)
+    for first in range(0, n_resamples, at_once):
+        part = means[first : first + at_once]
+        part[:] = values[generator.integers(n, size=(len(part), n), dtype=np.int32)].mean(axis=1)
+    return means
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _check(scores: Tensor, targets: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.intervals import bootstrap_interval
+from dinov2.eval.metrics import bootstrap_interval
 from dinov2.eval.result import Result
 
 __all__ = [

@@ -7,7 +7,7 @@ All accuracies are in percent. Beside top-1 and top-5 a test set may ask for mor
     CE fog, ...                 the mean over five severities by AlexNet's, where that is known
     mCE, mean error             over the 15 corruptions, where all were scored
 
-Intervals are those of `dinov2.eval.intervals`, the same for a figure whatever the classifier and the command. Corrupted
+Intervals are those of `dinov2.eval.metrics`, the same for a figure whatever the classifier and the command. Corrupted
 copies of one image err together, so that their means get no interval.
 """
 
@@ -18,19 +18,21 @@ from typing import NamedTuple, TypedDict
 from torch import Tensor
 
 from dinov2.eval.classes import Answers, Classification
-from dinov2.eval.intervals import bootstrap_interval, mean_interval
 from dinov2.eval.metrics import (
     ALEXNET_ERRORS,
     best_ranks,
+    bootstrap_interval,
     corruption_error,
+    corruption_errors,
     errors_by_part,
+    mean_interval,
     per_class_means,
     voted_ranks,
 )
 from dinov2.eval.outcome import Outcome
 from dinov2.eval.result import Result
 
-__all__ = ["Percentage", "Provenance", "Ranks", "figures_from_ranks", "image_ranks", "rows_from_tries", "score_answers"]
+__all__ = ["Provenance", "Ranks", "figures_from_ranks", "image_ranks", "rows_from_tries", "score_answers"]
 
 
 class Provenance(TypedDict, total=False):
@@ -43,7 +45,7 @@ class Provenance(TypedDict, total=False):
     precision: str
 
 
-class Percentage(NamedTuple):
+class _Percentage(NamedTuple):
     """A figure in percent."""
 
     value: float
@@ -67,14 +69,14 @@ def image_ranks(probabilities: Tensor, targets: Tensor, label_sets: Tensor | Non
     return Ranks(target, target if label_sets is None else best_ranks(probabilities, label_sets))
 
 
-def figures_from_ranks(ranks: Ranks, answers: Answers, *, per_class: bool = False) -> dict[str, Percentage]:
+def figures_from_ranks(ranks: Ranks, answers: Answers, *, per_class: bool = False) -> dict[str, _Percentage]:
     """Every figure that needs no more than ranks, by its metric; with `per_class` the mean over classes too."""
     figures = {f"top-{k}": _share(ranks.target < min(k, len(answers))) for k in (1, 5)}
     known = answers.targets >= 0
     if per_class and bool(known.any()):
         hits, targets = (ranks.target == 0)[known], answers.targets[known]
         mean = float(per_class_means(hits, targets, n_classes=len(answers)).nanmean())
-        figures["mean-per-class"] = Percentage(
+        figures["mean-per-class"] = _Percentage(
             100 * mean, len(hits), _percent(bootstrap_interval(hits, groups=targets))
         )
     if answers.label_sets is not None and bool((labelled := (answers.label_sets >= 0).any(dim=1)).any()):
@@ -117,7 +119,7 @@ def score_answers(
 
 
 def rows_from_tries(
-    tries: Sequence[Mapping[str, Percentage]],
+    tries: Sequence[Mapping[str, _Percentage]],
     *,
     k: int,
     settings: Mapping[str, object],
@@ -154,8 +156,8 @@ def rows_from_tries(
     return rows
 
 
-def _share(hits: Tensor) -> Percentage:  # bool [n]
-    return Percentage(100 * int(hits.sum()) / len(hits), len(hits), _percent(bootstrap_interval(hits)))
+def _share(hits: Tensor) -> _Percentage:  # bool [n]
+    return _Percentage(100 * int(hits.sum()) / len(hits), len(hits), _percent(bootstrap_interval(hits)))
 
 
 def _percent(interval: tuple[float, float]) -> tuple[float, float]:
@@ -164,16 +166,15 @@ def _percent(interval: tuple[float, float]) -> tuple[float, float]:
 
 def _corruption_figures(
     hits: Tensor, part_numbers: Tensor, parts: tuple[tuple[str, int], ...]
-) -> dict[str, Percentage]:
+) -> dict[str, _Percentage]:
     errors = errors_by_part(hits, part_numbers, parts)  # of every part, or it raises
     figures = {f"error {name} {level}": _share(~hits[part_numbers == i]) for i, (name, level) in enumerate(parts)}
     relative = {name: ce for name, values in errors.items() if (ce := corruption_error(name, values)) is not None}
     for name, ce in relative.items():
         n = sum(figure.n for metric, figure in figures.items() if metric.startswith(f"error {name} "))
-        figures[f"CE {name}"] = Percentage(100 * ce, n, None)
+        figures[f"CE {name}"] = _Percentage(100 * ce, n, None)
     if all(name in relative for name in ALEXNET_ERRORS):
-        means = [statistics.fmean(errors[name]) for name in ALEXNET_ERRORS]
-        mce = statistics.fmean(relative[name] for name in ALEXNET_ERRORS)
-        figures["mCE"] = Percentage(100 * mce, len(hits), None)
-        figures["mean error"] = Percentage(100 * statistics.fmean(means), len(hits), None)
+        whole = corruption_errors(errors)
+        figures["mCE"] = _Percentage(100 * whole.mce, len(hits), None)
+        figures["mean error"] = _Percentage(100 * whole.mean_error, len(hits), None)
     return figures

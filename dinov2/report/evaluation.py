@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dinov2.eval.figures import Bins, Comparison
-from dinov2.eval.intervals import Estimate
+from dinov2.eval.metrics import Estimate
 from dinov2.eval.outcome import ClassRecall, Confused, Mistake
 from dinov2.report.render import percent, render
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinov2.errors import MissingDependency
-from dinov2.eval.intervals import Estimate
+from dinov2.eval.metrics import Estimate
 from dinov2.eval.result import now
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dinov2.eval.intervals import Estimate
+from dinov2.eval.metrics import Estimate
 from dinov2.report.neighbours import ShotRow
 from dinov2.report.render import render
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from dinov2.apps.evaluation.context import EvalConfig
-from dinov2.apps.evaluation.page import retrieval_record_of, write_retrieval_page
+from dinov2.apps.evaluation.page import _retrieval_record_of, write_retrieval_page
 from dinov2.apps.evaluation.retrieval import retrieval
 from dinov2.errors import ConfigError, DataError
 from dinov2.pretrained import load
@@ -86,7 +86,7 @@ def test_the_page_shows_what_is_nearest_without_the_query_and_marks_it_by_class(
     paths = sorted((here / "photos").rglob("*.png"))
     tokens = class_tokens(run, paths)
     similarities = (tokens @ tokens.T).fill_diagonal_(-2)
-    record = retrieval_record_of(report)
+    record = _retrieval_record_of(report)
     (group,) = record.groups
     assert [row.shots[0].title for row in group.rows] == [path.name for path in paths]
     for own, path, row in zip(similarities, paths, group.rows, strict=True):
@@ -102,7 +102,7 @@ def test_the_page_shows_what_is_nearest_without_the_query_and_marks_it_by_class(
 
 def test_of_many_queries_the_page_shows_some_and_the_hardest(run, here):
     report = retrieval(EvalConfig(model=run, output_dir="out"), query_dataset="toy:split=TRAIN:n=60")
-    some, hardest = retrieval_record_of(report).groups
+    some, hardest = _retrieval_record_of(report).groups
     assert len(some.rows) == len(hardest.rows) == 10
     precisions = [int(row.remark.split()[2]) for row in hardest.rows]
     assert precisions == sorted(precisions)
@@ -120,10 +120,10 @@ def test_the_page_of_a_benchmark_leaves_junk_out_and_shows_the_query_s_box(run, 
         "gnd": [{"bbx": [0, 0, 20, 40], "easy": [3], "hard": [5], "junk": [0, 1]}],
     }
     (here / "gnd_tiny.pkl").write_bytes(pickle.dumps(truth))
-    record = retrieval_record_of(retrieval(EvalConfig(model=run), ground_truth="gnd_tiny.pkl", images="images"))
+    record = _retrieval_record_of(retrieval(EvalConfig(model=run), ground_truth="gnd_tiny.pkl", images="images"))
     assert list(record.figures) == ["easy", "medium", "hard"]
     ((query, *found),) = [row.shots for row in record.groups[0].rows]
-    assert Image.open(io.BytesIO(query.jpeg)).size == (20, 40)
+    assert Image.open(io.BytesIO(query.picture)).size == (20, 40)
     assert {shot.name for shot in found} == {f"00{number}.png" for number in (2, 3, 4, 5, 6)}
     assert {shot.name for shot in found if shot.kind == "right"} == {"003.png", "005.png"}
 

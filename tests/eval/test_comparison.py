@@ -8,7 +8,7 @@ import torch
 
 from dinov2.errors import DataError
 from dinov2.eval.figures import compare
-from dinov2.eval.intervals import bootstrap_interval, holm, mcnemar_p_value
+from dinov2.eval.metrics import bootstrap_interval, holm, mcnemar_p_value
 from dinov2.eval.outcome import Outcome
 
 

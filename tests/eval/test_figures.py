@@ -11,8 +11,7 @@ from dinov2.eval.figures import (
     expected_calibration_error,
     sample_records,
 )
-from dinov2.eval.intervals import bootstrap_statistic
-from dinov2.eval.metrics import target_ranks
+from dinov2.eval.metrics import bootstrap_statistic, target_ranks
 
 scipy_stats = pytest.importorskip("scipy.stats")
 sklearn_metrics = pytest.importorskip("sklearn.metrics")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dinov2.errors import DataError
-from dinov2.eval.intervals import bootstrap_interval, bootstrap_statistic, mean_interval
+from dinov2.eval.metrics import bootstrap_interval, bootstrap_statistic, mean_interval
 
 scipy_stats = pytest.importorskip("scipy.stats")
 

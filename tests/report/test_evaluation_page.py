@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dinov2.eval.figures import Comparison, confidence_bins
-from dinov2.eval.intervals import Estimate
+from dinov2.eval.metrics import Estimate
 from dinov2.eval.outcome import ClassRecall, Confused, Mistake
 from dinov2.report.evaluation import (
     EvaluationRecord,

@@ -3,7 +3,7 @@
 import math
 import re
 
-from dinov2.eval.intervals import Estimate
+from dinov2.eval.metrics import Estimate
 from dinov2.report.neighbours import Shot, ShotRow
 from dinov2.report.retrieval import QueryGroup, RetrievalRecord, retrieval_page
 

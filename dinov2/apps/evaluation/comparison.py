@@ -24,7 +24,7 @@ from dinov2.encode.external_models import is_external_model
 from dinov2.engine.progress import peak_memory
 from dinov2.errors import ConfigError
 from dinov2.eval.figures import Comparison, SampleRecords, classification_figures, compare
-from dinov2.eval.intervals import Estimate, holm
+from dinov2.eval.metrics import Estimate, holm
 from dinov2.eval.outcome import Outcome, class_recalls
 from dinov2.eval.result import SCHEMA, Result, environment, now
 from dinov2.eval.retrieval import evaluate_retrieval, truth_by_class

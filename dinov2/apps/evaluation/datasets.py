@@ -24,7 +24,6 @@ from dinov2.errors import ConfigError, DataError
 from dinov2.eval.classes import class_numbers
 
 __all__ = [
-    "VAL_SHARE",
     "EvaluationSets",
     "LabelledDataset",
     "check_sets",
@@ -34,7 +33,7 @@ __all__ = [
     "split_set",
 ]
 
-VAL_SHARE = 0.2
+_VAL_SHARE = 0.2
 """Share of each class that is scored when there is only one set."""
 
 _STAT_THREADS = 16
@@ -148,7 +147,7 @@ def split_set(train: LabelledDataset) -> EvaluationSets:
         )
     split = {
         "rule": "by SHA-256 of class and name, within each class",
-        "val_share": VAL_SHARE,
+        "val_share": _VAL_SHARE,
         "n_train": len(train_images),
         "n_val": len(val_images),
     }
@@ -171,7 +170,7 @@ def split_rows(images: ImageDataset) -> tuple[Tensor, Tensor]:  # int64 [S_train
             members,
             key=lambda index: hashlib.sha256(f"{called}\n{names[index]}".encode("utf-8", "surrogatepass")).digest(),
         )
-        n_val = max(1, round(VAL_SHARE * len(order))) if len(order) > 1 else 0
+        n_val = max(1, round(_VAL_SHARE * len(order))) if len(order) > 1 else 0
         val += order[:n_val]
         train += order[n_val:]
     return torch.tensor(sorted(train), dtype=torch.int64), torch.tensor(sorted(val), dtype=torch.int64)

@@ -29,9 +29,9 @@ from dinov2.encode.stream import Features, extract_features
 from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
 
-__all__ = ["CACHE_NAME", "Extraction", "FeatureCache", "cache_for"]
+__all__ = ["Extraction", "FeatureCache", "cache_for"]
 
-CACHE_NAME = "features"
+_CACHE_NAME = "features"
 """Folder below the cache of downloads (`$DINOV2_CACHE`)."""
 
 _ALL_PARTS_BYTES = 2**30  # twice that is needed while they are taken apart
@@ -57,9 +57,9 @@ def cache_for(folder: str | os.PathLike[str] | None, *, use: bool = True) -> Pat
     if not use:
         return None
     if not folder:
-        return cache_folder() / CACHE_NAME
+        return cache_folder() / _CACHE_NAME
     try:
-        return output_folder(folder, task=CACHE_NAME)
+        return output_folder(folder, task=_CACHE_NAME)
     except ConfigError as error:
         raise ConfigError(f"{error}; this was the --cache-dir, and --no-cache keeps nothing") from error
 

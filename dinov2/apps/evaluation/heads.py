@@ -31,7 +31,6 @@ from dinov2.models.heads import LinearHead
 from dinov2.pretrained import Pretrained, digest_of_files
 
 __all__ = [
-    "HeadFile",
     "attach_head",
     "head_parts",
     "knows_classes_of",
@@ -43,7 +42,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class HeadFile:
+class _HeadFile:
     """Where a classifier came from, for the results."""
 
     name: str
@@ -52,7 +51,7 @@ class HeadFile:
 
 def attach_head(
     loaded: Pretrained, source: str | os.PathLike[str], *, progress: ShowProgress | None = None
-) -> HeadFile:
+) -> _HeadFile:
     """Puts the classifier of a file, an address or a release's name on a loaded backbone.
 
     Raises `WeightsError` when it does not fit or is none.
@@ -60,7 +59,7 @@ def attach_head(
     found = locate_checkpoint(source, progress=progress)
     path = found.head or found.path
     loaded.head = head_from_state(read_file(path), embed_dim=loaded.embed_dim, source=str(source)).to(loaded.device)
-    return HeadFile(Path(str(source)).name, digest_of_files([path]))
+    return _HeadFile(Path(str(source)).name, digest_of_files([path]))
 
 
 def head_parts(head: LinearHead, extractor: FeatureExtractor) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from dinov2.apps.evaluation.retrieval import RESULTS_FILE, SHOWN_PROTOCOL, Ranke
 from dinov2.encode.stream import Features
 from dinov2.errors import DataError
 from dinov2.eval.figures import confidence_bins
-from dinov2.eval.intervals import Estimate
 from dinov2.eval.knn.search import nearest_neighbours
+from dinov2.eval.metrics import Estimate
 from dinov2.eval.outcome import Mistake, Outcome, class_recalls, confused_pairs, confusion, worst_mistakes
 from dinov2.eval.result import environment
 from dinov2.eval.retrieval import Ranking, average_precision, rank_gallery
@@ -33,17 +33,13 @@ from dinov2.report.retrieval import QueryGroup, RetrievalRecord, retrieval_page
 from dinov2.whole_files import write_text
 
 __all__ = [
-    "PAGE_FILE",
-    "RETRIEVAL_PAGE_FILE",
-    "record_of",
-    "retrieval_record_of",
     "write_evaluation_page",
     "write_retrieval_page",
 ]
 
-PAGE_FILE = Path(EVALUATION_FILE).with_suffix(".html").name
+_PAGE_FILE = Path(EVALUATION_FILE).with_suffix(".html").name
 
-RETRIEVAL_PAGE_FILE = Path(RESULTS_FILE).with_suffix(".html").name
+_RETRIEVAL_PAGE_FILE = Path(RESULTS_FILE).with_suffix(".html").name
 
 _MOST_MISTAKES = 16
 _LARGEST_MATRIX = 40  # classes
@@ -54,15 +50,15 @@ _MOST_LOOKED_AT, _SIMILARITIES = 500, 100_000_000  # queries; what ranking them 
 
 def write_evaluation_page(report: ComparisonReport) -> Path:
     """Writes `results_eval_all.html` into the folder of the report and returns its path."""
-    return write_text(report.folder / PAGE_FILE, evaluation_page(record_of(report)))
+    return write_text(report.folder / _PAGE_FILE, evaluation_page(_record_of(report)))
 
 
 def write_retrieval_page(report: RetrievalReport) -> Path:
     """Writes `results_eval_retrieval.html` beside the results and returns its path."""
-    return write_text(report.output_dir / RETRIEVAL_PAGE_FILE, retrieval_page(retrieval_record_of(report)))
+    return write_text(report.output_dir / _RETRIEVAL_PAGE_FILE, retrieval_page(_retrieval_record_of(report)))
 
 
-def record_of(report: ComparisonReport) -> EvaluationRecord:
+def _record_of(report: ComparisonReport) -> EvaluationRecord:
     """The report as the page shows it; images of mistakes are read again for it."""
     first = report.results[0]
     outcome = first.outcome
@@ -87,7 +83,7 @@ def record_of(report: ComparisonReport) -> EvaluationRecord:
     )
 
 
-def retrieval_record_of(report: RetrievalReport) -> RetrievalRecord:
+def _retrieval_record_of(report: RetrievalReport) -> RetrievalRecord:
     """The retrieval as its page shows it: some queries over the whole set, and the hardest of those looked at."""
     ranked, settings = report.ranked, report.rows[0].settings
     figures: dict[str, dict[str, Estimate]] = {}

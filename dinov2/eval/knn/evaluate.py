@@ -22,9 +22,9 @@ from dinov2.eval.outcome import Evaluation
 from dinov2.eval.result import Result
 from dinov2.eval.scoring import Provenance, Ranks, figures_from_ranks, image_ranks, rows_from_tries
 
-__all__ = ["SEARCHES", "KnnSettings", "evaluate_knn", "evaluate_knn_outcome", "soft_vote"]
+__all__ = ["KnnSettings", "evaluate_knn", "evaluate_knn_outcome", "soft_vote"]
 
-SEARCHES: dict[str, Backend] = {"exact": "torch", "faiss": "faiss", "faiss-ivf": "faiss-ivf"}
+_SEARCHES: dict[str, Backend] = {"exact": "torch", "faiss": "faiss", "faiss-ivf": "faiss-ivf"}
 """Ways to search, and the backend of `nearest_neighbours` that each is."""
 
 _CHECKED_QUERIES = 100
@@ -54,8 +54,8 @@ class KnnSettings:
             raise ConfigError(f"the temperature is {self.temperature}; write a number above 0, such as 0.07")
         if 0 in self.n_per_class_list:
             raise ConfigError("0 images per class were asked for; write a positive number, or -1 for all images")
-        if self.search not in SEARCHES:
-            raise ConfigError(f"no search is called {self.search!r}; choose {', '.join(SEARCHES)}")
+        if self.search not in _SEARCHES:
+            raise ConfigError(f"no search is called {self.search!r}; choose {', '.join(_SEARCHES)}")
 
     def require_search(self) -> None:
         """Raise `MissingDependency` for a search that is not installed."""
@@ -187,7 +187,7 @@ def _classify(
     share = slice(n_queries * rank // world_size, n_queries * (rank + 1) // world_size)
     queries = task.val_features[share]
     similarities, indices = nearest_neighbours(
-        queries, train_features, k=ks[-1], cosine=True, device=device, backend=SEARCHES[settings.search]
+        queries, train_features, k=ks[-1], cosine=True, device=device, backend=_SEARCHES[settings.search]
     )
     if settings.search == "faiss-ivf":
         recall = _search_recall(queries, train_features, indices, device)

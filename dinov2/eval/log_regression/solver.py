@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dinov2 import distributed
 
-__all__ = ["Axes", "Evaluated", "Minimised", "SoftmaxObjective", "minimise"]
+__all__ = ["Axes", "SoftmaxObjective", "minimise"]
 
 _HISTORY = 10
 _ARMIJO = 1e-4
@@ -28,7 +28,7 @@ _BLOCK = 1 << 19
 _BLOCK_CUDA = 1 << 27
 
 
-class Evaluated(NamedTuple):
+class _Evaluated(NamedTuple):
     """Value, gradient and the diagonal of a Hessian estimate at one point for each problem."""
 
     values: Tensor
@@ -39,7 +39,7 @@ class Evaluated(NamedTuple):
     """[A, P], positive: the first guess of the curvature along each parameter."""
 
 
-class Minimised(NamedTuple):
+class _Minimised(NamedTuple):
     """Where each of A problems ended."""
 
     points: Tensor
@@ -55,13 +55,13 @@ class Minimised(NamedTuple):
 
 
 def minimise(
-    evaluate: Callable[[Tensor, Tensor], Evaluated],
+    evaluate: Callable[[Tensor, Tensor], _Evaluated],
     start: Tensor,  # [A, P]
     *,
     tolerance: float,
     max_iterations: int,
     project: Callable[[Tensor], Tensor] = lambda points: points,
-) -> Minimised:
+) -> _Minimised:
     """Minimise A problems of P parameters, each until its gradient norm is at most `tolerance`.
 
     `evaluate(which, points)` gets the numbers int64 [a] of the problems that still run and a point [a, P] for each.
@@ -72,7 +72,7 @@ def minimise(
     """
     n_problems = len(start)
     which = torch.arange(n_problems, device=start.device)
-    result = Minimised(
+    result = _Minimised(
         points=start.clone(),
         values=start.new_zeros(n_problems),
         gradient_norms=start.new_zeros(n_problems),
@@ -168,7 +168,7 @@ class SoftmaxObjective:
         theta = points.view(len(points), self.n_classes, -1)
         return (theta - theta.mean(dim=1, keepdim=True)).view_as(points)
 
-    def __call__(self, which: Tensor, points: Tensor) -> Evaluated:  # int64 [a], [a, P]
+    def __call__(self, which: Tensor, points: Tensor) -> _Evaluated:  # int64 [a], [a, P]
         """Values, gradients and curvature guesses of the problems `which`."""
         n_problems, n_classes = len(points), self.n_classes
         theta = points.view(n_problems, n_classes, -1)
@@ -200,13 +200,13 @@ class SoftmaxObjective:
         penalised[-1] = 0
         gradients = gradients + (penalties.view(-1, 1, 1) * penalised * theta).view_as(points)
         curvature = penalties.view(-1, 1, 1) * penalised + spreads.clamp_min(1e-9).unsqueeze(2) * self.variances
-        return Evaluated(values, gradients, curvature.view_as(points))
+        return _Evaluated(values, gradients, curvature.view_as(points))
 
 
 class _Run:
     """The state of the problems that still run; all tensors have one row for each."""
 
-    def __init__(self, which: Tensor, points: Tensor, at: Evaluated, project: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, which: Tensor, points: Tensor, at: _Evaluated, project: Callable[[Tensor], Tensor]) -> None:
         self.which, self.points, self.project = which, points, project
         self.values, self.gradients, self.diagonals = at
         self.lengths = torch.ones_like(at.values)  # of the next trial step
@@ -220,7 +220,7 @@ class _Run:
             self._directions = self._two_loops()
         return self._directions
 
-    def judge(self, trial_points: Tensor, trial: Evaluated) -> None:
+    def judge(self, trial_points: Tensor, trial: _Evaluated) -> None:
         """Accept the trial step of each problem, or shorten it."""
         directions = self.directions()
         slopes, trial_slopes = (_dot(g, directions) for g in (self.gradients, trial.gradients))

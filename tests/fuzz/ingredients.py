@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from dinov2.models.config import BackboneConfig
 from tests.models.tiny_backbones import huggingface_folder, tiny
 from tests.runs import pictures
 
-__all__ = ["Ingredients", "prepare"]
+__all__ = ["Ingredients", "chunks", "prepare"]
 
 _CLASSES = 3
 
@@ -31,6 +32,11 @@ class Ingredients(NamedTuple):
     """Six small pictures in three class folders."""
     state: dict[str, Tensor]
     table: dict[str, Any]
+
+
+def chunks(count: int, *, quick: int) -> list[Any]:
+    """Numbers of the shares of all cases, for `pytest.mark.parametrize`; those behind the first are slow tests."""
+    return [pytest.param(chunk, marks=[pytest.mark.slow] if chunk >= quick else []) for chunk in range(count)]
 
 
 def prepare(folder: Path) -> Ingredients:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fuzz.command_lines import Sources, command_line
 from tests.fuzz.forks import Case, Forks, fault
-from tests.fuzz.ingredients import Ingredients
+from tests.fuzz.ingredients import Ingredients, chunks
 from tests.train.tiny_run import TINY
 
 _COUNT = int(os.environ.get("DINOV2_FUZZ_LINES", "500"))
@@ -52,7 +52,7 @@ def case(number: int, sources: Sources, folder: Path) -> Case:
     )
 
 
-@pytest.mark.parametrize("chunk", range(_CHUNKS))
+@pytest.mark.parametrize("chunk", chunks(_CHUNKS, quick=3))
 def test_a_random_command_line_works_or_is_refused_in_one_sentence(
     chunk: int, forks: Forks, sources: Sources, tmp_path: Path
 ):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fuzz.bad_pictures import bad_pictures
 from tests.fuzz.forks import Case, Forks, fault
-from tests.fuzz.ingredients import Ingredients
+from tests.fuzz.ingredients import Ingredients, chunks
 from tests.train.tiny_run import TINY
 
 _COUNT = int(os.environ.get("DINOV2_FUZZ_PICTURES", "100"))
@@ -51,7 +51,7 @@ def _commands(name: str, folder: Path, picture: Path, good: Ingredients) -> list
     return commands
 
 
-@pytest.mark.parametrize("chunk", range(_CHUNKS))
+@pytest.mark.parametrize("chunk", chunks(_CHUNKS, quick=2))
 def test_a_bad_picture_is_one_sentence(chunk: int, forks: Forks, good: Ingredients, tmp_path: Path):
     faults = []
     for name, write in list(bad_pictures(tmp_path / "pictures", _COUNT))[chunk::_CHUNKS]:

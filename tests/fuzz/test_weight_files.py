@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.forks import LOADED, Case, Forks, fault
-from tests.fuzz.ingredients import Ingredients
+from tests.fuzz.ingredients import Ingredients, chunks
 from tests.fuzz.weight_files import BadFile, weight_files
 
 _COUNT = int(os.environ.get("DINOV2_FUZZ_WEIGHTS", "200"))
@@ -31,7 +31,7 @@ def commands(bad: BadFile, good: Ingredients) -> list[list[str]]:
     return lines
 
 
-@pytest.mark.parametrize("chunk", range(_CHUNKS))
+@pytest.mark.parametrize("chunk", chunks(_CHUNKS, quick=2))
 def test_a_bad_weight_file_is_one_sentence(chunk: int, forks: Forks, good: Ingredients, tmp_path: Path):
     faults = []
     for name, write in list(weight_files(tmp_path / "files", good, _COUNT))[chunk::_CHUNKS]:

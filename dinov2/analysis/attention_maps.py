@@ -1,6 +1,6 @@
 """Attention of one block, computed again from its queries and keys: the fused kernel of the forward pass keeps none.
 
-Only the rows that are asked for are computed (`[B, heads, Q, T]`, not `[B, heads, T, T]`), so that large images fit.
+Only rows of the given queries are computed (`[B, heads, Q, T]`, not `[B, heads, T, T]`), so that large images fit.
 Tokens are ordered class token, registers, patches row by row.
 """
 
@@ -28,7 +28,7 @@ class AttentionRows(NamedTuple):
 
 
 class BlockView(NamedTuple):
-    """One block seen from inside."""
+    """Residual stream and attention of one block."""
 
     tokens: Tensor
     """[B, 1+R+N, D]: the residual stream behind the block, before the final norm."""
@@ -66,7 +66,7 @@ def attention_rows(qkv: Tensor, num_heads: int, queries: Sequence[int]) -> Tenso
 
 @torch.no_grad()
 def look_into_block(
-    model: nn.Module | Any,
+    model: nn.Module,
     images: Tensor,  # [B, C, H, W], normalised, sides multiples of the patch
     *,
     block: int = -1,

@@ -81,7 +81,7 @@ def uniformity(features: Tensor, *, t: float = 2.0, max_rows: int = 2048) -> flo
 
 
 def spread(features: Tensor) -> float:
-    """How far L2-normalised rows `[S, D]` lie from their mean: 1 when they point everywhere, 0 when all are the same.
+    """Distance of L2-normalised rows `[S, D]` from their mean: 1 when they point everywhere, 0 when all are the same.
 
     The root of the summed variances of the coordinates, which is `sqrt(1 - |mean|^2)`.
     """

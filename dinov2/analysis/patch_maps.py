@@ -1,8 +1,8 @@
-"""Maps of patch features: similarity to one patch, norms, and patches of two images that find each other.
+"""Maps of patch features: similarity to one patch, norms, and mutual nearest patches of two images.
 
 Patch features are `[h, w, D]`, rows of the picture first. Similarities are cosines. Norms are taken of the residual
 stream, before the final layer norm, which would make them equal: some models put a few patches of very high norm on
-plain background, where they keep notes about the whole image (arXiv 2309.16588).
+plain background, which hold information about the whole image (arXiv 2309.16588).
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ _ROWS = 2048
 
 @dataclass(frozen=True)
 class PatchView:
-    """What one model makes of one image, on the CPU."""
+    """Maps of one image by one model, on the CPU."""
 
     patches: Tensor
     """[h, w, D] after the final norm."""
@@ -45,7 +45,7 @@ class PatchView:
     """float32 [Q, heads, h, w]: from the class token, each register, and the chosen patch if any, to the patches;
     None for models that do not show it."""
     shares: tuple[float, float, float] | None = None
-    """How the class token's attention is divided between itself, the registers and the patches; sums to 1."""
+    """Shares of the class token's attention that go to itself, the registers and the patches; sum to 1."""
 
     @property
     def grid(self) -> tuple[int, int]:

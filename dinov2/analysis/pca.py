@@ -68,9 +68,9 @@ class PcaBasis:
     explained: Tensor
     """float32 [n]: share of the variance along each component."""
     foreground: ForegroundSplit | None = None
-    """How foreground is told from background, when the colours are those of the foreground."""
+    """Split of foreground and background, when the colours are those of the foreground."""
     fitted_on: str = ""
-    """What the basis belongs to, in words: a model, a block."""
+    """Origin in words: a model, a block."""
 
     def foreground_mask(self, features: Tensor) -> Tensor:  # [..., D] -> bool [...]
         """True on foreground; everywhere when the basis has no split."""
@@ -124,15 +124,15 @@ def fit_image_pca(maps: Sequence[Tensor], *, n_components: int = 3) -> PcaBasis:
 
     Raises `DataError` like `fit_pca`.
     """
-    return fit_pca(_at_most(_rows_of(maps), _FIT_ROWS), n_components=n_components)
+    return fit_pca(_at_most(_stack(maps), _FIT_ROWS), n_components=n_components)
 
 
 def fit_foreground_pca(maps: Sequence[Tensor], *, n_components: int = 3) -> PcaBasis:  # each [h, w, D]
-    """One basis on the foreground patches of several images, with the split that found them.
+    """One basis on the foreground patches of several images, with their split from the background.
 
     Raises `DataError` like `fit_pca`, and when fewer than two patches are left on either side of the split.
     """
-    rows = _rows_of(maps)
+    rows = _stack(maps)
     first = fit_pca(_at_most(rows, _FIT_ROWS), n_components=1)
     direction = first.components[0]
     along = rows.float() @ direction  # [S]
@@ -195,7 +195,7 @@ def load_pca(path: Path | str) -> PcaBasis:
         raise DataError(f"{path} holds no PCA basis ({error}); name a new file, and one is written there") from error
 
 
-def _rows_of(maps: Sequence[Tensor]) -> Tensor:  # each [h, w, D] -> [S, D]
+def _stack(maps: Sequence[Tensor]) -> Tensor:  # each [h, w, D] -> [S, D]
     if not maps:
         raise DataError("principal components need the patches of at least one image")
     return torch.cat([map_.detach().cpu().flatten(0, 1) for map_ in maps])

@@ -11,7 +11,7 @@ __all__ = ["report"]
 
 
 def report(folder: str | os.PathLike[str], *, output: str | os.PathLike[str] | None = None) -> Path:
-    """Writes the report of the run in `folder` and returns its path.
+    """Write the report of the run in `folder` and returns its path.
 
     `output` is the page, or an existing folder to write `report.html` in. Raises `DataError` when there is no run, and
     `ConfigError` when nothing can be written there.

@@ -28,10 +28,9 @@ from dinov2.report.patch_pictures import match_images, write_pictures
 from dinov2.report.render import require_templates
 from dinov2.whole_files import write_json
 
-__all__ = ["MAPS", "VizReport", "view_patches", "viz"]
+__all__ = ["VizReport", "view_patches", "viz"]
 
-MAPS = ("pca", "attention", "similarity", "norm", "matches")
-"""Kinds of pictures."""
+_MAPS = ("pca", "attention", "similarity", "norm", "matches")
 _MOST_IMAGES = 512  # their features are kept in memory, and their basis is common
 _PATCHES_ALONG = 32
 _MOST_IN_FLOAT32 = 32  # features of more images are kept in half precision
@@ -82,7 +81,7 @@ def viz(
 
     Args:
         images: files, folders, files of several frames; all share one PCA basis.
-        what: some of `MAPS`; empty stands for all that apply.
+        what: some of pca, attention, similarity, norm, matches; empty stands for all that apply.
         size: pixels of the shorter side; the longer one follows, and both become multiples of the patch. None is 32
             patches.
         block: whose features and attention are shown, from 0, or from the end.
@@ -148,11 +147,11 @@ def viz(
 
 
 def _checked_maps(what: Sequence[str], size: int | None) -> list[str]:
-    if wrong := [name for name in what if name not in MAPS]:
-        raise ConfigError(f"there are no pictures called {wrong[0]!r}; choose from {', '.join(MAPS)}")
+    if wrong := [name for name in what if name not in _MAPS]:
+        raise ConfigError(f"there are no pictures called {wrong[0]!r}; choose from {', '.join(_MAPS)}")
     if size is not None and size < 1:
         raise ConfigError(f"images cannot be {size} pixels large; write a positive number")
-    return [name for name in MAPS if not what or name in what]
+    return [name for name in _MAPS if not what or name in what]
 
 
 def _possible_maps(
@@ -356,7 +355,7 @@ def _block_in_words(model: Pretrained, block: int) -> str:
 
 
 def _description(model: Pretrained, block: int) -> str:
-    """What a basis is fitted on, as it stands in the basis's file."""
+    """Origin of a basis, as its file states it."""
     return f"{model.name}, {_block_in_words(model, block)}, weights {model.digest[:12]}"
 
 

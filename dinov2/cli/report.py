@@ -8,7 +8,7 @@ __all__ = ["add_to"]
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command."""
+    """Add the command."""
     parser = add_command(
         commands,
         "report",

@@ -19,7 +19,7 @@ _MAPS = ("pca", "attention", "similarity", "norm", "matches")
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command."""
+    """Add the command."""
     parser = add_command(
         commands,
         "viz",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["Level", "LineChart", "Point", "Series", "line_chart", "smooth", "ticks"]
+__all__ = ["Level", "LineChart", "Point", "Series", "line_chart", "smooth"]
 
 Point = tuple[float, float]
 """(iteration, value)."""
@@ -66,7 +66,7 @@ class LineChart:
     x_ticks: Sequence[_Tick]
     y_ticks: Sequence[_Tick]
     data: dict[str, object]
-    """What the page's script shows under the pointer."""
+    """Values for the page's script, which shows them under the pointer."""
 
 
 def line_chart(
@@ -113,7 +113,7 @@ def line_chart(
         curves=curves,
         paths=paths,
         levels=[(level, _at(axis.from_above(level.value)), _short(level.value)) for level in levels],
-        x_ticks=[_Tick(x_share(x), _short(x)) for x in (ticks(first, last) if last > first else [first])],
+        x_ticks=[_Tick(x_share(x), _short(x)) for x in (_ticks(first, last) if last > first else [first])],
         y_ticks=[_Tick(axis.from_above(y), _short(y)) for y in axis.ticks],
         data={"label": "iteration", "unit": unit, "x": [first, last], "series": shown},
     )
@@ -134,8 +134,8 @@ def smooth(points: Sequence[Point], *, span: int | None = None) -> list[Point]:
     return averaged
 
 
-def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
-    """Round numbers between two values, about as many as asked for."""
+def _ticks(low: float, high: float, *, about: int = 5) -> list[float]:
+    """Round numbers between two values, about `about` of them."""
     if not high > low:
         return [low]
     rough = (high - low) / about
@@ -166,7 +166,7 @@ class _Axis:
             low, high = low - pad, high + pad
         margin = 0.05 * (high - low)
         low, high = (0.0 if 0 <= low < margin else low - margin), high + margin
-        return cls(low, high, False, ticks(low, high))
+        return cls(low, high, False, _ticks(low, high))
 
     def from_above(self, value: float) -> float:
         if self.log:

@@ -34,7 +34,7 @@ class PicturedMistake:
     jpeg: bytes | None
     """None where the image could not be read again."""
     title: str
-    """Where the image comes from."""
+    """Name of the image's file."""
     others: tuple[tuple[str, str], ...] = ()
     """(model, answer) of the other models."""
 
@@ -59,7 +59,6 @@ class MethodRecord:
     calibration: dict[str, Estimate] = field(default_factory=dict)
     """Calibration errors and areas as fractions, the log-loss in nats."""
     mistakes: Sequence[PicturedMistake] = ()
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)

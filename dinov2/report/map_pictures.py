@@ -17,7 +17,6 @@ from dinov2.analysis.patch_maps import Matches
 from dinov2.analysis.pca import PcaBasis
 
 __all__ = [
-    "PALETTE",
     "Cell",
     "colour_map",
     "display_size",
@@ -30,7 +29,7 @@ __all__ = [
     "write_gif",
 ]
 
-PALETTE = ("#000004", "#1c1044", "#4f127b", "#812581", "#b5367a", "#e55964", "#fb8761", "#fec287", "#fcfdbf")
+_PALETTE = ("#000004", "#1c1044", "#4f127b", "#812581", "#b5367a", "#e55964", "#fb8761", "#fec287", "#fcfdbf")
 """Colours of 0 to 1 at even distances, dark to light; between them it is linear."""
 
 _INK, _PAPER, _FAINT = "#171a20", "#ffffff", "#5d6673"
@@ -58,7 +57,7 @@ def display_size(height: int, width: int) -> tuple[int, int]:
 
 def palette_colours(n: int = 256) -> Tensor:  # -> uint8 [n, 3]
     """The palette at n even steps."""
-    stops = torch.tensor([ImageColor.getrgb(stop) for stop in PALETTE], dtype=torch.float32)
+    stops = torch.tensor([ImageColor.getrgb(stop) for stop in _PALETTE], dtype=torch.float32)
     place = torch.linspace(0, len(stops) - 1, n)
     left = place.floor().long().clamp_max(len(stops) - 2)
     share = (place - left)[:, None]

@@ -55,7 +55,7 @@ def neighbour_page(
     duplicates: Sequence[ShotRow] | None = None,
     duplicates_lead: str = "",
 ) -> str:
-    """The page as text. `duplicates` is None where nobody looked for them; `facts` are (name, value) for its head."""
+    """The page as text. `duplicates` is None where none were searched for; `facts` are (name, value) for its head."""
     return render(
         "neighbours.html.jinja",
         heading=title,

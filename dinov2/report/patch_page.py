@@ -90,7 +90,7 @@ class WrittenPage:
     n_bytes: int
     n_images: int
     dims: tuple[int, ...]
-    """Numbers kept of each patch, by model."""
+    """Numbers stored of each patch, by model."""
     largest_error: float
     """Of a cosine similarity on the page, against float32 features."""
 
@@ -166,14 +166,14 @@ def quantised_features(maps: Sequence[Tensor], dims: int) -> tuple[list[Tensor],
     chosen = torch.linspace(0, len(rows) - 1, min(64, len(rows))).round().long()
     approximate = normalize(rounded, dim=1)[chosen] @ normalize(rounded, dim=1).T
     error = float((approximate - rows[chosen] @ rows.T).abs().max())
-    parts = rounded.to(torch.int8).split([len(unit) for unit in units])
-    return [part.unflatten(0, map_.shape[:2]) for part, map_ in zip(parts, maps, strict=True)], error
+    split = rounded.to(torch.int8).split([len(unit) for unit in units])
+    return [part.unflatten(0, map_.shape[:2]) for part, map_ in zip(split, maps, strict=True)], error
 
 
 def _panes(
     m: int, models: Sequence[PageModel], images: Sequence[PageImage]
 ) -> tuple[list[dict[str, object]], int, float]:
-    """Each image under model `m` as the script takes it; the numbers kept of a patch; the error of a similarity.
+    """Each image under model `m` as the script takes it; the numbers stored of a patch; the error of a similarity.
 
     Raises `DataError` when there are so many patches that next to nothing of each would fit.
     """
@@ -202,7 +202,7 @@ def _panes(
 
 
 def _dims_that_fit(model: PageModel, views: Sequence[PatchView], room: int) -> int:
-    """How many numbers of each patch fit into `room` bytes beside its other maps."""
+    """Numbers of each patch that fit into `room` bytes beside its other maps."""
     n_patches = sum(view.norms.numel() for view in views)
     dims = room // n_patches - 5 - max(len(_heads(view, model)) for view in views)
     if dims < _FEWEST_DIMS:

@@ -172,7 +172,7 @@ def _is_used(run: RunRecord, key: str) -> bool:
 
 
 def _health(run: RunRecord) -> list[LineChart | None]:
-    """What the teacher's assignments and features look like without labels (`health_*` in the log)."""
+    """Measures of the teacher's assignments and features that need no labels (`health_*` in the log)."""
     measures = {key.removeprefix("health_"): values for key, values in run.metrics.items() if key.startswith("health_")}
     bound = [Level("most that a batch's class tokens can have", y) for _, y in measures.get("rank_bound", [])[-1:]]
     charts = [
@@ -189,7 +189,7 @@ def _health(run: RunRecord) -> list[LineChart | None]:
 
 
 def _schedules(run: RunRecord) -> list[LineChart | None]:
-    """What was scheduled and how fast it went: learning rate, momentum, temperatures, gradients, throughput."""
+    """Schedules and speed: learning rate, momentum, temperatures, gradients, throughput."""
     metrics = run.metrics
     times = zip(metrics.get("data_time", []), metrics.get("iter_time", []), strict=False)
     waiting = [(x, 100 * data / step) for (x, data), (_, step) in times if step > 0]

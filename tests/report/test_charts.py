@@ -6,7 +6,7 @@ from html import unescape
 import pytest
 
 from dinov2.report import charts
-from dinov2.report.charts import Level, Series, smooth, ticks
+from dinov2.report.charts import Level, Series, _ticks, smooth
 from dinov2.report.render import render
 from dinov2.report.run_record import RunRecord
 from dinov2.report.training import training_report
@@ -33,7 +33,7 @@ def data_of(chart):
     ],
 )
 def test_ticks_are_round_numbers_inside_the_range(low, high, expected):
-    assert ticks(low, high) == pytest.approx(expected)
+    assert _ticks(low, high) == pytest.approx(expected)
 
 
 def test_smoothing_keeps_a_straight_line_straight():

@@ -53,7 +53,7 @@ class Machine:
     torch_cuda: str | None = None
     """CUDA (or ROCm) version that torch was built for; None for a build for CPUs."""
     precision: str = "float32"
-    """What the precision `auto` means here."""
+    """Precision that `auto` stands for here."""
     products_per_second: dict[str, float] = field(default_factory=dict)
     """Measured: floating-point operations a second of a matrix product, by number format."""
     cores: int = 1
@@ -61,7 +61,7 @@ class Machine:
     threads: int = 1
     """Threads that torch computes with."""
     load: float | None = None
-    """Processes that wanted a core over the last minute."""
+    """Mean number of processes that were ready to run over the last minute."""
     memory: int | None = None
     """Free bytes of main memory."""
     shared_memory: int | None = None

@@ -126,7 +126,7 @@ def pip_command(verb: str) -> str:
 
 
 def _fault(requirement: Requirement) -> str:
-    """Why a requirement is not met, in a few words; "" where it is."""
+    """Reason that a requirement is not met, in a few words; "" where it is."""
     have = _installed(requirement.name)
     if have is None:
         return f"{requirement.name} is not installed"

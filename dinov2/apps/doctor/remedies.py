@@ -1,4 +1,4 @@
-"""What to try: keys of the configuration to change, chosen by what the run uses now."""
+"""Keys of the configuration to change, chosen by what the run uses now."""
 
 from dinov2.apps.doctor.run_log import RunLog
 from dinov2.apps.doctor.signs import Signs, recent

@@ -1,4 +1,4 @@
-"""What a run's log and configuration say about its learning, and what to try.
+"""Rules about learning, from a run's log and configuration, with what to try.
 
 Each rule looks at one thing and returns a verdict or None. The first verdict in the order of `VERDICTS` is the run's.
 Thresholds stand beside the rules, in the unit of what they judge; they hold for values of the last quarter of the log,
@@ -44,7 +44,7 @@ _FEWEST_ROWS = 8
 _FEWEST_STEPS = 100
 _STUDENT_TEMP = 0.1  # a teacher that is not sharper than the student teaches nothing
 _ENOUGH = 0.005  # parts of ln K: what a student that learns knows beyond guessing, more than the noise of single steps
-_MOST_KEPT = 0.9  # of the teacher's first weights: with more left at the end of a run the teacher has not moved
+_MOST_LEFT = 0.9  # of the teacher's first weights: with more left at the end of a run the teacher has not moved
 _WHOLE = 0.95  # share of an image's area from which on a crop is taken for all of it
 _GAIN, _LOSS = 1.0, 2.0  # points of accuracy
 _FEWEST_EVALUATIONS = 3
@@ -60,19 +60,19 @@ class _Verdict(NamedTuple):
 def examine_learning(log: RunLog, signs: Signs) -> tuple[str, list[Finding]]:
     """The verdict, and all findings about learning: first those that decide, then what is worth knowing."""
     order = list(VERDICTS)
-    found = [verdict for rule in _RULES if (verdict := rule(log, signs)) is not None]
-    found.sort(key=lambda verdict: order.index(verdict.name))
+    verdicts = [verdict for rule in _RULES if (verdict := rule(log, signs)) is not None]
+    verdicts.sort(key=lambda verdict: order.index(verdict.name))
     # Accuracy adds nothing where the student learns nothing; in a broken network a rise of it is a remark.
-    others = [verdict for verdict in found if verdict.name != "no_transfer"]
+    others = [verdict for verdict in verdicts if verdict.name != "no_transfer"]
     if others[0].name not in ("data_bound", "learns"):
-        found = others
+        verdicts = others
     # A student cannot learn from a broken teacher: that it does not is no finding of its own.
-    broken = not {"diverged", "collapsed", "uniform"}.isdisjoint(verdict.name for verdict in found)
+    broken = not {"diverged", "collapsed", "uniform"}.isdisjoint(verdict.name for verdict in verdicts)
     if broken:
-        found = [verdict for verdict in found if order.index(verdict.name) < order.index("stalled")]
-    name = found[0].name
-    findings = [found[0].finding]
-    for verdict in found[1:]:
+        verdicts = [verdict for verdict in verdicts if order.index(verdict.name) < order.index("stalled")]
+    name = verdicts[0].name
+    findings = [verdicts[0].finding]
+    for verdict in verdicts[1:]:
         findings += _beside(verdict, name, signs)
     return name, [*findings, *_remarks(log, signs, broken=broken), *_task_remarks(log, signs)]
 
@@ -146,10 +146,10 @@ def _frozen(log: RunLog, signs: Signs) -> _Verdict | None:
         return _Verdict("frozen", problem("learning rate", says, "optim.base_lr=0.001, the preset's", lr=0.0))
     if max(signs.done, signs.total or 0) < _FEWEST_STEPS:
         return None
-    at_end = _share_kept(log, signs.done)
+    at_end = _share_left(log, signs.done)
     if log.cfg is not None:
         at_end *= float(np.prod(_momentum(log.cfg)[signs.done :]))
-    if not at_end > _MOST_KEPT:
+    if not at_end > _MOST_LEFT:
         return None
     if at_end == 1.0:
         says = "the teacher never moves, because its momentum is 1 throughout: it stays what it was at the start"
@@ -164,7 +164,7 @@ def _frozen(log: RunLog, signs: Signs) -> _Verdict | None:
     return _Verdict("frozen", problem("teacher", says, remedies.moving_teacher(signs), **facts))
 
 
-def _share_kept(log: RunLog, done: int) -> float:
+def _share_left(log: RunLog, done: int) -> float:
     """Share of the teacher's first weights that `done` steps have left; NaN where neither log nor schedule tells."""
     momenta = log.series("mom")
     # A log whose beginning is missing shows the end of the schedule alone, where momentum is near 1 by design.
@@ -296,7 +296,7 @@ def _no_transfer(log: RunLog, signs: Signs) -> _Verdict | None:
 
 
 def _fault_of_accuracy(log: RunLog, signs: Signs, name: str, curve: Series) -> str:
-    """Why a curve of accuracy says that training was of no use, in a few words; "" where it does not."""
+    """Sign in a curve of accuracy that training was of no use, in a few words; "" for none."""
     values = [value for _, value in curve]
     start, last, best = values[0], values[-1], max(values)
     untrained = log.baselines.get("untrained", math.nan) if name.startswith("k-NN") else math.nan
@@ -410,7 +410,7 @@ def _remarks(log: RunLog, signs: Signs, *, broken: bool) -> Iterator[Finding]:
 
 
 def _task_remarks(log: RunLog, signs: Signs) -> Iterator[Finding]:
-    """What makes the task easier than it need be, and accuracies below that of raw pixels."""
+    """Settings that make the task easier than it need be, and accuracies below that of raw pixels."""
     cfg = log.cfg
     if cfg is not None and cfg.ibot.loss_weight > 0 and not _masks(cfg):
         says = "ibot.loss_weight is above 0, but no patch is ever masked, so that there is nothing to predict"

@@ -39,7 +39,7 @@ class RunLog:
     cfg: Config | None = None
     """None when there is no readable `config.yaml`."""
     unusable: str = ""
-    """Why a `config.yaml` that is there cannot be read."""
+    """Reason that an existing `config.yaml` cannot be read."""
     skipped: list[int] = field(default_factory=list)
     """Iterations of steps that were not finite."""
     unreadable: int = 0
@@ -115,12 +115,12 @@ def _steps(file: Path) -> list[dict[str, Any]]:
 
 def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without the rows that a resumed run wrote again: the release appends, and leaves the old ones in place."""
-    kept: list[dict[str, Any]] = []
+    rows_in_order: list[dict[str, Any]] = []
     for row in rows:
-        while kept and kept[-1]["iteration"] >= row["iteration"]:
-            kept.pop()
-        kept.append(row)
-    return kept
+        while rows_in_order and rows_in_order[-1]["iteration"] >= row["iteration"]:
+            rows_in_order.pop()
+        rows_in_order.append(row)
+    return rows_in_order
 
 
 def _checkpoints(folder: Path) -> list[int]:

@@ -47,7 +47,7 @@ class _Trend:
 
 @dataclass(frozen=True)
 class Signs:
-    """What the rules look at. Series are empty where the log does not tell."""
+    """Input of the rules. Series are empty where the log lacks them."""
 
     done: int
     """Steps done."""
@@ -131,7 +131,7 @@ def first_value(series: Series) -> float:
 
 
 def wavering(series: Series) -> float:
-    """How far a series goes to and fro from value to value, without what it gains or loses in all; NaN for none."""
+    """Mean change from value to value, without what the series gains or loses in all; NaN for none."""
     values = [value for _, value in series if math.isfinite(value)]
     if len(values) < 4:
         return math.nan

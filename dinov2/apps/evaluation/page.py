@@ -232,7 +232,6 @@ def _method(report: ComparisonReport, one: MethodResult) -> MethodRecord:
         mistakes=[
             _pictured(mistake, report.sets.val, others) for mistake in worst_mistakes(outcome, most=_MOST_MISTAKES)
         ],
-        seconds=one.seconds,
     )
 
 

@@ -25,6 +25,7 @@ from dinov2.eval.duplicates import groups_of_pairs, similar_pairs
 from dinov2.eval.knn.search import nearest_neighbours
 from dinov2.pretrained import load
 from dinov2.report.neighbours import THUMBNAIL_SIDE, Shot, ShotRow, neighbour_page, thumbnail
+from dinov2.report.render import require_templates
 from dinov2.whole_files import write_text
 
 __all__ = ["Hit", "NeighboursReport", "neighbours"]
@@ -94,6 +95,7 @@ def neighbours(
     if duplicates is not None and not -1 < duplicates <= 1:
         raise ConfigError(f"a cosine similarity of {duplicates} does not exist; write a number such as 0.95")
     stored = open_features(features)
+    require_templates()  # before the search
     report = NeighboursReport(stored.path, len(stored), page=_page(stored.path, output))
     search = _Search(report, _matrix(stored, column), _Album(stored, images), choose_device(device))
     album, shown, groups = search.album, list[ShotRow](), None

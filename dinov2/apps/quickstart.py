@@ -23,6 +23,7 @@ from dinov2.eval.setup import eval_transform_for
 from dinov2.models import build_model_from_cfg
 from dinov2.pretrained import load
 from dinov2.report.pictures import write_gallery
+from dinov2.report.render import require_templates
 from dinov2.report.training import write_report
 from dinov2.whole_files import write_json
 
@@ -44,6 +45,7 @@ def quickstart(
     what the figures depend on. Called again it resumes, and when training is done only evaluates.
     """
     began = time.monotonic()
+    require_templates()  # before minutes of training
     cfg = training_config(preset="toy", overrides=overrides)
     folder = Path(output_dir)
     train_set, val_set = labelled(cfg.evaluation.knn_train_dataset), labelled(cfg.evaluation.knn_val_dataset)

@@ -9,12 +9,12 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from dinov2 import distributed
 from dinov2.checkpoints.locate import ShowProgress
@@ -124,47 +124,32 @@ def embed(
         WeightsError: there is no such model.
         DinoError: the disk is full; what was finished is kept.
     """
-    config = EmbedConfig(**options)
     if not distributed.is_enabled():
         distributed.enable()
-    if config.batch_size < 1:
-        raise ConfigError(f"the batch is {config.batch_size}; write 1 or more")
-    table_format, target = target_format(config.output, config.table_format)
-    images = image_source(source)
-    _check_place(target, images, writes_npy=config.patches or table_format == "npy")
-    loaded = load(
-        config.model, device=config.device, precision=config.precision, stride=config.stride, progress=progress
-    )
-    spec, transform = resolve_spec(config, loaded), _transform(config, loaded)
-    columns, row_bytes = _plan_columns(loaded, transform, spec, labelled=images.get_targets() is not None)
-    rows_each = config.part_rows or rows_per_shard(len(images), row_bytes, config.batch_size)
-    shards = [range(first, min(first + rows_each, len(images))) for first in range(0, len(images), rows_each)]
-    report = EmbedReport(target, len(images), len(images) * row_bytes, len(shards), columns)
+    plan = _plan(source, EmbedConfig(**options), progress)
+    config, images, shards = plan.config, plan.images, plan.shards
+    columns, row_bytes = plan.columns()
+    report = EmbedReport(plan.target, len(images), len(images) * row_bytes, len(shards), columns)
     if config.dry_run:
         return report
-
-    request = _request(images, loaded, transform, spec, table_format, config.batch_size, rows_each)
-    about = _about(source, images, loaded, config.model)
-    folder = ShardFolder(target, table_format)
+    folder, request, about = ShardFolder(plan.target, plan.table_format), plan.request(), plan.about(source)
     if not config.overwrite:
-        _keep_digest(request, read_manifest(target) or read_manifest(folder.path), loaded)
-    with disk_full_as_error(target), ExitStack() as lock:
+        _keep_digest(request, read_manifest(plan.target) or read_manifest(folder.path), plan.model)
+    with disk_full_as_error(plan.target), ExitStack() as lock:
         kept = _prepare(folder, request, about, lock, overwrite=config.overwrite)
         if kept is None:
-            done = read_manifest(target) or {}
+            done = read_manifest(plan.target) or {}
             report.rows, report.unreadable = done.get("rows", 0), done.get("unreadable", 0)
-            report.parts_kept, report.files = len(shards), complete_output(target)
+            report.parts_kept, report.files = len(shards), complete_output(plan.target)
             return report
         report.parts_kept = len(kept)
         began = time.monotonic()
         with StopRequest() as stop:
-            missing = [number for number in range(len(shards)) if number not in kept]
-            job = _Job(folder, images, loaded, transform, spec, shards, config, request, stop)
-            job.run(_share(missing), sum(len(shards[number]) for number in kept), say, progress)
+            _write_shards(plan, folder, request, kept, stop, say, progress("embedding"))
             if distributed.is_main_process():
                 _wait_for_others(folder, range(len(shards)), stop)
         report.seconds = time.monotonic() - began
-        report.stopped_by, report.peak_memory = stop.reason, peak_memory(loaded.device)
+        report.stopped_by, report.peak_memory = stop.reason, peak_memory(plan.model.device)
         if stop or not distributed.is_main_process():
             return report
         finished = folder.finished()
@@ -172,7 +157,7 @@ def embed(
         if lost := [number for number in range(len(shards)) if number not in finished]:
             raise DinoError(f"part {lost[0]} of {folder.path} is damaged or gone; give the same command again")
         ordered = [finished[number] for number in range(len(shards))]
-        merge = "never" if not target.suffix else config.merge
+        merge = "never" if not plan.target.suffix else config.merge
         report.files = finish(folder, ordered, merge=merge, manifest={"schema": 1, "request": request, **about})
     report.rows = sum(shard.rows for shard in ordered)
     report.unreadable = sum(len(shard.unreadable) for shard in ordered)
@@ -235,75 +220,151 @@ def rows_per_shard(n_images: int, row_bytes: int, batch_size: int) -> int:
     return max(1, rows // batch_size) * batch_size
 
 
-@dataclass
-class _Job:
-    """What is needed to write shards."""
+@dataclass(frozen=True)
+class _Plan:
+    """What is embedded, and how."""
 
-    folder: ShardFolder
-    images: ImageDataset
-    model: Pretrained
-    transform: EvalTransform
-    spec: EmbeddingSpec
-    shards: Sequence[range]
-    """Image numbers of each shard."""
     config: EmbedConfig
-    request: Mapping[str, object]
-    stop: StopRequest
+    images: ImageDataset
+    labelled: bool
+    model: Pretrained
+    spec: EmbeddingSpec
+    transform: EvalTransform
+    table_format: TableFormat
+    target: Path
 
-    def run(self, numbers: Sequence[int], kept_images: int, say: Callable[[str], None], progress: ShowProgress) -> None:
-        """Write the shards of the given numbers; after a signal no further one is begun."""
-        show, own, world = progress("embedding"), 0, distributed.get_global_size()
-        targets, announced = self.images.get_targets(), False
-        batches = decoded_batches(
-            self.images,
-            (batch for number in numbers for batch in self._batches(number)),
-            transform=self.transform,
-            channels=self.model.in_chans,
-            threads=self.config.threads or _threads(self.model),
-            pin_memory=self.model.device.type == "cuda",
-        )
-        with closing(batches):
-            for number in numbers:
-                if self.stop:
-                    break
-                with ShardWriter(self.folder, number, self.request) as shard:
-                    for _ in self._batches(number):
-                        batch = next(batches)
-                        shard.add(self._columns(batch, targets is not None), batch.unreadable)
-                        own += len(batch.indices) + len(batch.unreadable)
-                        if show is not None and distributed.is_main_process():
-                            # With several processes, judged by this one.
-                            show(min(len(self.images), kept_images + own * world), len(self.images))
-                        if self.stop and not announced:
-                            say(
-                                f"{self.stop.reason}: finishing the part at hand; a second Ctrl-C ends at once and "
-                                "loses it"
-                            )
-                            announced = True
-        if self.stop:
-            self.folder.stop()
+    def columns(self) -> tuple[list[str], int]:
+        """Names of the columns, patches included, and about how many bytes an image takes in them."""
+        width, side = self.model.embed_dim, self.transform.crop_size
+        kinds = {"cls": 4 * width}
+        if self.spec.registers:
+            kinds["registers"] = 4 * width * self.model.num_register_tokens
+        if self.spec.mean:
+            kinds["mean"] = 4 * width
+        if self.spec.patches:
+            kinds["patches"] = 2 * width * math.prod(self.model.patch_grid(side, side))
+        prefixes = ["", *(f"layer{layer}_" for layer in self.spec.layers)]
+        names = ["index", "path", "height", "width", *(["label"] if self.labelled else [])]
+        names += [f"{prefix}{kind}" for prefix in prefixes for kind in kinds]
+        return names, 64 + len(prefixes) * sum(kinds.values())
 
-    def _batches(self, number: int) -> list[range]:
+    @property
+    def rows(self) -> int:
+        """Images of a shard."""
+        n_images, size = len(self.images), self.config.batch_size
+        return self.config.part_rows or rows_per_shard(n_images, self.columns()[1], size)
+
+    @cached_property
+    def shards(self) -> list[range]:
+        """Image numbers of each shard."""
+        n_images, rows = len(self.images), self.rows
+        return [range(first, min(first + rows, n_images)) for first in range(0, n_images, rows)]
+
+    def batches(self, number: int) -> list[range]:
+        """Image numbers of each batch of a shard."""
         shard, size = self.shards[number], self.config.batch_size
         return [shard[first : first + size] for first in range(0, len(shard), size)]
 
-    def _columns(self, batch: DecodedBatch, labelled: bool) -> dict[str, np.ndarray]:
-        if not batch.indices:
-            return {}
-        sizes = np.array(batch.sizes, dtype=np.int32)
-        columns = {
-            "index": np.array(batch.indices, dtype=np.int64),
-            "path": np.array([_shown_path(self.images, index) for index in batch.indices], dtype=np.str_),
-            "height": sizes[:, 0],
-            "width": sizes[:, 1],
+    def request(self) -> dict[str, Any]:
+        """Everything that the bytes of the output depend on: who goes on with it must ask for the same."""
+        model, transform, spec = self.model, self.transform, self.spec
+        stride = {"stride": model.stride} if model.stride != model.patch_size else {}
+        return {
+            "source": {"images": len(self.images), "fingerprint": self.images.fingerprint()},
+            "model": {"name": model.name, "sha256": model.digest, "embed_dim": model.embed_dim, **stride},
+            "transform": {**transform.describe(), "fit": transform.fit, "size": transform.crop_size},
+            "precision": str(model.autocast_dtype or "float32").removeprefix("torch."),
+            **asdict(spec),
+            "format": self.table_format,
+            "batch_size": self.config.batch_size,
+            "part_rows": self.rows,
+            "extractor": EXTRACTOR_VERSION,
         }
-        if labelled:
-            columns["label"] = np.array(batch.targets, dtype=np.int64)
-        encoded = encode_batch(self._encode, batch)
-        return columns | {name: tensor.float().cpu().numpy() for name, tensor in encoded.items()}
 
-    def _encode(self, pixels: Tensor) -> dict[str, Tensor]:
-        return self.spec.columns(self.model.encode(pixels, layers=self.spec.layers))
+    def about(self, source: str | Sequence[str]) -> dict[str, object]:
+        """What the manifest says besides: other places and versions give the same features."""
+        model = Path(self.config.model).expanduser()
+        return {
+            "source": source[0] if not isinstance(source, str) and len(source) == 1 else source,
+            "root": getattr(self.images, "root", None),
+            "model": str(model.resolve()) if model.exists() else str(self.config.model),
+            "depth": self.model.table.get("depth"),
+            "class_names": self.images.class_names,
+            "versions": environment(),
+        }
+
+
+def _plan(source: str | Sequence[str], config: EmbedConfig, progress: ShowProgress) -> _Plan:
+    """Check everything that can be wrong before anything is computed, the model last."""
+    if config.batch_size < 1:
+        raise ConfigError(f"the batch is {config.batch_size}; write 1 or more")
+    table_format, target = target_format(config.output, config.table_format)
+    images = image_source(source)
+    _check_place(target, images, writes_npy=config.patches or table_format == "npy")
+    model = load(
+        config.model, device=config.device, precision=config.precision, stride=config.stride, progress=progress
+    )
+    spec, transform = resolve_spec(config, model), _transform(config, model)
+    return _Plan(config, images, images.get_targets() is not None, model, spec, transform, table_format, target)
+
+
+def _write_shards(
+    plan: _Plan,
+    folder: ShardFolder,
+    request: Mapping[str, object],
+    kept: Mapping[int, Shard],
+    stop: StopRequest,
+    say: Callable[[str], None],
+    show: Callable[[int, int], None] | None,
+) -> None:
+    """Write this process's range of the shards that are missing; after a signal no further one is begun."""
+    missing = [number for number in range(len(plan.shards)) if number not in kept]
+    rank, world = distributed.get_global_rank(), distributed.get_global_size()
+    numbers = missing[len(missing) * rank // world : len(missing) * (rank + 1) // world]
+    done, announced = sum(len(plan.shards[number]) for number in kept), False
+    batches = decoded_batches(
+        plan.images,
+        (batch for number in numbers for batch in plan.batches(number)),
+        transform=plan.transform,
+        channels=plan.model.in_chans,
+        threads=plan.config.threads or _threads(plan.model),
+        pin_memory=plan.model.device.type == "cuda",
+    )
+    with closing(batches):
+        for number in numbers:
+            if stop:
+                break
+            with ShardWriter(folder, number, request) as shard:
+                for _ in plan.batches(number):
+                    batch = next(batches)
+                    shard.add(_encode(plan, batch), batch.unreadable)
+                    # With several processes, judged by this one.
+                    done += (len(batch.indices) + len(batch.unreadable)) * world
+                    if show is not None and distributed.is_main_process():
+                        show(min(len(plan.images), done), len(plan.images))
+                    if stop and not announced:
+                        say(f"{stop.reason}: finishing the part at hand; a second Ctrl-C ends at once and loses it")
+                        announced = True
+    if stop:
+        folder.stop()
+
+
+def _encode(plan: _Plan, batch: DecodedBatch) -> dict[str, np.ndarray]:
+    """The columns of a batch; none when no image of it is readable."""
+    if not batch.indices:
+        return {}
+    sizes = np.array(batch.sizes, dtype=np.int32)
+    columns = {
+        "index": np.array(batch.indices, dtype=np.int64),
+        "path": np.array([_shown_path(plan.images, index) for index in batch.indices], dtype=np.str_),
+        "height": sizes[:, 0],
+        "width": sizes[:, 1],
+    }
+    if plan.labelled:
+        columns["label"] = np.array(batch.targets, dtype=np.int64)
+    layers = plan.spec.layers
+    encoded = encode_batch(lambda pixels: plan.spec.columns(plan.model.encode(pixels, layers=layers)), batch)
+    return columns | {name: tensor.float().cpu().numpy() for name, tensor in encoded.items()}
 
 
 def _shown_path(images: ImageDataset, index: int) -> str:
@@ -337,56 +398,11 @@ def _transform(config: EmbedConfig, loaded: Pretrained) -> EvalTransform:
     return loaded.transform_with(size=size, fit=config.fit, max_tokens=config.max_tokens)
 
 
-def _plan_columns(
-    loaded: Pretrained, transform: EvalTransform, spec: EmbeddingSpec, *, labelled: bool
-) -> tuple[list[str], int]:
-    """Names of the columns, patches included, and about how many bytes an image takes in them."""
-    width, grid = loaded.embed_dim, math.prod(loaded.patch_grid(transform.crop_size, transform.crop_size))
-    kinds = {"cls": 4 * width}
-    if spec.registers:
-        kinds["registers"] = 4 * width * loaded.num_register_tokens
-    if spec.mean:
-        kinds["mean"] = 4 * width
-    if spec.patches:
-        kinds["patches"] = 2 * width * grid
-    prefixes = ["", *(f"layer{layer}_" for layer in spec.layers)]
-    names = ["index", "path", "height", "width", *(["label"] if labelled else [])]
-    names += [f"{prefix}{kind}" for prefix in prefixes for kind in kinds]
-    return names, 64 + len(prefixes) * sum(kinds.values())
-
-
 def _threads(loaded: Pretrained) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = max(1, cores // distributed.get_local_size())
     # On a CPU the model wants the cores itself, and a decoded image costs it ten times what it costs the decoder.
     return min(own if loaded.device.type == "cuda" else max(1, own // 4), 16)
-
-
-def _request(
-    images: ImageDataset,
-    loaded: Pretrained,
-    transform: EvalTransform,
-    spec: EmbeddingSpec,
-    table_format: TableFormat,
-    batch_size: int,
-    rows_each: int,
-) -> dict[str, Any]:
-    """Everything that the bytes of the output depend on: who goes on with it must ask for the same."""
-    stride = {"stride": loaded.stride} if loaded.stride != loaded.patch_size else {}
-    return {
-        "source": {"images": len(images), "fingerprint": images.fingerprint()},
-        "model": {"name": loaded.name, "sha256": loaded.digest, "embed_dim": loaded.embed_dim, **stride},
-        "transform": {**transform.describe(), "fit": transform.fit, "size": transform.crop_size},
-        "precision": str(loaded.autocast_dtype or "float32").removeprefix("torch."),
-        "registers": spec.registers,
-        "mean": spec.mean,
-        "patches": spec.patches,
-        "layers": list(spec.layers),
-        "format": table_format,
-        "batch_size": batch_size,
-        "part_rows": rows_each,
-        "extractor": EXTRACTOR_VERSION,
-    }
 
 
 def _keep_digest(request: dict[str, Any], begun: Mapping[str, Any] | None, loaded: Pretrained) -> None:
@@ -395,21 +411,6 @@ def _keep_digest(request: dict[str, Any], begun: Mapping[str, Any] | None, loade
     digest = model.get("sha256") if isinstance(model, dict) else None
     if isinstance(digest, str) and loaded.has_digest(digest):
         request["model"]["sha256"] = digest
-
-
-def _about(
-    source: str | Sequence[str], images: ImageDataset, loaded: Pretrained, model: str | os.PathLike[str]
-) -> dict[str, object]:
-    names = [source] if isinstance(source, str) else list(source)
-    existing = Path(model).expanduser()
-    return {
-        "source": names[0] if len(names) == 1 else names,
-        "root": getattr(images, "root", None),
-        "model": str(existing.resolve()) if existing.exists() else str(model),
-        "depth": loaded.table.get("depth"),
-        "class_names": images.class_names,
-        "versions": environment(),
-    }
 
 
 def _prepare(
@@ -427,12 +428,6 @@ def _prepare(
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
-
-
-def _share(numbers: Sequence[int]) -> Sequence[int]:
-    """This process's contiguous range of what is left to do."""
-    rank, world = distributed.get_global_rank(), distributed.get_global_size()
-    return numbers[len(numbers) * rank // world : len(numbers) * (rank + 1) // world]
 
 
 def _wait_for_others(folder: ShardFolder, numbers: Sequence[int], stop: StopRequest) -> None:

@@ -15,7 +15,7 @@ from dinov2.analysis.patch_maps import PatchView, high_norm_share, high_norm_thr
 from dinov2.analysis.pca import PcaBasis, fit_foreground_pca, fit_image_pca, load_pca, match_colours, save_pca
 from dinov2.apps.places import output_folder
 from dinov2.checkpoints.locate import ShowProgress
-from dinov2.encode.image_inputs import Frame, find_frames, open_frame
+from dinov2.encode.image_inputs import Frame, find_frames, open_frames
 from dinov2.encode.tokens import require_finite
 from dinov2.engine.parallel import autocast
 from dinov2.errors import ConfigError, DataError, DinoError
@@ -202,9 +202,10 @@ def _view_images(
     """
     images: list[PageImage] = []
     unreadable: list[tuple[str, str]] = []
-    for done, frame in enumerate(frames, start=1):
+    for done, (frame, picture) in enumerate(zip(frames, open_frames(frames), strict=True), start=1):
         try:
-            picture = open_frame(frame)
+            if isinstance(picture, DataError):
+                raise picture
             whole = (picture.height, picture.width)
             place = _share_at(point, whole) if point is not None and not images else None
             views = [

@@ -22,12 +22,11 @@ __all__ = ["ExternalModel", "is_external_model", "load_external_model"]
 class ExternalModel(nn.Module):
     """A model of another library: images `[B, 3, H, W]` -> `[B, D]` by call, all tokens by `tokens`."""
 
-    def __init__(self, model: nn.Module, *, patch_size: int, transform: EvalTransform) -> None:
+    def __init__(
+        self, model: nn.Module, *, patch_size: int, transform: EvalTransform, n_blocks: int | None = None
+    ) -> None:
         super().__init__()
-        self.model = model
-        self.patch_size = patch_size
-        self.transform = transform
-        self.n_blocks: int | None = None
+        self.model, self.patch_size, self.transform, self.n_blocks = model, patch_size, transform, n_blocks
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token, or what stands for the whole image, `[B, D]`."""
@@ -42,22 +41,14 @@ class ExternalModel(nn.Module):
     def _read(self, output: Any, images: Tensor) -> Tokens:
         grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
         if isinstance(output, Mapping) and "x_norm_clstoken" in output:
-            patches = output["x_norm_patchtokens"].unflatten(1, grid)
-            cls = output["x_norm_clstoken"]
-            registers = output.get("x_norm_regtokens", cls.new_zeros(len(cls), 0, cls.shape[-1]))
-            return Tokens(cls, registers, patches, {})
+            return Tokens.from_output(output, grid)
         if isinstance(output, Tensor) and output.ndim == 3:
             return split_tokens(output, grid, has_cls=output.shape[1] > grid[0] * grid[1])
         if isinstance(output, Tensor) and output.ndim == 4:  # [B, D, h, w]
-            patches = output.permute(0, 2, 3, 1)
-            return Tokens(patches.mean(dim=(1, 2)), patches.new_zeros(len(patches), 0, patches.shape[-1]), patches, {})
+            return _with_prefix(output, output.new_zeros(len(output), 0, output.shape[1]))
         if isinstance(output, Tensor) and output.ndim == 2:
-            return Tokens(
-                output,
-                output.new_zeros(len(output), 0, output.shape[1]),
-                output.new_zeros(len(output), 0, 0, output.shape[1]),
-                {},
-            )
+            nothing = output.new_zeros(len(output), 0, output.shape[1])
+            return Tokens(output, nothing, output.new_zeros(len(output), 0, 0, output.shape[1]), {})
         got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(f"the model returned {got}; features need [B, D], tokens [B, T, D] or maps [B, D, h, w]")
 
@@ -66,21 +57,17 @@ class _Timm(ExternalModel):
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> Tokens:
         model: Any = self.model
         if not layers:
-            return self._of(model.forward_features(images), images)
+            return self._final(model.forward_features(images), images)
         depth = len(getattr(model, "blocks", ()))
         chosen = {index: index + depth if index < 0 else index for index in layers}
-        if not hasattr(model, "forward_intermediates") or not set(chosen.values()) <= set(range(depth)):
+        blocks = sorted(set(chosen.values()))
+        if not hasattr(model, "forward_intermediates") or not set(blocks) <= set(range(depth)):
             raise ConfigError(f"{type(model).__name__} does not show the blocks {list(layers)}; it has {depth}")
-        final, found = model.forward_intermediates(
-            images, indices=sorted(set(chosen.values())), norm=True, return_prefix_tokens=True
-        )
-        by_block = {
-            block: _with_prefix(maps, prefix)
-            for block, (maps, prefix) in zip(sorted(set(chosen.values())), found, strict=True)
-        }
-        return self._of(final, images)._replace(layers={asked: by_block[block] for asked, block in chosen.items()})
+        final, outputs = model.forward_intermediates(images, indices=blocks, norm=True, return_prefix_tokens=True)
+        tokens = {block: _with_prefix(*output) for block, output in zip(blocks, outputs, strict=True)}
+        return self._final(final, images)._replace(layers={index: tokens[block] for index, block in chosen.items()})
 
-    def _of(self, output: Tensor, images: Tensor) -> Tokens:
+    def _final(self, output: Tensor, images: Tensor) -> Tokens:
         model: Any = self.model
         prefix = int(getattr(model, "num_prefix_tokens", 0))
         if output.ndim == 3:
@@ -116,6 +103,7 @@ class _HuggingFace(ExternalModel):
 
 
 def _with_prefix(maps: Tensor, prefix: Tensor) -> Tokens:
+    """Tokens of maps [B, D, h, w] and of the class token and registers before them [B, P, D], of which P may be 0."""
     patches = maps.permute(0, 2, 3, 1)
     has_cls = prefix.shape[1] > 0
     return Tokens(prefix[:, 0] if has_cls else patches.mean(dim=(1, 2)), prefix[:, int(has_cls) :], patches, {})
@@ -173,9 +161,8 @@ def _load_timm(name: str) -> ExternalModel:
         std=data["std"],
         patch_size=patch,
     )
-    peer = _Timm(model, patch_size=patch, transform=transform)
-    peer.n_blocks = len(model.blocks) if hasattr(model, "blocks") else None
-    return peer
+    blocks = len(model.blocks) if hasattr(model, "blocks") else None
+    return _Timm(model, patch_size=patch, transform=transform, n_blocks=blocks)
 
 
 def _load_hf(identifier: str) -> ExternalModel:
@@ -198,13 +185,12 @@ def _load_hf(identifier: str) -> ExternalModel:
         size = int(getattr(config, "image_size", 224))
         transform = EvalTransform(crop_size=min(size, 224) // patch * patch or patch, patch_size=patch)
     else:
-        transform = _transform_of(processor, patch)
-    peer = _HuggingFace(model, patch_size=patch, transform=transform)
-    peer.n_blocks = getattr(config, "num_hidden_layers", None)
-    return peer
+        transform = _transform_from(processor, patch)
+    blocks = getattr(config, "num_hidden_layers", None)
+    return _HuggingFace(model, patch_size=patch, transform=transform, n_blocks=blocks)
 
 
-def _transform_of(processor: Any, patch: int) -> EvalTransform:
+def _transform_from(processor: Any, patch: int) -> EvalTransform:
     def side(value: Any) -> int:
         value = dict(value) if value is not None else {}
         return int(value.get("shortest_edge") or value.get("height") or 0)

@@ -11,7 +11,7 @@ are refused (0 to more than 8) or warned of (all within 0..1).
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from dinov2.data.datasets.files import find_image_files
 from dinov2.data.decoding import count_frames, decode_rgb, decode_tensor, pil_with_channels
 from dinov2.data.eval_transform import pad_to_multiple
 from dinov2.data.image_files import read_image
+from dinov2.encode.stream import read_ahead
 from dinov2.errors import DataError
 
-__all__ = ["Frame", "as_list", "find_frames", "open_frame", "to_model_input"]
+__all__ = ["Frame", "as_list", "find_frames", "open_frame", "open_frames", "to_model_input"]
 
 _FROM_BYTES = "PIL.Image.open(io.BytesIO(data)) of its bytes"
 _MAY_MOVE = frozenset(".apng .gif .png .tif .tiff .webp".split())
@@ -147,6 +148,18 @@ def find_frames(images: Sequence[str | os.PathLike[str]]) -> list[Frame]:
 def open_frame(frame: Frame) -> Image.Image:
     """The picture as RGB, upright. Raises `DataError` when it cannot be read."""
     return decode_rgb(read_image(frame.path), path=str(frame.path), exif="apply", frame=frame.number or 0)
+
+
+def open_frames(frames: Iterable[Frame]) -> Iterator[Image.Image | DataError]:
+    """The pictures, decoded ahead of use; in the place of one that cannot be read, the error."""
+
+    def read(frame: Frame) -> Image.Image | DataError:
+        try:
+            return open_frame(frame)
+        except DataError as error:
+            return error
+
+    return read_ahead(read, frames)
 
 
 def _frames_of(path: Path) -> list[Frame]:

@@ -37,9 +37,6 @@ class Scoring:
         """The rules of a data set for the images at these positions (int64 [S]); None for the usual ones."""
         if isinstance(dataset, Subset):
             return cls.of(dataset.dataset, torch.from_numpy(dataset.rows)[images])
-        if (own := getattr(dataset, "scoring", None)) is not None:  # a data set behind a transform
-            rules: Scoring | None = own(images)
-            return rules
         own_classes = getattr(dataset, "class_mapping", None) is not None
         label_sets, part_numbers = (_rows(dataset, name, images) for name in ("label_sets", "part_numbers"))
         if not own_classes and label_sets is None and part_numbers is None:

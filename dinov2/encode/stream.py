@@ -30,7 +30,6 @@ __all__ = [
     "DecodedBatch",
     "EmbeddingSpec",
     "Features",
-    "LabelledImages",
     "decoded_batches",
     "encode_batch",
     "evaluating",
@@ -43,7 +42,7 @@ _Item = TypeVar("_Item")
 _Read = TypeVar("_Read")
 
 
-class LabelledImages(Sized, Protocol):
+class _LabelledImages(Sized, Protocol):
     """A length, and `(image, target)` by index; the image is a tensor [C, H, W] unless a transform makes it one."""
 
     def __getitem__(self, index: int, /) -> tuple[object, int | None]: ...
@@ -147,7 +146,7 @@ def read_ahead(
 
 
 def decoded_batches(
-    dataset: LabelledImages | ImageDataset,
+    dataset: _LabelledImages | ImageDataset,
     batches: Iterable[range],
     *,
     transform: Callable[[object], Tensor] | None = None,
@@ -209,7 +208,7 @@ def evaluating(model: object) -> Iterator[None]:
 
 def extract_features(
     model: Callable[[Tensor], Tensor],
-    dataset: LabelledImages | ImageDataset,
+    dataset: _LabelledImages | ImageDataset,
     *,
     transform: Callable[[object], Tensor] | None = None,
     channels: int = 3,
@@ -312,7 +311,7 @@ class _BatchReader(Dataset[DecodedBatch]):
 
     def __init__(
         self,
-        dataset: LabelledImages | ImageDataset,
+        dataset: _LabelledImages | ImageDataset,
         transform: Callable[[object], Tensor] | None,
         channels: int,
         pin_memory: bool,

@@ -1,8 +1,8 @@
 """Tokens of images, the same for every kind of model: class token, registers, a grid of patches, layers on request."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ __all__ = [
 
 
 class Tokens(NamedTuple):
-    """What a model says about a batch of equally large images, after its final norm."""
+    """Tokens of a batch of equally large images, after the final norm of the model."""
 
     cls: Tensor
     """[B, D]; for models without a class token the mean over the patches."""
@@ -33,15 +33,24 @@ class Tokens(NamedTuple):
     layers: "dict[int, Tokens]"
     """The same of the blocks that were asked for, under the index that was given."""
 
-    def map(self, function: Any) -> "Tokens":
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Tokens":
         """`function` on every tensor."""
         layers = {index: tokens.map(function) for index, tokens in self.layers.items()}
         return Tokens(function(self.cls), function(self.registers), function(self.patches), layers)
 
+    @classmethod
+    def from_output(cls, output: Mapping[str, Tensor], grid: tuple[int, int]) -> "Tokens":
+        """Of the dictionary of `forward_features`; registers may be missing."""
+        class_token = output["x_norm_clstoken"]
+        registers = output.get("x_norm_regtokens")
+        if registers is None:
+            registers = class_token.new_zeros(len(class_token), 0, class_token.shape[-1])
+        return cls(class_token, registers, output["x_norm_patchtokens"].unflatten(1, grid), {})
+
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What a model says about one image, float32, on the CPU."""
+    """Tokens of one image, float32, on the CPU."""
 
     cls: Tensor
     """[D]."""
@@ -70,34 +79,25 @@ def backbone_tokens(model: DinoVisionTransformer, images: Tensor, layers: Sequen
     """
     grid = model.patch_grid(*images.shape[-2:])
     if not layers:
-        output = model.forward_features(images)
-        return Tokens(
-            output["x_norm_clstoken"],
-            output["x_norm_regtokens"],
-            output["x_norm_patchtokens"].unflatten(1, grid),
-            {},
-        )
-    wanted = _checked(layers, model.n_blocks)
-    last = model.n_blocks - 1
+        return Tokens.from_output(model.forward_features(images), grid)
+    depth, last = model.n_blocks, model.n_blocks - 1
+    blocks = {index: index + depth if index < 0 else index for index in layers}
+    if wrong := [index for index, block in blocks.items() if not 0 <= block < depth]:
+        raise ConfigError(f"there is no block {wrong[0]}; this model has blocks 0 to {last}")
     # The last block is always computed: it holds the tokens that every caller wants.
-    indices = sorted({*wanted.values(), last})
+    indices = sorted({*blocks.values(), last})
     outputs = model.get_intermediate_layers(images, indices, return_class_token=True, return_register_tokens=True)
-    found = {
+    tokens = {
         index: Tokens(class_token, registers, patches.unflatten(1, grid), {})
         for index, (patches, class_token, registers) in zip(indices, outputs, strict=True)
     }
-    return found[last]._replace(layers={asked: found[index] for asked, index in wanted.items()})
+    return tokens[last]._replace(layers={index: tokens[block] for index, block in blocks.items()})
 
 
 def packed_tokens(model: DinoVisionTransformer, images: Sequence[Tensor]) -> list[Tokens]:
     """Tokens of batches `[B_i, C, H_i, W_i]` of different sizes, from one packed pass."""
     return [
-        Tokens(
-            output["x_norm_clstoken"],
-            output["x_norm_regtokens"],
-            output["x_norm_patchtokens"].unflatten(1, model.patch_grid(*batch.shape[-2:])),
-            {},
-        )
+        Tokens.from_output(output, model.patch_grid(*batch.shape[-2:]))
         for batch, output in zip(images, model.forward_features(list(images)), strict=True)
     ]
 
@@ -130,13 +130,6 @@ def require_finite(features: Tensor, *, model: str = "the model", what: str = "f
             f"{model} gives NaN or infinite {what} for {broken:,} of {len(features):,} {of}; try --precision fp32, or "
             "look whether its training diverged"
         )
-
-
-def _checked(layers: Sequence[int], depth: int) -> dict[int, int]:
-    wanted = {index: index + depth if index < 0 else index for index in layers}
-    if wrong := [index for index, block in wanted.items() if not 0 <= block < depth]:
-        raise ConfigError(f"there is no block {wrong[0]}; this model has blocks 0 to {depth - 1}")
-    return wanted
 
 
 def as_float32_on_cpu(tokens: Tokens) -> Tokens:

@@ -12,7 +12,7 @@ from dinov2.encode.store.tables import StoredTable
 from dinov2.errors import DataError
 from dinov2.whole_files import unescape_name
 
-__all__ = ["StoredFeatures", "StoredPatches", "open_features"]
+__all__ = ["StoredFeatures", "open_features"]
 
 
 class StoredFeatures:
@@ -47,17 +47,17 @@ class StoredFeatures:
         pieces = (table[column] for table in self._tables)
         return (_file_names(piece) for piece in pieces) if column == "path" else pieces
 
-    def patches(self, name: str = "patches") -> "StoredPatches":
+    def patches(self, name: str = "patches") -> "_StoredPatches":
         """Patch features, mapped into memory. Raises DataError when they were not written."""
         entry = self.manifest.get("patches", {}).get(name)
         if entry is None:
             known = ", ".join(self.manifest.get("patches", {})) or "none were written"
             raise DataError(f"{self.path} has no patch features called {name!r} ({known}); embed with --patches")
         home = self.path if self.path.is_dir() else self.path.parent
-        return StoredPatches([np.load(home / file, mmap_mode="r", allow_pickle=False) for file in entry["files"]])
+        return _StoredPatches([np.load(home / file, mmap_mode="r", allow_pickle=False) for file in entry["files"]])
 
 
-class StoredPatches:
+class _StoredPatches:
     """Patch features float16 `[S, h, w, D]` over one or several mapped files; `patches[row]` reads that row alone."""
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:

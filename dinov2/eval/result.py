@@ -67,23 +67,23 @@ class Result:
     dataset: str = ""
     """As it was typed."""
     split: str = ""
-    model: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, object] = field(default_factory=dict)
     """Architecture, digest of the weights, ..."""
-    transform: Mapping[str, Any] = field(default_factory=dict)
+    transform: Mapping[str, object] = field(default_factory=dict)
     precision: str = "float32"
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The task's own knobs: temperature, images per class, values of the single tries, ..."""
     seed: int | None = None
     seconds: float | None = None
     notes: tuple[str, ...] = ()
-    versions: Mapping[str, Any] = field(default_factory=environment)
+    versions: Mapping[str, object] = field(default_factory=environment)
     date: str = field(default_factory=now)
     schema: int = SCHEMA
 
 
-def write_results(path: Path | str, rows: Sequence[Result], *, extra: Mapping[str, Any] | None = None) -> Path:
+def write_results(path: Path | str, rows: Sequence[Result], *, extra: Mapping[str, object] | None = None) -> Path:
     """Write `{"schema", "rows", **extra}` as one JSON document; whoever reads the path sees the old or the new one."""
-    document: dict[str, Any] = {"schema": SCHEMA, "rows": [asdict(row) for row in rows]}
+    document: dict[str, object] = {"schema": SCHEMA, "rows": [asdict(row) for row in rows]}
     for key, value in (extra or {}).items():
         document.setdefault(key, value)
     return write_json(path, document)

@@ -9,9 +9,9 @@ found (information retrieval, scikit-learn). `trapezoid`: the area under the lin
 precision-recall curve, which landmark retrieval has used since Oxford5k (Philbin et al. 2007), a little lower.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.metrics import bootstrap_interval
 from dinov2.eval.result import Result
+from dinov2.eval.scoring import Provenance
 
 __all__ = [
     "Precision",
@@ -68,7 +69,7 @@ def evaluate_retrieval(
     precision: Precision = "step",
     device: torch.device | str | None = None,
     task: str = "retrieval",
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Provenance | None = None,
 ) -> list[Result]:
     """mAP, and for each k the recall and the precision among the first k, and GAP: in percent, over the queries.
 
@@ -97,31 +98,28 @@ def evaluate_retrieval(
         per_query["recall@k", k] = [float(r.ranks[0] < k) for r in found]
         per_query["mP@k", k] = [precision_at(r.ranks, k) for r in found]
     without = len(rankings) - len(found)
-    shared: dict[str, Any] = {
-        "task": task,
-        "n": len(found),
-        "settings": {"average_precision": precision, "n_gallery": len(gallery), "n_queries": len(truth)},
-        "notes": (f"{without} queries have no right image in the gallery and are left out of the means",)
-        if without
-        else (),
-    }
-    shared = {**shared, **(provenance or {})}
+    notes = (f"{without} queries have no right image in the gallery and are left out of the means",) if without else ()
+    settings = {"average_precision": precision, "n_gallery": len(gallery), "n_queries": len(truth)}
+    provenance = provenance or {}
     rows = []
     for (metric, among), values in per_query.items():
         low, high = bootstrap_interval(torch.tensor(values))
-        rows.append(
-            Result(
-                **shared,
-                metric=metric.replace("@k", f"@{among}"),
-                k=among,
-                value=100 * sum(values) / len(values),
-                ci=(100 * low, 100 * high),
-            )
+        row = Result(
+            task=task,
+            metric=metric.replace("@k", f"@{among}"),
+            k=among,
+            value=100 * sum(values) / len(values),
+            ci=(100 * low, 100 * high),
+            n=len(found),
+            settings=settings,
+            notes=notes,
+            **provenance,
         )
+        rows.append(row)
     confidences = torch.tensor([ranking.confidence for ranking in rankings])
     correct = torch.tensor([len(r.ranks) > 0 and int(r.ranks[0]) == 0 for r in rankings])
-    gap = global_average_precision(confidences, correct, n_with_match=len(found))
-    return [*rows, Result(**{**shared, "n": len(rankings), "notes": ()}, metric="GAP", value=100 * gap)]
+    gap = 100 * global_average_precision(confidences, correct, n_with_match=len(found))
+    return [*rows, Result(task=task, metric="GAP", value=gap, n=len(rankings), settings=settings, **provenance)]
 
 
 def average_precision(ranks: Tensor, *, precision: Precision = "step") -> float:  # int64 [P], ascending, from 0

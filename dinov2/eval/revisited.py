@@ -17,7 +17,7 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from torch import Tensor
 from dinov2.errors import DataError
 from dinov2.eval.result import Result
 from dinov2.eval.retrieval import QueryTruth, evaluate_retrieval
+from dinov2.eval.scoring import Provenance
 from dinov2.whole_files import write_json
 
 __all__ = ["PROTOCOLS", "RevisitedQuery", "RevisitedTruth", "evaluate_revisited", "read_revisited", "write_revisited"]
@@ -78,7 +79,7 @@ def evaluate_revisited(
     truth: RevisitedTruth,
     *,
     device: torch.device | str | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Provenance | None = None,
 ) -> list[Result]:
     """mAP (trapezoid), mP@1, 5, 10 and recall of the three protocols, in percent; `settings` name the protocol.
 
@@ -118,7 +119,7 @@ def read_revisited(path: str | os.PathLike[str]) -> RevisitedTruth:
             f"{path} is neither a pickle nor JSON of ground truth ({type(error).__name__}: {error}); fetch it again"
         ) from error
     try:
-        return _truth_of(document)
+        return _truth_from(document)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path} is no ground truth of revisited Oxford or Paris ({error}); expected imlist, qimlist and gnd"
@@ -134,7 +135,7 @@ def write_revisited(truth: RevisitedTruth, path: Path | str) -> Path:
     return write_json(path, {"imlist": truth.gallery, "qimlist": [query.name for query in truth.queries], "gnd": gnd})
 
 
-def _truth_of(document: Any) -> RevisitedTruth:
+def _truth_from(document: Any) -> RevisitedTruth:
     gallery = tuple(str(name) for name in document["imlist"])
     names, entries = [str(name) for name in document["qimlist"]], list(document["gnd"])
     if len(names) != len(entries):
@@ -151,13 +152,13 @@ def _truth_of(document: Any) -> RevisitedTruth:
     return RevisitedTruth(gallery, tuple(queries))
 
 
-def _whole(number: Any) -> int:
+def _whole(number: float) -> int:
     if int(number) != number:
         raise ValueError(f"{number!r} is no image number")
     return int(number)
 
 
-def _box(values: Any, name: str) -> tuple[float, float, float, float] | None:
+def _box(values: Iterable[float] | None, name: str) -> tuple[float, float, float, float] | None:
     if values is None:
         return None
     left, top, right, bottom = (float(value) for value in values)
@@ -172,7 +173,7 @@ class _DataUnpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, encoding="latin1")  # the names in pickles of Python 2
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         match module.replace("numpy._core", "numpy.core"), name:
             case ("numpy", "ndarray") | ("numpy.core.multiarray", "_reconstruct"):
                 return _Array
@@ -192,43 +193,43 @@ class _DataUnpickler(pickle.Unpickler):
 
 
 class _NumberType:
-    def __init__(self, code: str, *rest: Any) -> None:
+    def __init__(self, code: str, *rest: object) -> None:
         self.type = np.dtype(code)
         if self.type.kind not in "biufSUO":
             raise DataError(f"it holds an array of {self.type}, which is no list of numbers; do not trust this file")
 
-    def __setstate__(self, state: Any) -> None:
-        if state[1] in ("<", ">"):
+    def __setstate__(self, state: Sequence[object]) -> None:
+        if state[1] == "<" or state[1] == ">":
             self.type = self.type.newbyteorder(state[1])
 
 
 class _Array:
-    def __init__(self, *ignored: Any) -> None:
-        self.values: list[Any] = []
+    def __init__(self, *ignored: object) -> None:
+        self.values: list[object] = []
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: tuple[object, object, "_NumberType", object, "str | bytes | list[object]"]) -> None:
         _, _, kind, _, data = state
         # Arrays of objects come as a list, whose items have passed through here already.
         self.values = data if isinstance(data, list) else _read(kind, data)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         return iter(self.values)
 
 
-def _array_of(data: Any, kind: _NumberType, *ignored: Any) -> _Array:
+def _array_of(data: bytes | bytearray, kind: _NumberType, *ignored: object) -> _Array:
     """How arrays are written since pickle protocol 5."""
     array = _Array()
     array.values = _read(kind, bytes(data))
     return array
 
 
-def _read(kind: _NumberType, data: Any) -> list[Any]:
+def _read(kind: _NumberType, data: str | bytes) -> list[object]:
     if kind.type.kind == "O":
         raise DataError("it holds an array of objects that are no list; do not trust this file")
     return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, kind.type).tolist()
 
 
-def _number(kind: _NumberType, data: Any) -> Any:
+def _number(kind: _NumberType, data: str | bytes) -> object:
     return _read(kind, data)[0]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dinov2.run.eval import knn, linear, log_regression
-from dinov2.run.eval.flags import inputs_of
+from dinov2.run.eval.flags import config_from_flags
 from dinov2.run.train import train
 from tests.runs import SMALL, Ended, contents, only_sentence, quiet_logger
 
@@ -253,7 +253,7 @@ def test_evaluations_compute_in_the_precision_of_the_configuration(
     words = ["--config-file", str(tmp_path / "mine.yaml"), "--pretrained-weights", "w.pth"]
     words += ["--opts", f"{PRECISION}={given}"] if given else []
     with quiet_logger():
-        assert inputs_of(command.get_args_parser().parse_args(words)).precision == precision
+        assert config_from_flags(command.get_args_parser().parse_args(words)).precision == precision
     assert ("=fp16 insists" in capsys.readouterr().out) == (precision == "auto")
 
 

@@ -9,7 +9,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -57,9 +56,9 @@ class LabelledDataset:
 
     name: str
     images: ImageDataset
-    _identity: dict[str, Any] | None = field(default=None, init=False, repr=False)
+    _identity: dict[str, object] | None = field(default=None, init=False, repr=False)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What features of these images depend on: the images, when files were last written, labels and class names.
 
         The times are in it because a picture that was edited may keep its name and its size. All files are looked at
@@ -88,7 +87,7 @@ class LabelledDataset:
         images = torch.arange(len(features)) if features.indices is None else features.indices
         return replace(features, class_ids=self.class_ids, scoring=Scoring.of(self.images, images))
 
-    def _looked_at(self) -> dict[str, Any]:
+    def _looked_at(self) -> dict[str, object]:
         targets = self.images.get_targets()
         return {
             "images": self.images.fingerprint(),
@@ -104,7 +103,7 @@ class EvaluationSets:
 
     train: LabelledDataset
     val: LabelledDataset
-    split: dict[str, Any] | None = None
+    split: dict[str, object] | None = None
     """How one set was split, in the words of the results."""
 
     def divided(self, train: Features, val: Features) -> tuple[Features, Features]:

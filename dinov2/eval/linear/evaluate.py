@@ -177,22 +177,16 @@ def evaluate_linear(
         "batch_size": settings.batch_size,
         "n_train": len(fitted) if live.n_images is None else live.n_images,
     }
-    rows: list[Result] = []
-    outcomes: dict[str, Outcome] = {}
-    for name, scored_task in (("", task), *further):
-        own_provenance: Provenance = {**(provenance or {}), "dataset": name} if name else provenance or {}
-        logits = scored_task.answers.columns(heads.head_logits(best, columns.check(scored_task.val_features)))
-        set_rows, outcomes[f"{name}: {heads.table[best].name}" if name else heads.table[best].name] = score_answers(
-            scored_task,
-            logits.softmax(dim=1),
-            method="linear",
-            settings=table,
-            notes=notes,
-            seed=seed,
-            seconds=time.perf_counter() - started,
-            provenance=own_provenance,
-        )
-        rows += set_rows
+    rows, outcomes = _score_head(
+        heads,
+        best,
+        [("", task), *further],
+        settings=table,
+        notes=notes,
+        seed=seed,
+        started=started,
+        provenance=provenance,
+    )
     return LinearEvaluation(rows, outcomes, heads=heads, chosen=best)
 
 
@@ -239,6 +233,38 @@ def evaluate_head(
         provenance=provenance,
     )
     return Evaluation(rows, {f"given head, {head.layers} layers": outcome})
+
+
+def _score_head(
+    heads: LinearHeads,
+    number: int,
+    sets: Sequence[tuple[str, Classification]],
+    *,
+    settings: Mapping[str, object],
+    notes: Sequence[str],
+    seed: int,
+    started: float,
+    provenance: Provenance | None,
+) -> tuple[list[Result], dict[str, Outcome]]:
+    """Rows and outcomes of one head on the validation set, which has no name here, and on further sets."""
+    rows: list[Result] = []
+    outcomes: dict[str, Outcome] = {}
+    head = heads.table[number].name
+    for name, task in sets:
+        of_set: Provenance = {**(provenance or {}), "dataset": name} if name else provenance or {}
+        logits = task.answers.columns(heads.head_logits(number, heads.columns.check(task.val_features)))
+        set_rows, outcomes[f"{name}: {head}" if name else head] = score_answers(
+            task,
+            logits.softmax(dim=1),
+            method="linear",
+            settings=settings,
+            notes=notes,
+            seed=seed,
+            seconds=time.perf_counter() - started,
+            provenance=of_set,
+        )
+        rows += set_rows
+    return rows, outcomes
 
 
 class _Selection(NamedTuple):

@@ -7,7 +7,8 @@ possible, and noted in every row.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -36,6 +37,13 @@ DEFAULT_MAX_ITER = 1000
 
 SelectOn = Literal["split", "random-split", "val"]
 """Where C is chosen: a tenth of each training class, a tenth of all as in the release, or the reported set."""
+
+
+class _Point(TypedDict):
+    C: float
+    accuracy: float
+    iterations: int
+    converged: bool
 
 
 class _Choice(NamedTuple):
@@ -99,12 +107,13 @@ def evaluate_log_regression(
     started = time.perf_counter()
     where = torch.device("cpu" if device is None else device)
     choice, notes = _choice(task, train, finetune, select_on, seed, where)
-    common: dict[str, Any] = {"n_classes": task.n_classes, "tol": tol, "max_iter": max_iter, "dtype": dtype}
-    common |= {"backend": backend}
-    curve: list[dict[str, Any]] = []
+    fit_all = partial(
+        fit_path, n_classes=task.n_classes, tol=tol, max_iter=max_iter, dtype=dtype, at_once=at_once, backend=backend
+    )
+    curve: list[_Point] = []
     best: Fitted | None = None
     if len(Cs) > 1:
-        fits = fit_path(choice.fit_features, choice.fit_classes, Cs=sorted(Cs), at_once=at_once, **common)
+        fits = fit_all(choice.fit_features, choice.fit_classes, Cs=sorted(Cs))
         for fit in fits:
             scores = choice.columns(fit.scores(choice.scored_features))
             value = selection_accuracy(scores, choice.scored_targets, metric=metric)
@@ -114,7 +123,7 @@ def evaluate_log_regression(
         best = fits[max(range(len(fits)), key=lambda i: curve[i]["accuracy"])]  # the first of equals
     chosen = Cs[0] if best is None else best.C
     if best is None or len(choice.final_features) != len(choice.fit_features):
-        (best,) = fit_path(choice.final_features, choice.final_classes, Cs=[chosen], start=best, **common)
+        (best,) = fit_all(choice.final_features, choice.final_classes, Cs=[chosen], start=best)
     if not best.converged:
         notes.append(f"the fit for C = {chosen:g} stopped after {best.n_iterations} iterations short of its tolerance")
     unfinished = [f"{point['C']:g}" for point in curve if not point["converged"]]

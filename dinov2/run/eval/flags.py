@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from dinov2.apps.evaluation.context import EvalConfig
 from dinov2.configs import load_config
@@ -16,29 +15,36 @@ from dinov2.errors import ConfigError
 from dinov2.eval.result import Result
 from dinov2.logging import setup_logging
 
-__all__ = ["inputs_of", "report_rows"]
+__all__ = ["config_from_flags", "report_rows"]
 
 _RELEASE_WORKERS = 5
 _PRECISION_KEY = "compute_precision.teacher.backbone.mixed_precision.param_dtype"
 
 
-def inputs_of(arguments: argparse.Namespace, **rest: Any) -> EvalConfig:
+def config_from_flags(
+    arguments: argparse.Namespace,
+    *,
+    batch_size: int = 256,
+    num_workers: int = _RELEASE_WORKERS,
+    resize_to_crop: bool = False,
+) -> EvalConfig:
     """The flags that all of the release's evaluations share. Raises `ConfigError` when the weights are missing."""
     if not arguments.pretrained_weights:
         raise ConfigError("--pretrained-weights is missing; give a weight file, its address or a run's folder")
     setup_logging()
-    shared: dict[str, Any] = {
-        "model": arguments.pretrained_weights,
-        "train_dataset": arguments.train_dataset,
-        "val_dataset": arguments.val_dataset,
-        "output_dir": arguments.output_dir or None,
-        "config_file": arguments.config_file or None,
-        "overrides": arguments.opts,
-        "num_workers": min(_RELEASE_WORKERS, os.cpu_count() or 1),
-        "precision": _precision(arguments.config_file or None, arguments.opts),
-        "say": partial(print, flush=True),
-    }
-    return EvalConfig(**{**shared, **rest})
+    return EvalConfig(
+        model=arguments.pretrained_weights,
+        train_dataset=arguments.train_dataset,
+        val_dataset=arguments.val_dataset,
+        output_dir=arguments.output_dir or None,
+        config_file=arguments.config_file or None,
+        overrides=arguments.opts,
+        batch_size=batch_size,
+        num_workers=min(num_workers, os.cpu_count() or 1),
+        resize_to_crop=resize_to_crop,
+        precision=_precision(arguments.config_file or None, arguments.opts),
+        say=partial(print, flush=True),
+    )
 
 
 def _precision(config_file: str | None, overrides: Sequence[str]) -> str:

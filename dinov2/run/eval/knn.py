@@ -7,7 +7,7 @@ from dinov2.apps.evaluation.protocols import knn
 from dinov2.distributed import is_main_process
 from dinov2.eval.knn import get_args_parser
 from dinov2.eval.knn.evaluate import KnnSettings
-from dinov2.run.eval.flags import inputs_of, report_rows
+from dinov2.run.eval.flags import config_from_flags, report_rows
 from dinov2.run.exits import escape_streams
 from dinov2.run.submit import get_args_parser as get_submission_args_parser
 from dinov2.run.submit import run_here
@@ -24,7 +24,7 @@ def main() -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     report = knn(
-        inputs_of(arguments, batch_size=arguments.batch_size),
+        config_from_flags(arguments, batch_size=arguments.batch_size),
         KnnSettings(
             nb_knn=arguments.nb_knn,
             temperature=arguments.temperature,

@@ -12,7 +12,7 @@ from dinov2.apps.evaluation.linear import linear
 from dinov2.distributed import is_main_process
 from dinov2.errors import ConfigError
 from dinov2.eval.linear import LinearSettings, get_args_parser
-from dinov2.run.eval.flags import inputs_of, report_rows
+from dinov2.run.eval.flags import config_from_flags, report_rows
 from dinov2.run.exits import escape_streams
 from dinov2.run.submit import get_args_parser as get_submission_args_parser
 from dinov2.run.submit import run_here
@@ -40,7 +40,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
     mappings = arguments.test_class_mapping_fpaths
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # the release's batch is that of one process
-    inputs = inputs_of(arguments, num_workers=min(arguments.num_workers, os.cpu_count() or 1))
+    inputs = config_from_flags(arguments, num_workers=arguments.num_workers)
     report = linear(
         inputs,
         protocol="release",

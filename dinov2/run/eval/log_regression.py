@@ -9,7 +9,7 @@ import sys
 from dinov2.apps.evaluation.protocols import log_regression
 from dinov2.distributed import is_main_process
 from dinov2.eval.log_regression import get_args_parser
-from dinov2.run.eval.flags import inputs_of, report_rows
+from dinov2.run.eval.flags import config_from_flags, report_rows
 from dinov2.run.exits import escape_streams
 from dinov2.run.submit import get_args_parser as get_submission_args_parser
 from dinov2.run.submit import run_here
@@ -27,7 +27,7 @@ def main() -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     report = log_regression(
-        inputs_of(arguments, resize_to_crop=True),
+        config_from_flags(arguments, resize_to_crop=True),
         finetune_dataset=arguments.finetune_dataset_str,
         select_on="val" if arguments.finetune_on_val and not arguments.finetune_dataset_str else "random-split",
         metric=arguments.metric_type,

@@ -29,6 +29,8 @@ from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
 from torch.nn.functional import pad
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 from transformers.image_processing_base import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import get_image_size_for_max_height_width
@@ -51,6 +53,12 @@ _NAMES = tuple(BitSettings.__annotations__)
 _STORED = tuple(name for name in _NAMES if name != "backend")
 _ALWAYS_WRITTEN = _NAMES[: _NAMES.index("return_tensors")]
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+_MODES = {
+    Resampling.NEAREST: InterpolationMode.NEAREST_EXACT,  # the one that PIL's nearest is
+    Resampling.BILINEAR: InterpolationMode.BILINEAR,
+    Resampling.BICUBIC: InterpolationMode.BICUBIC,
+    Resampling.LANCZOS: InterpolationMode.LANCZOS,
+}
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Files hold these beside settings; they name classes and are written anew or not at all.
 _SERVICE = {"image_processor_type", "feature_extractor_type", "processor_class"}
@@ -290,23 +298,27 @@ def _run_steps(pixels: list[Tensor], chosen: Mapping[str, Any]) -> list[Tensor]:
         # The rarer spellings of a size are not known to every version.
         sizes = [_resized_size(chosen["size"], one) for one in pixels]
         resample = chosen["resample"]
-        if chosen["backend"] == "torchvision" and not all(_can_torchvision(resample, one) for one in pixels):
-            alone = {**dict.fromkeys(_STEPS, False), "do_resize": True}
-            devices = [one.device for one in pixels]
-            pixels = [
-                _run_stock("pil", [one.detach().cpu()], size=size, resample=resample, **alone)[0]
-                for one, size in zip(pixels, sizes, strict=True)
-            ]
-            pixels = [one.to(device) for one, device in zip(pixels, devices, strict=True)]
+        if chosen["backend"] == "torchvision":
+            pixels = [_resize(one, size, resample) for one, size in zip(pixels, sizes, strict=True)]
             steps["do_resize"] = False
         elif any(size != sizes[0] for size in sizes):
             return [
-                _run_stock(chosen["backend"], [one], size=size, resample=resample, **steps, **settings)[0]
+                _run_stock("pil", [one], size=size, resample=resample, **steps, **settings)[0]
                 for one, size in zip(pixels, sizes, strict=True)
             ]
         else:
             settings.update(size=sizes[0], resample=resample)
     return _run_stock(chosen["backend"], pixels, **steps, **settings)
+
+
+def _resize(pixels: Tensor, size: dict[str, int], resample: Resampling) -> Tensor:
+    """As the stock class, which copies the image first; by PIL where torchvision has no such filter for it."""
+    if _can_torchvision(resample, pixels):
+        sides = [size["shortest_edge"]] if "shortest_edge" in size else [size["height"], size["width"]]
+        return resize(pixels, sides, interpolation=_MODES[resample], antialias=True)
+    alone = {**dict.fromkeys(_STEPS, False), "do_resize": True}
+    (resized,) = _run_stock("pil", [pixels.detach().cpu()], size=size, resample=resample, **alone)
+    return resized.to(pixels.device)
 
 
 def _resized_size(size: Size, pixels: Tensor) -> dict[str, int]:
@@ -325,7 +337,7 @@ def _can_torchvision(resample: Resampling, pixels: Tensor) -> bool:
     if resample == Resampling.LANCZOS:
         version = tuple(int(part) for part in torchvision.__version__.split(".")[:2])
         return version >= (0, 27) and pixels.device.type == "cpu"
-    return resample not in (Resampling.BOX, Resampling.HAMMING)
+    return resample in _MODES
 
 
 @functools.cache

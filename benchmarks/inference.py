@@ -34,7 +34,7 @@ from dinov2.checkpoints.files import write_tensors
 from dinov2.engine.parallel import choose_device, choose_precision
 from dinov2.eval.result import environment
 from dinov2.models.config import BackboneConfig
-from dinov2.models.inference import converted, prepared
+from dinov2.models.inference import cast_blocks, optimize_for_inference
 from dinov2.models.vision_transformer import DinoVisionTransformer, vit_base, vit_large, vit_nano, vit_small
 
 Images = Tensor | list[Tensor]
@@ -131,9 +131,9 @@ def variants(model: DinoVisionTransformer, options: argparse.Namespace, batch: i
     if compiles:
         runs["ours compiled"] = compiled(model)
     if options.dtype is not None and "bf16" in options.forms:
-        runs["ours bf16"] = prepared(model, options.dtype).forward_features
+        runs["ours bf16"] = optimize_for_inference(model, options.dtype).forward_features
         if compiles:
-            runs["ours bf16 compiled"] = compiled(converted(model, options.dtype))
+            runs["ours bf16 compiled"] = compiled(cast_blocks(model, options.dtype))
     return runs
 
 

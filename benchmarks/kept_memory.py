@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from train_step import COMMON, MODELS, Ours, make_batch
 
 from dinov2.configs import load_config
-from dinov2.engine.memory import freed_memory_kept
+from dinov2.engine.memory import keep_freed_memory
 from dinov2.engine.progress import peak_memory
 from dinov2.eval.result import environment
 
@@ -35,7 +35,7 @@ def steps_of_child(model: str, n_steps: int, *, kept: bool) -> dict[str, Any]:
     device = torch.device("cpu")
     batch, run = make_batch(cfg, device), Ours(cfg, device, None)
     seconds, faults = [], []
-    with freed_memory_kept(device) if kept else nullcontext(False) as is_kept:
+    with keep_freed_memory(device) if kept else nullcontext(False) as is_kept:
         if is_kept != kept:
             raise SystemExit("this C library cannot be told to keep memory: there is nothing to measure")
         run.step(batch)

@@ -40,7 +40,7 @@ from dinov2.errors import ConfigError
 from dinov2.models import build_model_from_cfg
 from dinov2.models.config import BackboneConfig
 from dinov2.models.heads import LinearHead, classifier_input
-from dinov2.models.inference import prepared
+from dinov2.models.inference import optimize_for_inference
 from dinov2.models.vision_transformer import DinoVisionTransformer
 
 __all__ = ["Pretrained", "digest_of_files", "load"]
@@ -215,7 +215,7 @@ class Pretrained:
         if self.autocast_dtype is None:
             return self.backbone
         if self._engine is None:
-            self._engine = prepared(cast(DinoVisionTransformer, self.backbone), self.autocast_dtype)
+            self._engine = optimize_for_inference(cast(DinoVisionTransformer, self.backbone), self.autocast_dtype)
         return self._engine
 
     def _features_of(self, inputs: list[Tensor], layers: Sequence[int]) -> list[ImageFeatures]:

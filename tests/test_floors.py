@@ -269,7 +269,7 @@ def test_talking_to_processes_elsewhere_is_refused(code: str) -> None:
     [
         ("dinov2/report/render.py", "import jinja2"),
         ("dinov2/report/render.py", "try:\n    import jinja2\nexcept ImportError:\n    jinja2 = None"),
-        ("dinov2/logging.py", "from torch.utils.tensorboard import SummaryWriter"),
+        ("dinov2/engine/metrics.py", "from torch.utils.tensorboard import SummaryWriter"),
         ("dinov2/data/loaders.py", "def f():\n    import cv2"),
         ("dinov2/layers/mlp.py", "import numpy as np"),
         ("dinov2/checkpoints/open.py", "from safetensors.torch import load_file"),

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from dinov2.engine.metrics import MetricsWriter, read_metrics, tensorboard_tracker
 from dinov2.errors import DataError
-from dinov2.logging import MetricsWriter, read_metrics, setup_logging, tensorboard_tracker
+from dinov2.logging import setup_logging
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from dinov2.apps.pictures import picture_evaluation
 from dinov2.apps.places import output_folder
-from dinov2.apps.training.evaluations import accuracy_evaluation
+from dinov2.apps.training_evaluations import accuracy_evaluation
 from dinov2.configs import Config, load_config, to_yaml
 from dinov2.data.loaders import parse_dataset_str
+from dinov2.engine.run_folder import RunFolder
 from dinov2.errors import ConfigError
-from dinov2.train.run_folder import RunFolder
+from dinov2.train.monitoring import summary
 from dinov2.train.setup import Training, build
-from dinov2.train.summary import summary
 from dinov2.train.train import Evaluate, Outcome, train
 
 __all__ = ["check_training", "outcome_line", "run_training", "training_config"]

@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from dinov2.distributed import barrier, broadcast_object, get_global_size, is_main_process
-from dinov2.engine.state_tree import adopt, join_state, must_fit, split_state, targets_in, tensor_names
+from dinov2.engine.state_tree import copy_into, join_state, must_fit, split_state, targets_in, tensor_names
 from dinov2.errors import ConfigError, DataError, DinoError, WeightsError
 from dinov2.whole_files import read_json
 
@@ -258,7 +258,7 @@ def _load(folder: Path, into: Mapping[str, Any] | None) -> dict[str, Any]:
         load(dict(tensors), storage_reader=reader, no_dist=get_global_size() == 1)
     state: dict[str, Any] = join_state(tree, tensors)
     if into is not None:
-        adopt(state, into, _laid_out_like)
+        copy_into(state, into, _laid_out_like)
     return state
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available_memory", "free_memory", "freed_memory_kept"]
+__all__ = ["available_memory", "free_memory", "keep_freed_memory"]
 
 # Parameters of glibc's mallopt(3) by number. While memory is kept, it goes back to the system when 2 GiB in a row are
 # free, blocks from 1 GiB on get pages of their own, and the heap grows by 64 MiB. Afterwards they have the values up to
@@ -41,7 +41,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 @contextmanager
-def freed_memory_kept(device: torch.device) -> Iterator[bool]:
+def keep_freed_memory(device: torch.device) -> Iterator[bool]:
     """While entered, on a CPU, the C library keeps what is freed for the next allocation; yields whether it does so.
 
     Otherwise large blocks go back to the system at once, which has to clear every page of the next one: a tenth of the

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dinov2.errors import DinoError, WeightsError
 
-__all__ = ["adopt", "join_state", "must_fit", "split_state", "targets_in", "tensor_names"]
+__all__ = ["copy_into", "join_state", "must_fit", "split_state", "targets_in", "tensor_names"]
 
 _PACKED_BELOW = 1 << 20
 """Bytes; bigger tensors travel alone, where packing would cost memory and save nothing."""
@@ -108,7 +108,7 @@ def targets_in(tree: Any, current: Any) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def adopt(state: dict[Any, Any], current: Mapping[Any, Any], lay_out: Callable[[Tensor, Tensor], Tensor]) -> None:
+def copy_into(state: dict[Any, Any], current: Mapping[Any, Any], lay_out: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Put the tensors of `current` in the place of those of `state`, and the latter's values into them.
 
     `lay_out(target, full)` is the full tensor as the target is stored, which matters where targets are sharded.
@@ -119,7 +119,7 @@ def adopt(state: dict[Any, Any], current: Mapping[Any, Any], lay_out: Callable[[
                 value.copy_(lay_out(value, state[key]))
             state[key] = value
         elif isinstance(value, Mapping) and isinstance(state[key], dict):
-            adopt(state[key], value, lay_out)
+            copy_into(state[key], value, lay_out)
 
 
 class _Splitter:

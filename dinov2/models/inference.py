@@ -1,4 +1,4 @@
-"""A copy of a backbone for inference in low precision: the large weights converted once, the rest left in float32.
+"""Copies of a backbone for inference in low precision: the large weights cast once, the rest left in float32.
 
 Autocast converts every weight at every call. A copy that keeps them in bfloat16 does not, and it can be more exact at
 the same speed: the residual stream, the norms, the layer scales, the patch projection and the position embeddings stay
@@ -14,18 +14,20 @@ from torch import Tensor, nn
 from dinov2.layers.kernels import is_untouched, onednn_is_faster, packed_weight
 from dinov2.models.vision_transformer import DinoVisionTransformer
 
-__all__ = ["converted", "prepared"]
+__all__ = ["cast_blocks", "optimize_for_inference"]
 
 
-def prepared(backbone: DinoVisionTransformer, dtype: torch.dtype | None = torch.bfloat16) -> DinoVisionTransformer:
-    """What computes fastest without gradients: `converted`, with the weights in the order the processor reads them in.
+def optimize_for_inference(
+    backbone: DinoVisionTransformer, dtype: torch.dtype | None = torch.bfloat16
+) -> DinoVisionTransformer:
+    """The fastest form for computing without gradients: `cast_blocks`, with weights in the order the processor reads.
 
     The copy is for calls on this machine, in inference mode or under `torch.no_grad()`, and for nothing else: to
-    compile, trace, move or save, use `converted`. With `dtype` None or `torch.float32`, `backbone` itself comes back.
+    compile, trace, move or save, use `cast_blocks`. With `dtype` None or `torch.float32`, `backbone` itself comes back.
     """
     if dtype is None or dtype == torch.float32:
         return backbone
-    frozen = converted(backbone, dtype)
+    frozen = cast_blocks(backbone, dtype)
     if dtype == torch.bfloat16 and frozen.cls_token.device.type == "cpu" and onednn_is_faster():
         for block in frozen.block_list:
             for layer in (*block.attn.modules(), *block.mlp.modules()):
@@ -34,7 +36,7 @@ def prepared(backbone: DinoVisionTransformer, dtype: torch.dtype | None = torch.
     return frozen
 
 
-def converted(backbone: DinoVisionTransformer, dtype: torch.dtype) -> DinoVisionTransformer:
+def cast_blocks(backbone: DinoVisionTransformer, dtype: torch.dtype) -> DinoVisionTransformer:
     """A frozen copy of `backbone`, in evaluation mode, whose blocks multiply in `dtype`; float32 in and out.
 
     Later changes of `backbone` do not reach the copy.

@@ -20,7 +20,6 @@ from dinov2.layers.patch_embed import PatchEmbed, make_2tuple
 from dinov2.layers.pos_embed import resize_pos_embed
 from dinov2.layers.recording import is_recording
 from dinov2.layers.swiglu_ffn import SwiGLUFFNFused
-from dinov2.models.checks import check_intermediate_layers, check_mask, check_masks
 
 __all__ = [
     "ARCHITECTURES",
@@ -200,7 +199,7 @@ class DinoVisionTransformer(nn.Module):
         self, x_list: Sequence[Tensor], masks_list: Sequence[Tensor | None] | None = None
     ) -> list[dict[str, Tensor | None]]:
         """`forward_features` of several image tensors in one packed pass, one dict for each."""
-        masks = check_masks(masks_list, len(x_list))
+        masks = _check_masks(masks_list, len(x_list))
         groups = [self.prepare_tokens_with_masks(x, m) for x, m in zip(x_list, masks, strict=True)]
         if not self._packs_crops:
             groups = [self._run_blocks(group) for group in groups]
@@ -231,7 +230,7 @@ class DinoVisionTransformer(nn.Module):
         patches = self.patch_embed(x)  # [B, N, D]
         cls_token: Tensor = self.cls_token
         if masks is not None:
-            check_mask(masks, patches)
+            _check_mask(masks, patches)
             patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype)[None], patches)
         elif torch.is_grad_enabled() and self.mask_token.requires_grad and not is_recording():
             # A part of the graph with weight zero: DistributedDataParallel wants a gradient for every parameter.
@@ -294,7 +293,7 @@ class DinoVisionTransformer(nn.Module):
         `return_class_token` makes pairs with `[B, D]`; `return_register_tokens` appends `[B, R, D]`. Negative indices
         count from the end; blocks behind the last one asked for are not run.
         """
-        chosen = check_intermediate_layers(n, self.n_blocks)
+        chosen = _check_intermediate_layers(n, self.n_blocks)
         tokens = self.prepare_tokens_with_masks(x)
         outputs = []
         for index, block in enumerate(self.block_list[: max(chosen, default=-1) + 1]):
@@ -360,6 +359,36 @@ def _rename_blocks(state_dict: dict[str, Any], prefix: str, chunk_size: int) -> 
             index, rest = int(match[1]), match[2]
             chunk = f"{index // chunk_size}." if chunk_size else ""
             state_dict[f"{prefix}blocks.{chunk}{index}.{rest}"] = state_dict.pop(key)
+
+
+def _check_mask(mask: Tensor, patches: Tensor) -> None:
+    """A mask for patch tokens `[B, N, D]` is boolean `[B, N]`; raises `ValueError` for another."""
+    if not is_recording() and (mask.dtype != torch.bool or mask.shape != patches.shape[:2]):
+        raise ValueError(
+            f"masks are {mask.dtype} of the shape {list(mask.shape)}; give booleans [B, N] = {list(patches.shape[:2])}"
+        )
+
+
+def _check_masks(masks: Sequence[Tensor | None] | None, n_images: int) -> list[Tensor | None]:
+    """One mask (or None) for each image tensor of a list; raises `ValueError` when the counts differ."""
+    if masks is None:
+        return [None] * n_images
+    if isinstance(masks, Tensor) or len(masks) != n_images:
+        got = "one tensor" if isinstance(masks, Tensor) else f"{len(masks)} masks"
+        raise ValueError(f"{n_images} image tensors came with {got}; give a list with a mask or None for each")
+    return list(masks)
+
+
+def _check_intermediate_layers(n: int | Sequence[int], depth: int) -> set[int]:
+    """Block indices meant by `n`: its last `n`, or the ones listed; raises `ValueError` when one does not exist."""
+    if isinstance(n, int):
+        if not 0 <= n <= depth:
+            raise ValueError(f"n is {n}; this model has {depth} blocks")
+        return set(range(depth - n, depth))
+    chosen = {index + depth if index < 0 else index for index in n}
+    if len(chosen) != len(list(n)) or not chosen <= set(range(depth)):
+        raise ValueError(f"only distinct blocks 0 to {depth - 1} exist in this model, got n={list(n)}")
+    return chosen
 
 
 def _linear_rates(rate: float, depth: int) -> list[float]:

@@ -13,9 +13,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dinov2.engine.metrics import read_metrics
 from dinov2.errors import DataError
 from dinov2.eval.result import Result, read_results
-from dinov2.logging import read_metrics
 from dinov2.report.charts import Point
 from dinov2.report.neighbours import Shot, ShotRow
 from dinov2.report.render import PNG_START

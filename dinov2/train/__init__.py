@@ -1,7 +1,6 @@
 """Self-supervised training: the method (`ssl_meta_arch`) and the loop (`train`)."""
 
-from dinov2.train.arguments import get_args_parser
 from dinov2.train.ssl_meta_arch import SSLMetaArch
-from dinov2.train.train import main
+from dinov2.train.train import get_args_parser, main
 
 __all__ = ["SSLMetaArch", "get_args_parser", "main"]

@@ -22,6 +22,10 @@ class LossTerms(NamedTuple):
     logged: dict[str, Tensor]
     """Its terms by the names of `training_metrics.json`, detached; only those that are on."""
 
+    def named(self) -> dict[str, Tensor]:
+        """All values by name, detached."""
+        return {"total": self.total.detach(), **self.logged}
+
 
 class HealthProbe(NamedTuple):
     """What a method shows of itself for measures without labels, on one batch."""

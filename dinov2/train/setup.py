@@ -22,12 +22,12 @@ from dinov2.distributed import get_global_rank, get_global_size
 from dinov2.engine.memory import available_memory, free_memory
 from dinov2.engine.optim import LossScaler, build_optimizer
 from dinov2.engine.parallel import choose_device, choose_precision
+from dinov2.engine.run_folder import RunFolder
 from dinov2.engine.schedules import Schedules, total_steps
 from dinov2.errors import ConfigError, DataError
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.train.limits import estimated_memory, excesses
 from dinov2.train.objective import Objective
-from dinov2.train.run_folder import RunFolder
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 
 __all__ = ["Training", "batches", "build", "load_checkpoint", "load_starting_weights", "refuse_several_processes"]

@@ -9,34 +9,36 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from dinov2.checkpoints.files import save_teacher
 from dinov2.checkpoints.runs import export_from_checkpoint
-from dinov2.configs import Config, to_yaml
+from dinov2.configs import Config, load_config, to_yaml
 from dinov2.data.crops.collate import CropBatch
-from dinov2.data.stream import hash_keys
+from dinov2.data.stream import SampleStream, hash_keys
 from dinov2.distributed import get_global_rank, is_main_process
-from dinov2.engine.memory import freed_memory_kept
+from dinov2.engine.memory import keep_freed_memory
+from dinov2.engine.metrics import MetricsWriter, SkippedSteps, UnreadableImages, tensorboard_tracker
 from dinov2.engine.optim import apply_hyper, guarded_step
 from dinov2.engine.parallel import autocast
 from dinov2.engine.progress import Progress
+from dinov2.engine.run_folder import RunFolder
 from dinov2.engine.signals import StopRequest
 from dinov2.engine.threads import fastest_threads, one_thread_gain, sample_of
 from dinov2.errors import ConfigError, DinoError
-from dinov2.logging import MetricsWriter, setup_logging, tensorboard_tracker
-from dinov2.train.arguments import config_from, get_args_parser
-from dinov2.train.bookkeeping import SkippedSteps, Unreadable, export_teacher, metrics_row
-from dinov2.train.health import health_is_due, training_health
-from dinov2.train.run_folder import RunFolder
+from dinov2.logging import setup_logging
+from dinov2.models.config import BackboneConfig
+from dinov2.models.vision_transformer import DinoVisionTransformer
+from dinov2.train.monitoring import health_is_due, metrics_row, summary, training_health
 from dinov2.train.setup import Training, batches, build, load_checkpoint, refuse_several_processes
-from dinov2.train.summary import summary
 
-__all__ = ["Evaluate", "Outcome", "export_latest", "main", "train"]
+__all__ = ["Evaluate", "Outcome", "config_from", "export_latest", "get_args_parser", "main", "train"]
 
 _LOG = logging.getLogger("dinov2")
 
@@ -96,7 +98,7 @@ def _train(training: Training, evaluate: Evaluate | None, announce: Callable[[st
     announce(summary(training))
     work = _forward_pass(training)
     threads = fastest_threads(work, device=training.device, threads=_threads(training))
-    with StopRequest() as stop, threads, freed_memory_kept(training.device):
+    with StopRequest() as stop, threads, keep_freed_memory(training.device):
         step, unreadable, skipped = _loop(training, stop, evaluate)
     return Outcome(step, training.total, time.monotonic() - began, stop.reason, unreadable, skipped)
 
@@ -144,9 +146,9 @@ def export_latest(cfg: Config, output_dir: str | Path) -> Path:
 def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> tuple[int, int, int]:
     cfg, objective, optimizer = training.cfg, training.objective, training.optimizer
     trained = objective.trained_parts()
-    skipped, unreadable = SkippedSteps(training), Unreadable(training)
+    skipped, unreadable = _skipped_steps(training), UnreadableImages(training.run)
     metrics, source = _Metrics(training), batches(training)
-    waiting = _Waiting(source)
+    timed_batches = _TimedIterator(source)
     step = training.first
     # Closing the source ends the loader's workers, also when the loop is left by an error.
     progress = Progress(
@@ -156,7 +158,7 @@ def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> t
         one_thread_gain=lambda: one_thread_gain(_forward_pass(training), training.device),
     )
     with closing(source), progress, metrics:
-        for step, batch in zip(range(training.first, training.last), waiting, strict=False):
+        for step, batch in zip(range(training.first, training.last), timed_batches, strict=False):
             hyper = training.schedules.at(step)
             apply_hyper(optimizer, hyper)
             _seed_step(cfg.train.seed, step)
@@ -165,9 +167,9 @@ def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> t
             outcome = guarded_step(optimizer, trained, cfg.optim.clip_grad, loss=losses.total, scaler=training.scaler)
             optimizer.zero_grad(set_to_none=True)
             objective.update_teacher(hyper.momentum, finite=outcome.finite)
-            skipped.note(step, outcome, losses, batch)
-            unreadable.note(batch)
-            progress.step(images=training.global_batch, waiting=waiting.seconds)
+            skipped.note(step, outcome.finite, losses.named(), batch.sample_numbers)
+            unreadable.note(batch.failures)
+            progress.step(images=training.global_batch, waiting=timed_batches.seconds)
 
             done = step + 1
             if step % cfg.train.log_every == 0 or done == training.last:
@@ -203,6 +205,26 @@ def _export_and_evaluate(training: Training, step: int, evaluate: Evaluate | Non
         training.objective.train()
 
 
+def export_teacher(training: Training, file: Path) -> None:
+    """Write the teacher in the release's layout, and its backbone as safetensors beside it."""
+    if not is_main_process():
+        return
+    backbone = training.objective.teacher["backbone"]
+    assert isinstance(backbone, DinoVisionTransformer)
+    config = BackboneConfig.from_model(backbone, mean=training.cfg.crops.mean, std=training.cfg.crops.std)
+    save_teacher(file, training.objective.teacher.state_dict(), config)
+
+
+def _skipped_steps(training: Training) -> SkippedSteps:
+    stream = SampleStream(len(training.dataset), training.cfg.train.seed)
+
+    def images_of(sample_numbers: Tensor) -> list[str]:
+        return [training.dataset.path_of(index) for index in stream.index_of(sample_numbers.numpy()).tolist()]
+
+    most = training.cfg.train.max_skipped_steps
+    return SkippedSteps(training.run, first=training.first, most_in_a_row=most, images_of=images_of)
+
+
 def _due(done: int, period: int) -> bool:
     return period > 0 and done % period == 0
 
@@ -223,14 +245,14 @@ def _save(training: Training, done: int, skipped: SkippedSteps) -> None:
     training.run.checkpoints.save(done, training.state(), meta=facts)
 
 
-class _Waiting:
-    """An iterator over batches that knows how long the last one was waited for."""
+class _TimedIterator:
+    """Iterator over batches; `seconds` is the time that the last one took to arrive."""
 
     def __init__(self, source: Iterator[CropBatch]) -> None:
         self._source = source
         self.seconds = math.nan
 
-    def __iter__(self) -> "_Waiting":
+    def __iter__(self) -> "_TimedIterator":
         return self
 
     def __next__(self) -> CropBatch:
@@ -266,6 +288,25 @@ class _Metrics:
     def __exit__(self, *exception: object) -> None:
         for writer in self._writers:
             writer.close()
+
+
+def get_args_parser(add_help: bool = True, parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
+    """The release's parser: `--config-file F [--no-resume] [--eval-only] --output-dir OUT key=value ...`."""
+    parser = argparse.ArgumentParser("DINOv2 training", add_help=add_help, parents=list(parents))
+    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML file, or a packaged name")
+    parser.add_argument("--no-resume", action="store_true", help="refuse a folder that already holds a run")
+    parser.add_argument("--eval-only", action="store_true", help="export the teacher of the newest checkpoint and exit")
+    parser.add_argument("--eval", default="", help="accepted without effect, as in the release")
+    parser.add_argument(
+        "--output-dir", "--output_dir", default="", help="folder of the run (default: a new one in runs/)"
+    )
+    parser.add_argument("opts", nargs="*", default=[], metavar="key=value", help="configuration keys")
+    return parser
+
+
+def config_from(arguments: argparse.Namespace) -> Config:
+    """The configuration of parsed arguments; raises `ConfigError` in one sentence."""
+    return load_config(arguments.config_file or None, arguments.opts)
 
 
 def main(args: argparse.Namespace) -> None:

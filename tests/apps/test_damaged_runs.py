@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dinov2.apps.doctor import examine_run, in_words, run_log
-from dinov2.apps.training.evaluations import KNN_CURVE, accuracy_evaluation
+from dinov2.apps.training_evaluations import KNN_CURVE, accuracy_evaluation
 from dinov2.configs import load_config
 from dinov2.errors import DataError, DinoError
 from dinov2.report.training import write_report

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from dinov2.apps.train import check_training, outcome_line, run_training, training_config
-from dinov2.apps.training.evaluations import KNN_CURVE, accuracy_evaluation
+from dinov2.apps.training_evaluations import KNN_CURVE, accuracy_evaluation
 from dinov2.configs import Config
+from dinov2.engine.run_folder import RunFolder
 from dinov2.errors import ConfigError, DataError
 from dinov2.pretrained import load
-from dinov2.train.run_folder import RunFolder
 from dinov2.train.setup import Training, build
 from dinov2.train.train import Outcome
 from tests.runs import SMALL, contents, pictures

@@ -8,11 +8,11 @@ import torch
 from torch.nn.functional import normalize
 
 from dinov2.apps.train import run_training
-from dinov2.apps.training.evaluations import EVALUATION_METRICS, KNN_CURVE, TASKS
+from dinov2.apps.training_evaluations import EVALUATION_METRICS, KNN_CURVE, TASKS
 from dinov2.configs.run_sections import TRAINING_EVALUATIONS
 from dinov2.encode.stream import Features
+from dinov2.engine.metrics import read_metrics
 from dinov2.errors import ConfigError
-from dinov2.logging import read_metrics
 from dinov2.pretrained import load
 from tests.train.tiny_run import tiny_config
 

@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
-from dinov2.engine.memory import available_memory, freed_memory_kept
+from dinov2.engine.memory import available_memory, keep_freed_memory
 
 FAULTS = """
 import resource, torch
-from dinov2.engine.memory import freed_memory_kept
+from dinov2.engine.memory import keep_freed_memory
 
 def faults():
     for _ in range(30):  # small blocks settle between the large ones first
@@ -26,7 +26,7 @@ def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS:")) // 1024
 
 first = faults(), resident()
-with freed_memory_kept(torch.device("cpu")) as kept:
+with keep_freed_memory(torch.device("cpu")) as kept:
     within = faults(), resident()
 print(int(kept), *first, *within, resident())
 """
@@ -56,7 +56,7 @@ def test_the_users_own_settings_of_the_allocator_stay() -> None:
 
 
 def test_nothing_is_told_for_a_gpu() -> None:
-    with freed_memory_kept(torch.device("cuda")) as kept:
+    with keep_freed_memory(torch.device("cuda")) as kept:
         assert not kept
 
 

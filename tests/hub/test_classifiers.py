@@ -22,7 +22,7 @@ KEYS = golden_json("hub_lc.keys")
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a network that nobody may ask."""
     monkeypatch.setenv("DINOV2_CACHE", str(tmp_path))
-    monkeypatch.delattr("dinov2.checkpoints.download.transfer.Transfer.run")
+    monkeypatch.delattr("dinov2.checkpoints.download._Transfer.run")
     return tmp_path
 
 

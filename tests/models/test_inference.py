@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from dinov2.layers.kernels import onednn_is_faster
-from dinov2.models.inference import converted, prepared
+from dinov2.models.inference import cast_blocks, optimize_for_inference
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from tests.golden.recipe import fill, images
 
@@ -29,7 +29,7 @@ def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("make", [converted, prepared])
+@pytest.mark.parametrize("make", [cast_blocks, optimize_for_inference])
 def test_a_copy_in_bfloat16_gives_float32_features_close_to_the_model_s(kind, make):
     model, x = tiny(**KINDS[kind]), images(2, 70, 84)
     with torch.inference_mode():
@@ -44,7 +44,7 @@ def test_a_copy_is_as_exact_as_autocast():
     # as this one shows either a little ahead.
     model, x = tiny(depth=6), images(2, 98, 98)
     with torch.inference_mode():
-        exact, ours = model(x), converted(model, torch.bfloat16)(x)
+        exact, ours = model(x), cast_blocks(model, torch.bfloat16)(x)
         with torch.autocast("cpu", torch.bfloat16):
             assert error(ours, exact) < 1.25 * error(model(x), exact)
 
@@ -52,7 +52,7 @@ def test_a_copy_is_as_exact_as_autocast():
 def test_a_copy_leaves_the_model_alone_and_is_not_reached_by_its_changes():
     model, x = tiny(), images(1, 42, 56)
     before = copy.deepcopy(model.state_dict())
-    frozen = prepared(model)
+    frozen = optimize_for_inference(model)
     with torch.inference_mode():
         features = frozen(x)
     assert all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
@@ -66,12 +66,12 @@ def test_a_copy_leaves_the_model_alone_and_is_not_reached_by_its_changes():
 
 def test_float32_needs_no_copy():
     model = tiny()
-    assert prepared(model, None) is model and prepared(model, torch.float32) is model
+    assert optimize_for_inference(model, None) is model and optimize_for_inference(model, torch.float32) is model
 
 
 def test_a_copy_takes_lists_masks_and_gives_layers():
     model, sizes = tiny(num_register_tokens=2), [(2, 56, 70), (1, 98, 42)]
-    frozen, batches = prepared(model), [images(*size) for size in sizes]
+    frozen, batches = optimize_for_inference(model), [images(*size) for size in sizes]
     masks = [torch.arange(20).expand(2, 20) % 3 == 0, None]
     with torch.inference_mode():
         for packed, batch, mask in zip(frozen.forward_features(batches, masks), batches, masks, strict=True):
@@ -124,7 +124,7 @@ def test_inference_before_training_does_not_stand_in_its_way():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_copy_is_one_graph_and_runs_at_a_second_size(dtype):
     model = tiny(depth=1)
-    model = model if dtype == torch.float32 else converted(model, dtype)
+    model = model if dtype == torch.float32 else cast_blocks(model, dtype)
     graph = torch.compile(model, fullgraph=True)
     with torch.inference_mode():
         for size in [(2, 56, 70), (3, 98, 42)]:
@@ -144,4 +144,4 @@ def test_the_benchmark_runs():
 
 @pytest.mark.skipif(not onednn_is_faster(), reason="needs an AMD processor with AVX-512")
 def test_prepared_weights_are_packed_where_that_pays():
-    assert prepared(tiny()).block_list[0].attn.qkv.weight.is_mkldnn
+    assert optimize_for_inference(tiny()).block_list[0].attn.qkv.weight.is_mkldnn

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 from dinov2.engine.checkpoint import CheckpointStore
-from dinov2.logging import read_metrics
-from dinov2.train.run_folder import RunFolder
+from dinov2.engine.metrics import read_metrics
+from dinov2.engine.run_folder import RunFolder
 from dinov2.train.train import train
 from tests.train.tiny_run import tiny_config
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dinov2.analysis.health import assignment_health, rank_me
-from dinov2.logging import read_metrics
+from dinov2.engine.metrics import read_metrics
+from dinov2.engine.run_folder import RunFolder
 from dinov2.loss.sinkhorn import sinkhorn_knopp
-from dinov2.train.health import health_is_due, training_health
-from dinov2.train.run_folder import RunFolder
+from dinov2.train.monitoring import health_is_due, training_health
 from dinov2.train.setup import batches, build
 from dinov2.train.train import train
 from tests.train.ssl_golden import HYPER as ANY_HYPER

@@ -15,8 +15,8 @@ from dinov2.apps.doctor import examine_run
 from dinov2.apps.train import check_training
 from dinov2.checkpoints.runs import newest_teacher
 from dinov2.engine.checkpoint import CheckpointStore
+from dinov2.engine.metrics import read_metrics
 from dinov2.errors import ConfigError, DataError, TrainingDiverged
-from dinov2.logging import read_metrics
 from dinov2.pretrained import load
 from dinov2.train import train as train_module
 from dinov2.train.ssl_meta_arch import SSLMetaArch

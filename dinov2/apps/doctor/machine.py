@@ -16,7 +16,7 @@ import torch
 
 from dinov2.apps.doctor.findings import Finding, counted, fine, note, problem
 from dinov2.apps.doctor.packages import pip_command
-from dinov2.checkpoints.download.fetch import cache_folder
+from dinov2.checkpoints.download import cache_folder
 from dinov2.engine.memory import available_memory
 from dinov2.engine.parallel import choose_device, choose_precision
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from dinov2.configs import Config, load_config
 from dinov2.engine.checkpoint import CheckpointStore
+from dinov2.engine.metrics import read_metrics
 from dinov2.errors import DataError, DinoError
 from dinov2.file_lock import is_held
-from dinov2.logging import read_metrics
 from dinov2.whole_files import read_json
 
 __all__ = ["RunLog", "Series", "read_run_log"]

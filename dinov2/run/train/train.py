@@ -9,8 +9,7 @@ from dinov2.logging import setup_logging
 from dinov2.run.exits import escape_streams
 from dinov2.run.submit import get_args_parser as get_submission_args_parser
 from dinov2.run.submit import run_here
-from dinov2.train.arguments import config_from, get_args_parser
-from dinov2.train.train import export_latest
+from dinov2.train.train import config_from, export_latest, get_args_parser
 
 __all__ = ["main"]
 

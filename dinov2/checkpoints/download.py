@@ -1,8 +1,8 @@
-"""One download over as many connections as it takes.
+"""Weight files fetched once: cached, resumed, checked, and never found half-written. Standard library only.
 
 Bytes go to `<name>.partial`, which becomes `<name>` in one rename when all of them are there. What is left of an
 interrupted download is continued by a Range request, if the server confirms by its ETag or date that the file is still
-the same one.
+the same one. A lock of the operating system makes a second process wait for the first one's file.
 """
 
 import errno
@@ -20,18 +20,99 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from dinov2.errors import DinoError, WeightsError
+from dinov2.file_lock import held
+from dinov2.models.releases import BASE_URL
 from dinov2.whole_files import read_json
 
-__all__ = ["Transfer", "sha256_of", "size_of", "what_is_kept"]
+__all__ = ["cache_folder", "cached_path", "download"]
 
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _BLOCK = 1 << 20
 _ATTEMPTS = 5
 _PAUSE = 0.5
 _TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED}
+
+
+def cache_folder() -> Path:
+    """`$DINOV2_CACHE`, else the folder in which `torch.hub` keeps checkpoints, and may have put these files already."""
+    if chosen := os.environ.get("DINOV2_CACHE"):
+        return Path(chosen).expanduser()
+    import torch.hub
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def cached_path(url: str, *, folder: str | os.PathLike[str] | None = None) -> Path:
+    """Where `download` keeps a file. Released files have their own name, as `torch.hub` stores them.
+
+    Others get a mark of their address in the cache, because two addresses may end in the same name.
+    """
+    name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", unquote(urlsplit(url).path.rpartition("/")[2])) or "download"
+    if folder is not None:
+        return Path(folder).expanduser() / name
+    if not url.startswith(f"{BASE_URL}/"):
+        stem, dot, suffix = name.rpartition(".")
+        mark = hashlib.sha256(url.encode()).hexdigest()[:10]
+        name = f"{stem}-{mark}.{suffix}" if dot else f"{name}-{mark}"
+    return cache_folder() / name
+
+
+def download(
+    url: str,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    timeout: float = 30.0,
+) -> Path:
+    """The path of the file behind an http(s) address, fetched unless it is there already.
+
+    Args:
+        url: the address.
+        folder: where to keep the file under its own name; None is the cache.
+        sha256: what the file must hash to; a file that does not is removed.
+        progress: called with (bytes there, bytes in all).
+        timeout: seconds without a single byte after which the connection counts as lost and is made again.
+
+    Raises:
+        WeightsError: there is no such file, a web page came instead of it, or it is not what `sha256` says.
+        DinoError: no network, a server that keeps failing, or a disk that is full or refuses. What has arrived is kept,
+            and the next call goes on from there.
+    """
+    if not re.match(r"https?://[^/?#\[\]\s]+(/|$)", url):
+        raise WeightsError(f"{url} is no http or https address; give a path for a file on this machine")
+    target = cached_path(url, folder=folder)
+    if _is_there(target, sha256):
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with held(target.with_name(f"{target.name}.lock")) as alone:
+            if not _is_there(target, sha256):  # another process may have fetched it while this one waited
+                _Transfer(url, target, progress, timeout, shared=not alone).run(sha256)
+    except OSError as error:
+        raise _disk_error(error, target) from error
+    return target
+
+
+def _is_there(target: Path, sha256: str | None) -> bool:
+    return target.is_file() and _size_of(target) > 0 and (sha256 is None or _sha256_of(target) == sha256.lower())
+
+
+def _disk_error(error: OSError, target: Path) -> DinoError:
+    if error.errno in _DISK_FULL:
+        kept = _what_is_kept(target.with_name(f"{target.name}.partial"))
+        return DinoError(
+            f"the disk of {target.parent} is full, {target.name} does not fit; free some space and try again{kept}, or "
+            "choose another folder in the environment variable DINOV2_CACHE"
+        )
+    return DinoError(
+        f"{target} cannot be written ({error.strerror or error}); choose another folder in the environment variable "
+        "DINOV2_CACHE"
+    )
 
 
 class _Broken(Exception):
@@ -51,7 +132,7 @@ class _Version(NamedTuple):
     total: int | None
 
 
-class Transfer:
+class _Transfer:
     """A download of `url` to `target`; `progress` and `timeout` as in `download`.
 
     Only one process at a time may work on a target, unless it is `shared`: then each has a part of its own.
@@ -78,7 +159,7 @@ class Transfer:
                 self._fetch()
                 break
             except _Broken as error:
-                size = size_of(self.partial)
+                size = _size_of(self.partial)
                 ever_answered = ever_answered or not error.no_way
                 # Only bytes beyond all earlier attempts count, or a server that cannot resume would be asked for ever.
                 failures = 1 if size > best else failures + 1
@@ -96,11 +177,11 @@ class Transfer:
             version = _Version(**read_json(self.notes, dict))
         except (OSError, ValueError, TypeError):
             version = self.version
-        if version.url == self.url and version.validator and size_of(self.partial) <= (version.total or 0):
+        if version.url == self.url and version.validator and _size_of(self.partial) <= (version.total or 0):
             self.version = version
         else:
             self._start_over()
-        return size_of(self.partial)
+        return _size_of(self.partial)
 
     def _start_over(self) -> None:
         self.partial.unlink(missing_ok=True)
@@ -109,7 +190,7 @@ class Transfer:
 
     def _fetch(self) -> None:
         """One connection; returns when the partial file is complete."""
-        start = size_of(self.partial)
+        start = _size_of(self.partial)
         if start and start == self.version.total:
             return
         headers = {"User-Agent": "dinov2-anywhere", "Accept-Encoding": "identity"}
@@ -214,10 +295,10 @@ class Transfer:
             )
 
     def _check(self, sha256: str | None) -> None:
-        if size_of(self.partial) == 0:
+        if _size_of(self.partial) == 0:
             self._start_over()
             raise WeightsError(f"{self.url} is an empty file; check the address")
-        if sha256 is not None and (found := sha256_of(self.partial)) != sha256.lower():
+        if sha256 is not None and (found := _sha256_of(self.partial)) != sha256.lower():
             self._start_over()
             raise WeightsError(
                 f"{self.url} hashes to {found[:16]}... and not to {sha256[:16].lower()}... (SHA-256): it is damaged or "
@@ -225,7 +306,7 @@ class Transfer:
             )
 
     def _failure(self, reason: str) -> str:
-        kept = what_is_kept(self.partial)
+        kept = _what_is_kept(self.partial)
         return (
             f"{self.target.name} cannot be downloaded from {self.host} ({reason}); check the network and try again"
             f"{kept}, or put the file at {self.target} yourself"
@@ -241,12 +322,12 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def size_of(path: Path) -> int:
+def _size_of(path: Path) -> int:
     """Bytes of a file; 0 when there is none."""
     return path.stat().st_size if path.exists() else 0
 
 
-def sha256_of(path: Path) -> str:
+def _sha256_of(path: Path) -> str:
     """Hash of a file, in lower-case hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -268,7 +349,7 @@ def _words(reason: object) -> str:
     return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
 
 
-def what_is_kept(partial: Path) -> str:
+def _what_is_kept(partial: Path) -> str:
     """Words about a part that the next call continues; none when there is none."""
-    size = size_of(partial)
+    size = _size_of(partial)
     return f" (the {size / 1e6:.1f} MB that have arrived are kept and continued)" if size else ""

@@ -1,3 +1,0 @@
-"""What accompanies a training: evaluations on its schedule."""
-
-__all__: list[str] = []

@@ -6,7 +6,8 @@ Patches of 14, a position grid of 518 pixels, images of 224; `mixed` is eight si
 through our model in one packed pass and through the others one by one. Peers run as their libraries build them, float32
 and eager (`--peers-in-bf16` adds them in bfloat16). `hf` is the same model as `dinov2.hf.Dinov2Model`, and `stage` its
 backbone beside theirs when only the stage in the middle is wanted. Calls alternate; a ratio is the median over the
-rounds of the peer's seconds divided by ours, with its quartiles. Without a library its columns are missing.
+rounds of the peer's seconds divided by ours, with its quartiles. Without a library its columns are missing. `% of
+products` is the time of the bare matrix products of the same shapes in the same precision, as a share of the whole.
 """
 
 import argparse
@@ -161,6 +162,31 @@ def hugging_face_variants(
     return runs
 
 
+def bare_products(model: DinoVisionTransformer, n_images: int, dtype: torch.dtype) -> Run:
+    """The matrix products of a pass over `n_images` and nothing else: linear layers, attention, patch projection."""
+    device, patches = model.cls_token.device, (SIDE // model.patch_size) ** 2
+    tokens, heads = patches + 1 + model.num_register_tokens, model.num_heads
+    weights = [layer.weight.detach().to(dtype) for layer in model.blocks.modules() if isinstance(layer, nn.Linear)]
+    rows = {width: torch.randn(n_images * tokens, width, device=device, dtype=dtype) for width in {
+        weight.shape[1] for weight in weights
+    }}  # fmt: skip
+    q = torch.randn(n_images * heads, tokens, model.embed_dim // heads, device=device, dtype=dtype)
+    scores = torch.randn(n_images * heads, tokens, tokens, device=device, dtype=dtype)
+    kernel = model.patch_embed.proj.weight.detach().flatten(1).to(dtype)
+    pixels = torch.randn(n_images * patches, kernel.shape[1], device=device, dtype=dtype)
+
+    def run(_: Images) -> Tensor:
+        nn.functional.linear(pixels, kernel)
+        for _block in range(model.n_blocks):
+            torch.bmm(q, q.transpose(1, 2))
+            torch.bmm(scores, q)
+        for weight in weights:
+            product = nn.functional.linear(rows[weight.shape[1]], weight)
+        return product
+
+    return run
+
+
 def class_tokens(output: Any) -> Tensor:
     """Class tokens `[B, D]` in whatever form a variant gives its tokens."""
     if hasattr(output, "feature_maps"):
@@ -179,6 +205,10 @@ def compare(model: DinoVisionTransformer, batch: int | str, options: argparse.Na
     images: Images = crops if batch == "mixed" else crops[0]
     runs = variants(model, options, batch)
     outputs = {name: run(images) for name, run in runs.items()}
+    if batch != "mixed":
+        runs["products"] = bare_products(model, int(batch), torch.float32)
+        if options.dtype is not None:
+            runs["products bf16"] = bare_products(model, int(batch), options.dtype)
     # The peers resize positions by rules of their own, so that only one size is compared; bfloat16 is no equality.
     differences = {} if batch == "mixed" else {
         name: (class_tokens(output) - class_tokens(model.forward_features(images))).abs().max().item()
@@ -206,7 +236,16 @@ def compare(model: DinoVisionTransformer, batch: int | str, options: argparse.Na
         "differences": differences,
         "better_peer": better,
         "ratios": {
-            name: {peer: spread(seconds[peer], seconds[name]) for peer in peers} for name in runs if name not in peers
+            name: {peer: spread(seconds[peer], seconds[name]) for peer in peers}
+            for name in runs
+            if name not in peers and not name.startswith("products")
+        },
+        "share_of_products": {
+            name: medians[limit] / medians[name]
+            for name in runs
+            if (limit := "products bf16" if "bf16" in name else "products") in runs
+            and not name.startswith("products")
+            and not name.endswith("stage")
         },
     }
 
@@ -226,6 +265,8 @@ def show(name: str, row: dict[str, Any]) -> None:
             for peer, (median, low, high) in row["ratios"].get(variant, {}).items()
         ]
         rate = f"{row['images'] / seconds:9.2f} images/s"
+        if variant in row["share_of_products"]:
+            ratios.insert(0, f"{100 * row['share_of_products'][variant]:3.0f} % of products")
         print(f"{name:6} {row['batch']!s:>5}  {variant:19} {rate}  {'  '.join(ratios)}", flush=True)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dinov2.checkpoints.download import transfer
+from dinov2.checkpoints import download as transfer
 from tests.checkpoints.download.server import Server
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dinov2.checkpoints.download import download, transfer
+from dinov2.checkpoints import download as transfer
+from dinov2.checkpoints.download import download
 from dinov2.errors import DinoError
 from tests.checkpoints.download.server import Server, assert_whole, names
 

@@ -10,7 +10,8 @@ from urllib.request import Request
 
 import pytest
 
-from dinov2.checkpoints.download import download, transfer
+from dinov2.checkpoints import download as transfer
+from dinov2.checkpoints.download import download
 from dinov2.errors import DinoError, WeightsError
 from tests.checkpoints.download.server import CONTENT, OTHER, Server, assert_whole, interrupted, names
 

@@ -6,7 +6,7 @@ asked for. The only thing done here is to announce the public release's import p
 (`dinov2._moved`).
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dinov2._moved import install as _install_moved_paths
 
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 _install_moved_paths()
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "load":
         from dinov2.pretrained import load
 

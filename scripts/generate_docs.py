@@ -10,6 +10,7 @@ Options are laid out here and not by argparse, whose wording changes between ver
 """
 
 import argparse
+import ast
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+sys.path.insert(0, str(DOCS.parent))  # for `scripts.floors`
 
-FILLED = ("MODEL_CARD.md", "README.md")
+FILLED = ("MODEL_CARD.md", "README.md", "docs/architecture.md")
 
 WARNING = "<!-- Written by scripts/generate_docs.py; edit what it reads instead. -->\n\n"
 
@@ -389,7 +391,37 @@ PAGES: dict[str, Callable[[], str]] = {
     "release_names.md": release_names_page,
 }
 
+
+def floors_table() -> str:
+    """Floors from the ground up: their rooms, what each holds, and what it may import."""
+    from scripts.floors import FLOORS, MAY_IMPORT
+
+    rows, below = [], set[str]()
+    for number, (floor, rooms) in enumerate(FLOORS.items()):
+        for room, allowed in rooms.items():
+            if (sentence := _first_line(room)) is not None:
+                known = allowed & set(MAY_IMPORT)
+                every = below and below <= known
+                others = sorted(known - below) if every else sorted(known)
+                may = [*(["all floors below"] if every else []), *(f"`{name}`" for name in others)]
+                rows.append((f"{number} {floor}", f"`{room}`", as_cell(sentence), ", ".join(may) or "nothing"))
+        below |= {room for room in rooms if _first_line(room) is not None}
+    return table_of("floor | room | holds | may import", rows)
+
+
+def _first_line(room: str) -> str | None:
+    """First sentence of a room's docstring; None for a room that is not built yet."""
+    package = DOCS.parent / "dinov2"
+    places = (package / room / "__init__.py", package / f"{room}.py", DOCS.parent / f"{room}.py")
+    path = next((path for path in places if path.exists()), None)
+    if path is None:
+        return None
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "floors": floors_table,
     "backbones": backbones_table,
     "classifiers": classifiers_table,
     "linear-results": linear_results_table,

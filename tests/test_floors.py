@@ -12,53 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts.floors import MAY_IMPORT
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-GROUND = {"errors", "configs", "distributed", "logging", "file_lock", "whole_files"}
-PARTS = {"layers", "loss", "data"}
-MACHINES = {"models", "engine"}
-FEATURES = {"checkpoints", "encode", "analysis"}
-METHODS = {"train", "eval", "dense", "hf"}
-CATALOGUE = {"hub", "report", "pretrained"}
-
-# Room (a folder or module at the package's root) -> rooms that it may import, besides itself.
-MAY_IMPORT: dict[str, set[str]] = {
-    # 0 ground
-    "errors": set(),
-    "configs": {"errors", "whole_files"},
-    "distributed": {"errors"},
-    "logging": {"errors", "distributed", "whole_files"},
-    "file_lock": {"errors"},
-    "whole_files": {"errors", "file_lock"},
-    "_moved": {"errors"},
-    # 1 parts
-    "layers": set(),
-    "loss": {"distributed"},
-    "data": GROUND,
-    # 2 machines
-    "models": {"errors", "file_lock", "whole_files", "layers"},
-    "engine": GROUND,
-    # 3 features
-    "checkpoints": GROUND | MACHINES | {"layers"},
-    "encode": GROUND | PARTS | MACHINES | {"checkpoints"},
-    "analysis": GROUND | PARTS | MACHINES | {"encode"},
-    # 4 methods: never each other
-    **dict.fromkeys(METHODS, GROUND | PARTS | MACHINES | FEATURES),
-    # 5 catalogue
-    "hub": {"errors", "models", "checkpoints", "dense"},
-    "report": GROUND | PARTS | MACHINES | FEATURES | METHODS,
-    "pretrained": GROUND | PARTS | MACHINES | FEATURES | METHODS,
-    # 6 tools
-    "apps": GROUND | PARTS | MACHINES | FEATURES | METHODS | CATALOGUE,
-    "run": GROUND | PARTS | MACHINES | FEATURES | METHODS | CATALOGUE | {"apps"},
-    # 7 door
-    **dict.fromkeys(
-        ("cli", "__init__", "__main__"),
-        GROUND | PARTS | MACHINES | FEATURES | METHODS | CATALOGUE | {"apps", "run", "cli", "_moved", "__init__"},
-    ),
-    # torch.hub's file beside the package
-    "hubconf": {"hub"},
-}
 
 # The only modules that talk to other processes.
 TALK_TO_PROCESSES = {"dinov2/distributed.py", "dinov2/engine/parallel.py", "dinov2/engine/checkpoint.py"}

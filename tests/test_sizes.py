@@ -1,5 +1,7 @@
 """A module is a chapter of about 300 lines, a folder holds what belongs together; past the limits they are split."""
 
+import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,12 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 MOST_LINES = 500
 MOST_MODULES = 24
+MOST_ARGUMENTS = 8
+
+# Signatures that the release or transformers fixed.
+GIVEN_SIGNATURES = {"hf/configuration.py", "layers/block.py", "models/vision_transformer.py"}
+# Public names that mean the same thing in every module that has them.
+ONE_MEANING = {"main", "add_to", "get_args_parser", "Weights", "LinearClassifier"}
 
 
 def python_files() -> list[str]:
@@ -35,3 +43,39 @@ def test_no_module_is_a_drawer(path: str) -> None:
     assert Path(path).stem not in {"utils", "util", "helpers", "misc"}, (
         f"{path}: a helper lives beside its only user, or on the ground floor under its own name"
     )
+
+
+def module_trees() -> dict[str, ast.Module]:
+    package = REPOSITORY / "dinov2"
+    return {
+        path.relative_to(package).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(package.rglob("*.py"))
+    }
+
+
+def test_long_lists_of_arguments_are_given_by_keyword() -> None:
+    long = []
+    for module, tree in module_trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and module not in GIVEN_SIGNATURES:
+                names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+                if len([name for name in names if name not in ("self", "cls")]) > MOST_ARGUMENTS:
+                    long.append(f"{module}: {node.name}")
+    assert long == [], "pass one typed value, or give them by keyword"
+
+
+def test_a_public_name_has_one_meaning() -> None:
+    homes = defaultdict(list)
+    for module, tree in module_trees().items():
+        public: list[str] = []
+        defined: set[str] = set()
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                defined.add(node.name)
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                defined.add(node.targets[0].id)
+                if node.targets[0].id == "__all__":
+                    public = ast.literal_eval(node.value)
+        for name in set(public) & defined - ONE_MEANING:
+            homes[name].append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}

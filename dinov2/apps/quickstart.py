@@ -38,7 +38,7 @@ def quickstart(
     max_steps: int | None = None,
     overrides: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Trains the preset `toy`, evaluates, writes `report.html` and `summary.json`, and returns the summary.
 
     Keys of the summary: `raw_pixels`, `untrained`, `trained` (k-NN top-1 in per cent), `seconds` of this call, and
@@ -74,7 +74,7 @@ def quickstart(
     return summary
 
 
-def _top1(model: Any, cfg: Config, train: ImageDataset, val: ImageDataset, *, precision: str = "auto") -> float:
+def _top1(model: object, cfg: Config, train: ImageDataset, val: ImageDataset, *, precision: str = "auto") -> float:
     rows, _ = knn_of_backbone(
         model, train, val, eval_transform_for(cfg), precision=precision, nb_knn=[_K], device=cfg.train.device
     )

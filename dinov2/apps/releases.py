@@ -6,7 +6,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dinov2.errors import ConfigError, DinoError
 from dinov2.models.releases import KINDS, RELEASES, Release
@@ -64,7 +64,7 @@ def check_releases(
     return tuple(answer for answer, _ in found)
 
 
-def as_documents(rows: Sequence[Release], answers: Sequence[Answer] | None = None) -> list[dict[str, Any]]:
+def as_documents(rows: Sequence[Release], answers: Sequence[Answer] | None = None) -> list[dict[str, object]]:
     """The rows as plain values for JSON, with `size` and `fault` of each when they were checked."""
     checked = {answer.release.name: answer for answer in answers or ()}
     documents = []

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -50,7 +49,7 @@ class FolderFacts:
         return config
 
 
-def read_folder(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...], FolderFacts | None]:
+def read_folder(folder: Path) -> tuple[dict[str, object], tuple[Path, ...], FolderFacts | None]:
     """The tensors in a folder, the files read, and the facts of its configuration (None without one).
 
     Raises `WeightsError` when weights or a shard of them are missing, or the configuration is of another model.
@@ -69,7 +68,7 @@ def facts_beside(file: Path) -> FolderFacts | None:
     return _facts(read_json(config), file.parent) if file.name in _WHOLE and config.exists() else None
 
 
-def _facts(config: dict[str, Any], folder: Path) -> FolderFacts:
+def _facts(config: dict[str, object], folder: Path) -> FolderFacts:
     where = str(folder / _CONFIG)
     if "architecture" in config and "model_type" not in config:  # timm's
         cfg = config.get("pretrained_cfg")
@@ -87,7 +86,7 @@ def _facts(config: dict[str, Any], folder: Path) -> FolderFacts:
     return FolderFacts(where, facts, known)
 
 
-def _weights(folder: Path, has_config: bool) -> tuple[dict[str, Any], tuple[Path, ...]]:
+def _weights(folder: Path, has_config: bool) -> tuple[dict[str, object], tuple[Path, ...]]:
     for name in _WHOLE:
         index = folder / f"{name}.index.json"
         if index.exists():
@@ -107,11 +106,11 @@ def _weights(folder: Path, has_config: bool) -> tuple[dict[str, Any], tuple[Path
     raise WeightsError(f"{folder} holds no weights{beside}; a model folder has a model.safetensors in it")
 
 
-def _shards(index: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
+def _shards(index: Path) -> tuple[dict[str, object], tuple[Path, ...]]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
         raise WeightsError(f"{index} names no files; download or copy it again")
-    content: dict[str, Any] = {}
+    content: dict[str, object] = {}
     shards = [index.parent / name for name in dict.fromkeys(places.values())]
     for shard in shards:
         if shard.parent != index.parent or shard.name in ("", "..", "."):

@@ -4,7 +4,6 @@ A head file is a bare `{"weight", "bias"}` and says nothing of itself; its width
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ _SIZES = {384: "ViT-S", 768: "ViT-B", 1024: "ViT-L", 1536: "ViT-g"}
 
 
 def head_from_state(
-    state: Mapping[str, Any], *, embed_dim: int, layers: int | None = None, source: str = "the head file"
+    state: Mapping[str, object], *, embed_dim: int, layers: int | None = None, source: str = "the head file"
 ) -> LinearHead:
     """The head of a file's content, for a backbone that is `embed_dim` wide; in evaluation mode, in float32.
 
@@ -41,7 +40,7 @@ def head_from_state(
     return head.eval()
 
 
-def _tensors(state: Mapping[str, Any], source: str) -> tuple[Tensor, Tensor]:
+def _tensors(state: Mapping[str, object], source: str) -> tuple[Tensor, Tensor]:
     for prefix in _PREFIXES:
         weight, bias = state.get(f"{prefix}weight"), state.get(f"{prefix}bias")
         if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):

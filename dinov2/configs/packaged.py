@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
@@ -42,7 +42,7 @@ def list_presets() -> tuple[Preset, ...]:
     return tuple(Preset(name.removeprefix(_PRESETS), _first_words(_text(name))) for name in names)
 
 
-def find_config(name_or_path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+def find_config(name_or_path: str | os.PathLike[str]) -> tuple[str, dict[str, object]]:
     """Label and unresolved content of a YAML file, or of a packaged config by name; a file that exists wins.
 
     A path that ends in `dinov2/configs/<name>.yaml` works from anywhere, as in the release's commands. Raises
@@ -64,7 +64,7 @@ def find_config(name_or_path: str | os.PathLike[str]) -> tuple[str, dict[str, An
     return f"{name}.yaml", read_packaged(name)
 
 
-def find_preset(name: str) -> tuple[str, dict[str, Any]]:
+def find_preset(name: str) -> tuple[str, dict[str, object]]:
     """Label and content of the preset `name`; ConfigError with the list of presets when there is none."""
     known = [preset.name for preset in list_presets()]
     short = _bare(name).removeprefix(_PRESETS)
@@ -73,12 +73,14 @@ def find_preset(name: str) -> tuple[str, dict[str, Any]]:
     return f"{_PRESETS}{short}.yaml", read_packaged(f"{_PRESETS}{short}")
 
 
-def read_packaged(name: str) -> dict[str, Any]:
+def read_packaged(name: str) -> dict[str, object]:
     """The content of one packaged file, as nested dictionaries, interpolations unresolved."""
     return parse_yaml(_text(name), source=f"{name}.yaml")
 
 
-def parse_yaml(text: str, *, source: str, way_out: str = "write sections such as train:, keys below") -> dict[str, Any]:
+def parse_yaml(
+    text: str, *, source: str, way_out: str = "write sections such as train:, keys below"
+) -> dict[str, object]:
     """YAML text as nested dictionaries, interpolations unresolved; ConfigError when it is not a table of keys."""
     try:
         plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)

@@ -38,7 +38,7 @@ _EMA_CHUNK = 32
 
 def param_groups(
     module: nn.Module, *, layerwise_decay: float, patch_embed_lr_mult: float, n_blocks: int | None = None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """One group per trainable parameter, in the order of `named_parameters`.
 
     Keys: `name`, `params`, `lr_multiplier` = `layerwise_decay` to the power of the layers above (embeddings lowest,

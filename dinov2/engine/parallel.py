@@ -7,7 +7,6 @@ AVX512-BF16 or AMX) and float32 elsewhere; float16 only when asked for, because 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -57,7 +56,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
     return PRECISIONS[name]
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
     """Autocast to `dtype` on `device`, or nothing where `dtype` is None."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 

@@ -16,7 +16,6 @@ import logging
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from dinov2.configs import Config, differing_keys, load_config, to_yaml
 from dinov2.engine.checkpoint import CheckpointStore
@@ -144,8 +143,8 @@ class RunFolder:
 
 
 def _shown(saved: Config, wanted: Config, keys: list[str]) -> str:
-    def value(cfg: Config, key: str) -> Any:
-        section: Any = cfg
+    def value(cfg: Config, key: str) -> object:
+        section: object = cfg
         for name in key.split("."):
             section = getattr(section, name)
         return section

@@ -23,7 +23,7 @@ _PACKED_BELOW = 1 << 20
 """Bytes; bigger tensors travel alone, where packing would cost memory and save nothing."""
 
 
-def split_state(state: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+def split_state(state: Mapping[str, object]) -> tuple[object, dict[str, Tensor]]:
     """The JSON tree of `state` and its tensors by name (detached; small ones packed).
 
     Raises `DinoError` for a value that is neither a tensor nor made of None, bool, int, float, text, bytes, list,
@@ -34,7 +34,7 @@ def split_state(state: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
     return tree, splitter.finish()
 
 
-def join_state(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+def join_state(tree: object, tensors: Mapping[str, Tensor]) -> Any:
     """The state that `split_state` took apart; packed tensors get a memory of their own."""
     match tree:
         case {"$tensor": name}:
@@ -56,7 +56,7 @@ def join_state(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tree
 
 
-def tensor_names(tree: Any) -> set[str]:
+def tensor_names(tree: object) -> set[str]:
     """Names of all tensors and packed buffers that a tree mentions."""
     match tree:
         case {"$tensor": name} | {"$packed": [name, _, _]}:
@@ -95,7 +95,7 @@ def must_fit(saved: Mapping[Any, Any], current: Mapping[Any, Any], path: str = "
             must_fit(other, value, f"{path}{key}.")
 
 
-def targets_in(tree: Any, current: Any) -> dict[str, Tensor]:
+def targets_in(tree: object, current: object) -> dict[str, Tensor]:
     """The tensors of `current` into which the unpacked tensors of the tree can be read directly, by name."""
     match tree:
         case {"$tensor": name} if isinstance(current, Tensor):
@@ -130,7 +130,7 @@ class _Splitter:
         self._packed: dict[str, list[Tensor]] = {}
         self._lengths: dict[str, int] = {}
 
-    def encode(self, value: Any, path: tuple[str, ...]) -> Any:
+    def encode(self, value: object, path: tuple[str, ...]) -> object:
         match value:
             case None | bool() | int() | str():
                 return value
@@ -158,7 +158,7 @@ class _Splitter:
     def finish(self) -> dict[str, Tensor]:
         return self._single | {name: torch.cat(pieces) for name, pieces in self._packed.items()}
 
-    def _tensor(self, tensor: Tensor, path: tuple[str, ...]) -> dict[str, Any]:
+    def _tensor(self, tensor: Tensor, path: tuple[str, ...]) -> dict[str, object]:
         # Subclasses (sharded tensors) know their own pieces and must not be taken apart here.
         packable = type(tensor) is Tensor and tensor.layout is torch.strided
         if packable and tensor.nbytes <= _PACKED_BELOW:

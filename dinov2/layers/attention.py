@@ -1,7 +1,5 @@
 """Multi-head self-attention over one group of equally long sequences, or over packed groups of several lengths."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -114,7 +112,7 @@ MemEffAttention = Attention
 """The release's name for attention by a fused kernel; here every attention is."""
 
 
-def _mask(attn_bias: Any, is_causal: bool, qkv: Tensor) -> Tensor | None:
+def _mask(attn_bias: object, is_causal: bool, qkv: Tensor) -> Tensor | None:
     if is_causal:
         if attn_bias is not None:
             raise ValueError("is_causal and attn_bias are both given; put the causal mask into attn_bias")

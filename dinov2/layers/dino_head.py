@@ -1,7 +1,6 @@
 """The projection head: tokens to prototype scores (arXiv 2104.14294; shared or separate for patches: 2304.07193)."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +38,7 @@ class WeightNormLinear(nn.Module):
         """`[..., in]` -> `[..., out]`."""
         return F.linear(x, self.weight)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, object], prefix: str, *rest: object) -> None:
         assert isinstance(state_dict, dict)
         for ours, theirs in (("weight_g", "original0"), ("weight_v", "original1")):
             renamed = f"{prefix}parametrizations.weight.{theirs}"

@@ -55,7 +55,7 @@ _SHORT = 64
 # Scores held at once in inference, over the heads of as many images as fit: 128 MiB in bfloat16.
 _MAX_SCORES = 2**26
 
-_ORIGINAL_FORWARD: dict[type[nn.Module], Callable[..., Any]] = {
+_ORIGINAL_FORWARD: dict[type[nn.Module], Callable[..., object]] = {
     kind: kind.forward for kind in (nn.Linear, nn.Conv2d, nn.GELU, nn.Dropout, nn.Identity)
 }
 

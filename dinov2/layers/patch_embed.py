@@ -1,7 +1,6 @@
 """Cuts an image into patches and projects each to a token."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -63,7 +62,7 @@ class PatchEmbed(nn.Module):
             raise ValueError(f"images have the shape {list(x.shape)}; give [B, C, H, W], one image as image[None]")
         if not x.dtype.is_floating_point:
             raise ValueError(f"images are {x.dtype}; give normalised floating-point pixels (dinov2.load has .features)")
-        channels: Any = getattr(self.proj, "in_channels", None)
+        channels: object = getattr(self.proj, "in_channels", None)
         if isinstance(channels, int) and x.shape[1] != channels:
             raise ValueError(f"images have {x.shape[1]} channels; this model was built for in_chans={channels}")
         for side, pixels, patch in zip(("height", "width"), x.shape[-2:], self.patch_size, strict=True):
@@ -80,7 +79,7 @@ def patch_grid(
 
     By the convolution that projects them, also below an adapter; by `patch_size` where `projection` is none.
     """
-    convolution: Any = getattr(projection, "base_layer", projection)
+    convolution: object = getattr(projection, "base_layer", projection)
     if not isinstance(convolution, nn.Conv2d):
         rows, columns = make_2tuple(patch_size)
         return height // rows, width // columns

@@ -84,7 +84,7 @@ def cubic_resize_matrix(
     return weights.float()
 
 
-def _float32(device_type: str) -> AbstractContextManager[Any]:
+def _float32(device_type: str) -> AbstractContextManager[object]:
     """Switches autocast off, where it is on: a recorded graph would get a region of its own even for nothing."""
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)

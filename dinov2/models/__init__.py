@@ -7,7 +7,7 @@ from dinov2.models.vision_transformer import ARCHITECTURES, DinoVisionTransforme
 __all__ = ["build_model", "build_model_from_cfg"]
 
 
-def build_model(args: Any, only_teacher: bool = False, img_size: int = 224) -> tuple[Any, ...]:
+def build_model(args: object, only_teacher: bool = False, img_size: int = 224) -> tuple[object, ...]:
     """Backbones of a `student` configuration section: `(teacher, D)`, or `(student, teacher, D)`.
 
     Only the student gets stochastic depth. `args` is anything with the attributes of `student.*`.

@@ -238,7 +238,7 @@ def ratio_for(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _is_whole(value: Any, smallest: int, largest: int) -> bool:
+def _is_whole(value: object, smallest: int, largest: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and smallest <= value <= largest
 
 
@@ -247,7 +247,7 @@ def _is_number(value: Any) -> bool:
     return is_number and -_LARGEST <= value <= _LARGEST  # which is false of what is no number
 
 
-def _last_linear_has_bias(feed_forward: Any) -> bool:
+def _last_linear_has_bias(feed_forward: object) -> bool:
     last = getattr(feed_forward, "w3", getattr(feed_forward, "fc2", None))
     return last is None or last.bias is not None
 

@@ -334,7 +334,7 @@ class DinoVisionTransformer(nn.Module):
 class BlockChunk(nn.ModuleList):
     """Consecutive blocks under the keys of training files; a call runs them in order."""
 
-    def forward(self, x: Any, layout: Layout | None = None) -> Any:
+    def forward(self, x: object, layout: Layout | None = None) -> object:
         """What the blocks make of tokens `[B, T, D]`, a list of them, or packed rows with their layout."""
         for block in self:
             if not isinstance(block, nn.Identity):
@@ -351,7 +351,7 @@ def _chunks(blocks: list[nn.Module], n_chunks: int) -> list[BlockChunk]:
     ]
 
 
-def _rename_blocks(state_dict: dict[str, Any], prefix: str, chunk_size: int) -> None:
+def _rename_blocks(state_dict: dict[str, object], prefix: str, chunk_size: int) -> None:
     """Rewrites `blocks.<i>.` and `blocks.<chunk>.<i>.` keys in place to the wanted form; 0 means flat."""
     pattern = re.compile(re.escape(prefix) + r"blocks\.(?:\d+\.)?(\d+)\.(\D.*)")
     for key in list(state_dict):
@@ -397,41 +397,41 @@ def _linear_rates(rate: float, depth: int) -> list[float]:
     return [*(step * index for index in range(depth - 1)), rate if depth > 1 else 0.0]
 
 
-def vit_nano(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+def vit_nano(patch_size: int = 16, num_register_tokens: int = 0, **options: object) -> DinoVisionTransformer:
     """128 wide, 4 blocks, 2 heads: learns on a laptop within minutes."""
     return _build("vit_nano", patch_size, num_register_tokens, options)
 
 
-def vit_micro(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+def vit_micro(patch_size: int = 16, num_register_tokens: int = 0, **options: object) -> DinoVisionTransformer:
     """192 wide, 6 blocks, 3 heads."""
     return _build("vit_micro", patch_size, num_register_tokens, options)
 
 
-def vit_tiny(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+def vit_tiny(patch_size: int = 16, num_register_tokens: int = 0, **options: object) -> DinoVisionTransformer:
     """192 wide, 12 blocks, 3 heads."""
     return _build("vit_tiny", patch_size, num_register_tokens, options)
 
 
-def vit_small(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+def vit_small(patch_size: int = 16, num_register_tokens: int = 0, **options: object) -> DinoVisionTransformer:
     """ViT-S: 384 wide, 12 blocks, 6 heads."""
     return _build("vit_small", patch_size, num_register_tokens, options)
 
 
-def vit_base(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+def vit_base(patch_size: int = 16, num_register_tokens: int = 0, **options: object) -> DinoVisionTransformer:
     """ViT-B: 768 wide, 12 blocks, 12 heads."""
     return _build("vit_base", patch_size, num_register_tokens, options)
 
 
-def vit_large(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+def vit_large(patch_size: int = 16, num_register_tokens: int = 0, **options: object) -> DinoVisionTransformer:
     """ViT-L: 1024 wide, 24 blocks, 16 heads."""
     return _build("vit_large", patch_size, num_register_tokens, options)
 
 
-def vit_giant2(patch_size: int = 16, num_register_tokens: int = 0, **options: Any) -> DinoVisionTransformer:
+def vit_giant2(patch_size: int = 16, num_register_tokens: int = 0, **options: object) -> DinoVisionTransformer:
     """ViT-g: 1536 wide, 40 blocks, 24 heads; the releases use it with `ffn_layer="swiglufused"`."""
     return _build("vit_giant2", patch_size, num_register_tokens, options)
 
 
-def _build(arch: str, patch_size: int, num_register_tokens: int, options: dict[str, Any]) -> DinoVisionTransformer:
+def _build(arch: str, patch_size: int, num_register_tokens: int, options: dict[str, object]) -> DinoVisionTransformer:
     settings = {**ARCHITECTURES[arch]._asdict(), "mlp_ratio": 4.0, **options}
     return DinoVisionTransformer(patch_size=patch_size, num_register_tokens=num_register_tokens, **settings)

@@ -11,7 +11,6 @@ antialias for models without registers, where the release has the offset rule. A
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -243,7 +242,7 @@ def huggingface_preprocessor(
     in_chans: int = 3,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """`preprocessor_config.json`: the released file for released models, else the model's own size and statistics."""
     # Weights trained at 518 pixels are evaluated at 224, as published; others at the size they were trained at.
     crop = min(img_size, 224)
@@ -264,7 +263,7 @@ def huggingface_preprocessor(
     }
 
 
-def read_huggingface_config(config: Mapping[str, Any], *, source: str) -> dict[str, object]:
+def read_huggingface_config(config: Mapping[str, object], *, source: str) -> dict[str, object]:
     """Values of a `BackboneConfig` in a `config.json`; the position rule only where it is written.
 
     Raises `WeightsError` for another family of models, and for options that this package's models do not have.

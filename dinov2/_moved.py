@@ -1,4 +1,4 @@
-"""The public release's import paths that live elsewhere here, in one table, and the import hook that honours them.
+"""Import paths of the public release that live elsewhere here, as a table and an import hook.
 
 A name with a drop-in successor resolves to it with one DeprecationWarning. A name whose successor takes other arguments
 or returns something else is an ImportError that says what to use: a wrong call later would be harder to understand. The

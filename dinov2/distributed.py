@@ -1,4 +1,4 @@
-"""Who am I among the processes, the few sums and gathers that everybody needs, and the start from torchrun or SLURM.
+"""Rank, world size and collectives of this process, and the start from torchrun or SLURM.
 
 With one process there is no process group at all: every collective is the identity, so all other modules run and are
 tested on a laptop. The environment decides once, in `enable`: the six torchrun variables win, SLURM counts only when

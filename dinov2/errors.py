@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose, so that one `except DinoError` catches them all.
+"""Errors that this package raises on purpose; one `except DinoError` catches them all.
 
     DinoError
     ├── ConfigError         a config key, override or command-line value is wrong

@@ -1,4 +1,4 @@
-"""A lock between processes that ends with the process that holds it, however that ends.
+"""Locks between processes, which end with the process that holds them.
 
 The operating system keeps it (`flock`, on Windows `msvcrt.locking`), so that nobody has to judge whether a lock that
 lies around is stale. Threads of one process exclude each other as well.

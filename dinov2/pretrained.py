@@ -1,4 +1,4 @@
-"""From a name, a file or a run to a model that is ready to use: backbone, preprocessing, head, precision.
+"""`dinov2.load`: a model by name, file or run, ready to use, with preprocessing, head and precision.
 
     model = dinov2.load("dinov2_vits14_reg")
     features = model.features("photo.jpg")  # .cls [D], .registers [R, D], .patches [h, w, D]

@@ -1,4 +1,4 @@
-"""Files that are whole under their own name: written under another one, synced, renamed.
+"""Atomic writing of files, and reading of small JSON files: written under another name, synced, renamed.
 
 A reader of such a file finds the old content or the new one, after a kill, a crash and a full disk as well. What else
 can happen to a small JSON file, on the disk or in an editor, `read_json` reports in one sentence.

@@ -394,18 +394,20 @@ PAGES: dict[str, Callable[[], str]] = {
 
 def floors_table() -> str:
     """Floors from the ground up: their rooms, what each holds, and what it may import."""
-    from scripts.floors import FLOORS, MAY_IMPORT
+    from scripts.floors import FLOORS
 
-    rows, below = [], set[str]()
+    built = [{room for room in rooms if _first_line(room) and room != "_moved"} for rooms in FLOORS.values()]
+    rows = []
     for number, (floor, rooms) in enumerate(FLOORS.items()):
         for room, allowed in rooms.items():
-            if (sentence := _first_line(room)) is not None:
-                known = allowed & set(MAY_IMPORT)
-                every = below and below <= known
-                others = sorted(known - below) if every else sorted(known)
-                may = [*(["all floors below"] if every else []), *(f"`{name}`" for name in others)]
-                rows.append((f"{number} {floor}", f"`{room}`", as_cell(sentence), ", ".join(may) or "nothing"))
-        below |= {room for room in rooms if _first_line(room) is not None}
+            if (sentence := _first_line(room)) is None:
+                continue
+            # Floors from the ground up that may be imported whole are named by their numbers.
+            whole = next((n for n, members in enumerate(built) if not members <= allowed), len(built))
+            single = sorted(allowed & set().union(*built[whole:]))
+            floors = [] if not whole else ["floor 0"] if whole == 1 else [f"floors 0 to {whole - 1}"]
+            may = ", ".join([*floors, *(f"`{name}`" for name in single)]) or "nothing"
+            rows.append((f"{number} {floor}", f"`{room}`", as_cell(sentence), may))
     return table_of("floor | room | holds | may import", rows)
 
 

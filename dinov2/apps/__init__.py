@@ -1,3 +1,3 @@
-"""What the commands do, as functions with plain arguments and return values; nothing here parses or exits."""
+"""The work of the commands, as functions of plain arguments; nothing here parses or exits."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The command `dinov2`: one parser, one table of subcommands, exit codes of `dinov2.run.exits`."""
+"""The command `dinov2`: one parser and one table of subcommands."""
 
 import argparse
 import difflib

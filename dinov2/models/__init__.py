@@ -1,4 +1,4 @@
-"""The models, and how they are built from a configuration."""
+"""Vision transformers and linear heads, their architecture as typed values, and the table of releases."""
 
 from typing import Any
 

@@ -1,3 +1,3 @@
-"""The release's commands, run as files from a clone: `PYTHONPATH=. python dinov2/run/train/train.py ...`."""
+"""Commands of the release, run as files from a clone: `PYTHONPATH=. python dinov2/run/train/train.py ...`."""
 
 __all__: list[str] = []

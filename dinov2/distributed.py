@@ -45,7 +45,7 @@ _RANK_VARIABLES = _VARIABLES[2:]  # a user may fix address and port of a SLURM j
 
 @dataclass(frozen=True)
 class _Place:
-    """Where this process stands, in the words of the six variables."""
+    """Rank and sizes of this process, as the six variables have them."""
 
     master_addr: str
     master_port: int

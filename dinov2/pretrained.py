@@ -64,7 +64,7 @@ class Pretrained:
     """The linear classifier on top, where there is one."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     autocast_dtype: torch.dtype | None = None
-    """What products are computed in; None is float32."""
+    """Number format of products; None is float32."""
     files: tuple[Path, ...] = ()
     """Every file that was read."""
     head_layers: int = 1

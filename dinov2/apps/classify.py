@@ -41,13 +41,13 @@ class Guess(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the classifier says about one image."""
+    """Prediction for one image."""
 
     path: str
     top: tuple[Guess, ...] = ()
     """The likeliest classes, best first; empty for an image that could not be classified."""
     error: str | None = None
-    """Why there are none."""
+    """Reason why there are none."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What `convert` writes: the files of each layout, the checks of the result, and the page beside it.
+"""Output of `convert`: the files of each layout, the checks of the result, and the page beside it.
 
 Outputs are compared on a probe batch, by this package's own reading and, where it is installed, by the library that the
 files are for.
@@ -67,7 +67,7 @@ def write_target(model: ConvertedModel, path: Path, to: Target) -> tuple[str, ..
 
 
 def _head_file(path: Path, head: LinearHead) -> Path:
-    """Where the classifier of a backbone file lies: beside it, with the ending of the released names."""
+    """File of the classifier of a backbone file: beside it, with the ending of the released names."""
     return path.with_name(f"{path.stem}_linear{'' if head.layers == 1 else head.layers}_head{path.suffix}")
 
 
@@ -331,7 +331,7 @@ _OPEN = {
 
 
 class Provenance(NamedTuple):
-    """Where a converted model comes from."""
+    """Origin of a converted model."""
 
     source: str
     sha256: str

@@ -32,7 +32,7 @@ __all__ = ["Conversion", "convert"]
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, and how far it is from the source."""
+    """Written files, and their distance from the source."""
 
     output: Path
     files: tuple[str, ...]

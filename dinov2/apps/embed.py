@@ -48,7 +48,7 @@ class EmbedConfig:
     """Configuration of `embed`."""
 
     model: str | os.PathLike[str]
-    """Whatever `dinov2.load` knows."""
+    """Anything that `dinov2.load` takes."""
     output: str | os.PathLike[str]
     """A file that ends in .parquet, .npz or .npy; or any name, with a format."""
     table_format: TableFormat | None = None
@@ -78,7 +78,7 @@ class EmbedConfig:
 
 @dataclass
 class EmbedReport:
-    """What was done, or with `dry_run` what would be."""
+    """Result of an embedding, or with `dry_run` its plan."""
 
     output: Path
     images: int
@@ -177,7 +177,7 @@ def image_source(source: str | Sequence[str]) -> ImageDataset:
 
 
 def target_format(output: str | os.PathLike[str], table_format: str | None) -> tuple[TableFormat, Path]:
-    """How and where the output is stored, from its name and the format asked for.
+    """Place and format of the output, from its name and the requested format.
 
     Raises ConfigError when they say nothing or disagree, MissingDependency for a format that nothing here can write.
     """
@@ -202,7 +202,7 @@ def target_format(output: str | os.PathLike[str], table_format: str | None) -> t
 
 
 def resolve_spec(config: EmbedConfig, loaded: Pretrained) -> EmbeddingSpec:
-    """What is kept, blocks counted from 0. Raises ConfigError for what the model does not have."""
+    """Columns to keep, blocks counted from 0. Raises ConfigError for what the model does not have."""
     if config.registers and not loaded.num_register_tokens:
         raise ConfigError(f"{loaded.name} has no registers to keep; leave --registers out, or take a model with them")
     blocks = []
@@ -266,7 +266,7 @@ class _Plan:
         return [shard[first : first + size] for first in range(0, len(shard), size)]
 
     def request(self) -> dict[str, Any]:
-        """Everything that the bytes of the output depend on: who goes on with it must ask for the same."""
+        """Request that the bytes of the output depend on; a continued one must be the same."""
         model, transform, spec = self.model, self.transform, self.spec
         stride = {"stride": model.stride} if model.stride != model.patch_size else {}
         return {

@@ -109,7 +109,7 @@ class Int8Report:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how far it is from PyTorch."""
+    """Written files, and their distance from PyTorch."""
 
     path: Path
     format: str
@@ -117,7 +117,7 @@ class ExportReport:
     """Of the file and, above 2 GB, its weights beside it."""
     outputs: tuple[str, ...]
     metadata: dict[str, Any]
-    """What the file says of itself."""
+    """Metadata of the file."""
     tolerance: float
     comparisons: list[Comparison]
     int8: Int8Report | None = None
@@ -337,7 +337,7 @@ def _architecture(backbone: DinoVisionTransformer, names: Sequence[str]) -> dict
 
 
 def _facts(loaded: Pretrained) -> dict[str, Any]:
-    """Where the weights come from and how images are prepared for them; the licence only where it is known."""
+    """Metadata on the origin of the weights and the preprocessing; the licence only where it is known."""
     facts = {
         "model": loaded.name,
         "sha256": loaded.digest,

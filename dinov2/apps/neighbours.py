@@ -46,7 +46,7 @@ class Hit:
 
 @dataclass
 class NeighboursReport:
-    """What was found."""
+    """Result of the search."""
 
     features: Path
     rows: int

@@ -1,4 +1,4 @@
-"""Where results go when nobody said so, and whether they can go where somebody said."""
+"""Output folders: names of new ones, and checks of given ones."""
 
 import os
 import secrets

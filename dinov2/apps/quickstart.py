@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dinov2.apps.evaluation.datasets import labelled
 from dinov2.apps.evaluation.extractors import RawPixels
@@ -74,7 +75,7 @@ def quickstart(
     return summary
 
 
-def _top1(model: object, cfg: Config, train: ImageDataset, val: ImageDataset, *, precision: str = "auto") -> float:
+def _top1(model: nn.Module, cfg: Config, train: ImageDataset, val: ImageDataset, *, precision: str = "auto") -> float:
     rows, _ = knn_of_backbone(
         model, train, val, eval_transform_for(cfg), precision=precision, nb_knn=[_K], device=cfg.train.device
     )

@@ -18,13 +18,13 @@ _TIMEOUT = 15.0
 
 
 class Answer(NamedTuple):
-    """What the server said of one file."""
+    """Answer of the server on one file."""
 
     release: Release
     size: int | None
     """Bytes of the file; None where the server does not say, or did not answer."""
     fault: str | None
-    """Why the file cannot be had; None when it can."""
+    """Reason why the file cannot be downloaded; None when it can."""
 
 
 def list_releases(kind: str | None = None) -> tuple[Release, ...]:

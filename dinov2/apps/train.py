@@ -93,7 +93,7 @@ def _outside_images(folder: Path, cfg: Config) -> Path:
 
 
 def outcome_line(outcome: Outcome, folder: Path) -> str:
-    """How a training in `folder` ended, in words."""
+    """Sentence on the end of a training in `folder`."""
     notes = [f"{outcome.step:,} of {outcome.total:,} steps done"]
     if outcome.stopped_by:
         again = f"the same command with --output-dir {shlex.quote(str(folder))} goes on"

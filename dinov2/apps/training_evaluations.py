@@ -136,7 +136,7 @@ def _written_points(file: Path) -> list[dict[str, Any]]:
 
 
 def _setting(row: Result) -> str:
-    """What the figure belongs to, in a word."""
+    """Setting of a figure, in a word."""
     match row.task:
         case "knn":
             return f"k={row.k}"

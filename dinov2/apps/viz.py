@@ -426,7 +426,7 @@ def _as_json(
     matches: Sequence[PageMatches],
     block: int,
 ) -> dict[str, object]:
-    """Everything that was measured, in plain values."""
+    """Measured values, as plain numbers and texts."""
 
     def described(view: PatchView, model: PageModel) -> dict[str, object]:
         shares = None if view.shares is None else dict(zip(("cls", "registers", "patches"), view.shares, strict=True))

@@ -47,7 +47,7 @@ def cache_folder() -> Path:
 
 
 def cached_path(url: str, *, folder: str | os.PathLike[str] | None = None) -> Path:
-    """Where `download` keeps a file. Released files have their own name, as `torch.hub` stores them.
+    """Place of a downloaded file. Released files have their own name, as `torch.hub` stores them.
 
     Others get a mark of their address in the cache, because two addresses may end in the same name.
     """
@@ -124,7 +124,7 @@ class _Broken(Exception):
 
 
 class _Version(NamedTuple):
-    """Which file the bytes of a partial download belong to."""
+    """Identity of the file that the bytes of a partial download belong to."""
 
     url: str
     validator: str | None

@@ -1,4 +1,4 @@
-"""What several commands share: number types, where their output goes, progress of long extractions."""
+"""Common parts of the commands: groups of options, number types, output, progress of long extractions."""
 
 import argparse
 import sys
@@ -40,7 +40,7 @@ def add_command(
 
 
 def add_compute_options(parser: "argparse._ActionsContainer", *, batch_size: int | None = None) -> None:
-    """How a model computes: `--device`, `--precision`, and `--batch-size` with the given default.
+    """Options of computation: `--device`, `--precision`, and `--batch-size` with the given default.
 
     `parser` may be one of a parser's groups.
     """
@@ -62,7 +62,7 @@ def add_compute_options(parser: "argparse._ActionsContainer", *, batch_size: int
 
 
 def add_image_options(parser: "argparse._ActionsContainer") -> None:
-    """What of image files is read, and how; `dinov2.cli.main` applies these to the whole command."""
+    """Options of reading image files; `dinov2.cli.main` applies them to the whole command."""
     parser.add_argument(
         "--max-image-pixels",
         type=positive,

@@ -77,7 +77,7 @@ def add_labelled_sets(parser: argparse.ArgumentParser) -> None:
 
 
 def add_encoding(parser: argparse.ArgumentParser) -> None:
-    """How images go through the model: their size, the batch, the device, the precision."""
+    """Options of feature extraction: image size, batch, device, precision."""
     group = parser.add_argument_group("how images go through the model")
     group.add_argument(
         "--resolution", type=positive, metavar="PIXELS", help="side of the crop that the model sees (default: its own)"
@@ -101,7 +101,7 @@ def add_encoding(parser: argparse.ArgumentParser) -> None:
 
 
 def add_places(parser: argparse.ArgumentParser, *, task: str) -> None:
-    """Where results and features go, and `--dry-run`."""
+    """Options of output: results, features, and `--dry-run`."""
     group = parser.add_argument_group("results and features")
     group.add_argument(
         "--output-dir",
@@ -149,7 +149,7 @@ def say_figures(figures: "Sequence[tuple[str, Result]]") -> None:
 
 
 def say_where(rows: "Sequence[Result]", unreadable: Sequence[tuple[str, str]], *places: str) -> None:
-    """What follows the figures: the notes that rows share, images that were left out, and lines with places."""
+    """Lines behind the figures: notes that rows share, images that were left out, places of files."""
     for note in dict.fromkeys(note for row in rows for note in row.notes):
         say(f"note: {note}")
     if len(unreadable) == 1:

@@ -1,4 +1,4 @@
-"""From YAML files and `key=value` overrides to a `Config`, and back to YAML.
+"""Reading of YAML files and `key=value` overrides into a `Config`, and writing of YAML.
 
 The order is default <- preset <- file <- overrides, the last one wins and lists are replaced whole, as in the release.
 OmegaConf reads, merges and resolves `${...}`; the dataclasses then decide. Unlike the release, an unknown key is an

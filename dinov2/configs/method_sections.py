@@ -1,4 +1,4 @@
-"""What is learned: weights to start from, precision of the parts, the two heads, student and teacher.
+"""Configuration sections of the method: starting weights, precision of the modules, heads, student, teacher.
 
 The sentence under each field is its documentation; `dinov2.configs.describe` reads it from this source. Sections are
 values: checks run when one is made, and nothing is written back later.
@@ -57,7 +57,7 @@ class PartPrecisionConfig:
     """Sharding and number formats of one part (backbone or head)."""
 
     sharding_strategy: Sharding = "SHARD_GRAD_OP"
-    """How this part's parameters are spread over several processes; without effect in one process."""
+    """Sharding of this module's parameters over several processes; without effect in one process."""
 
     mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
 

@@ -1,4 +1,4 @@
-"""How it is trained: the run itself, the optimiser, the crops and what is measured on the way.
+"""Configuration sections of a run: the run itself, the optimiser, the crops, evaluation on the way.
 
 The sentence under each field is its documentation; `dinov2.configs.describe` reads it from this source. An "epoch" is
 `train.OFFICIAL_EPOCH_LENGTH` steps, whatever the size of the data set. Derived values (the scaled learning rate, the
@@ -55,7 +55,7 @@ class TrainConfig:
     """Images to train on: a folder, or a data set in the form Name:key=value."""
 
     output_dir: str = "."
-    """Where the run writes; the command line's --output-dir wins."""
+    """Folder of the run; the command line's --output-dir wins."""
 
     saveckp_freq: int = 20
     """Without effect, here as in the release; train.checkpoint_every is what sets how often a run is saved."""
@@ -73,7 +73,7 @@ class TrainConfig:
     """Keep decoded images in memory when they fit; for the tensor backend of the augmentation only."""
 
     centering: Centering = "centering"
-    """How the teacher's scores become assignments: a running centre, or Sinkhorn-Knopp over the batch."""
+    """Rule from the teacher's scores to assignments: a running centre, or Sinkhorn-Knopp over the batch."""
 
     log_every: int = 10
     """Steps between two rows of training_metrics.json."""
@@ -100,7 +100,7 @@ class TrainConfig:
     """Threads of PyTorch's CPU operators; 0 takes one or all, whichever is faster at the start."""
 
     augmentation_backend: AugmentationBackend = "pil"
-    """How crops are made: pil in the loader's workers, exactly as the release, or tensor for a batch at a time."""
+    """Backend of augmentation: pil in the loader's workers, exactly as the release, or tensor for a batch at a time."""
 
     def __post_init__(self) -> None:
         one_of("train.centering", self.centering, get_args(Centering))
@@ -154,7 +154,7 @@ class OptimConfig:
     """Epochs in which the last layers of the heads keep their learning rate at 0."""
 
     scaling_rule: ScalingRule = "sqrt_wrt_1024"
-    """How base_lr becomes the peak rate for a global batch: times sqrt(batch / 1024), times batch / 256, or as is."""
+    """Rule from base_lr to the peak rate for a global batch: times sqrt(batch / 1024), times batch / 256, or as is."""
 
     patch_embed_lr_mult: float = 0.2
     """Factor on the learning rate of the patch embedding."""
@@ -269,7 +269,7 @@ class EvaluationConfig:
     """Temperature of the votes: a neighbour weighs exp(similarity / temperature)."""
 
     tasks: str = "knn"
-    """What is measured on these data sets during training: one or more of knn, logistic, linear, with commas."""
+    """Evaluations on these data sets during training: one or more of knn, logistic, linear, with commas."""
 
     health_period_iterations: int = 100
     """Steps between two measurements of health without labels, at the next row of the log; 0 for none."""

@@ -23,7 +23,7 @@ __all__ = ["Config"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a run is told, with the release's section names: `cfg.optim.base_lr`, `cfg.MODEL.WEIGHTS`.
+    """Configuration of a run, with the release's section names: `cfg.optim.base_lr`, `cfg.MODEL.WEIGHTS`.
 
     `Config()` is the default. Values never change after construction; use `dinov2.configs.apply_overrides` or
     `dataclasses.replace` for a changed copy. Raises ConfigError, naming the key, when values do not fit together.

@@ -55,7 +55,7 @@ MAX_TOKENS = 16384
 """Patches of one image unless another number is given: attention costs their square, and one image must not set it."""
 
 Fit = Literal["crop", "aspect", "pad"]
-"""How an image is brought to a multiple of the patch size."""
+"""Rule that brings an image to a multiple of the patch size."""
 
 _FITS = ("crop", "aspect", "pad")
 _LONGEST_CROPPED = 16  # times the shorter side: what a resize before a crop may cost

@@ -63,7 +63,7 @@ _OTHER_KINDS = (
 
 @dataclass(frozen=True)
 class _ImageOptions:
-    """What may be read, and how values become 8 bits; see `image_options`."""
+    """Limits of reading, and the rule from values to 8 bits; see `image_options`."""
 
     max_pixels: int | None = None
     max_bytes: int = 512 << 20
@@ -134,7 +134,7 @@ def read_image(path: str | os.PathLike[str]) -> bytes:
 
 
 def describe_other_kind(data: bytes) -> tuple[str, str] | None:
-    """What a file is that holds no picture of a kind that is read here, and what to do; None where it is not known."""
+    """Kind of a file that is no supported picture, and how to fix it; None where it is not known."""
     return next(
         ((kind, advice) for place, mark, kind, advice in _OTHER_KINDS if data[place : place + len(mark)] == mark), None
     )

@@ -1,4 +1,4 @@
-"""What only users of the public release need: its augmentation, mask collation, samplers and data loader.
+"""Interfaces of the public release: its augmentation, mask collation, samplers and data loader.
 
 Orders and draws are the release's, index by index and number by number; training here uses `dinov2.data.crops` and
 `dinov2.data.stream` instead. The known weaknesses of the samplers belong to their order and stay: `EpochSampler` seeds

@@ -1,4 +1,4 @@
-"""How the answers for some images are scored, where that is not by one label each among all classes.
+"""Scoring rules for images that do not have one label each among all classes.
 
 ImageNet-A and R ask for the best of their own 200 classes, ReaL takes any of several labels of an image, and ImageNet-C
 counts errors by corruption and severity. Data sets say so themselves (`class_mapping`, `label_sets`, `part_numbers`),

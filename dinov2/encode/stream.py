@@ -65,7 +65,7 @@ class Features:
     class_ids: tuple[str, ...] | None = None
     """Identifier of class 0, 1, ... (WordNet's of ImageNet's classes), which counts before a name does."""
     scoring: Scoring | None = None
-    """How answers for these images are scored, where not by one label each among all classes."""
+    """Scoring of answers for these images, where it is not one label each among all classes."""
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -83,7 +83,7 @@ class Features:
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """What is kept of an image besides its class token."""
+    """Parts of an image's tokens that are kept besides the class token."""
 
     registers: bool = False
     mean: bool = False

@@ -130,7 +130,7 @@ class CheckpointStore:
         return None
 
     def read_meta(self, step: int) -> dict[str, Any]:
-        """What `meta.json` of a checkpoint says; tensors are not touched."""
+        """Content of `meta.json` of a checkpoint; tensors are not touched."""
         return read_json(self._complete_folder(step) / _META, dict)
 
     def damaged(self, step: int, reason: str) -> WeightsError:
@@ -319,7 +319,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _damage(folder: Path) -> str:
-    """Which file of a complete checkpoint is not as it was written, in words; "" for none."""
+    """Damage of a complete checkpoint in words: its files that are not as written; "" for none."""
     try:
         facts = read_json(folder / _META, dict)
         if "digests" not in facts:  # of a version that wrote none

@@ -1,4 +1,4 @@
-"""How much main memory is free, and what becomes of memory that this process frees, where the system lets us know."""
+"""Free main memory, and the allocator's handling of memory that this process frees, where the system tells."""
 
 import ctypes
 import os

@@ -174,7 +174,7 @@ class LossScaler:
 
 
 class StepOutcome(NamedTuple):
-    """What a guarded step did; tensors, so that nobody has to wait for the device."""
+    """Outcome of a guarded step, as tensors, so that nothing waits for the device."""
 
     finite: Tensor  # [] bool: False when the whole step was skipped, the same on all processes
     loss_finite: Tensor  # [] bool: of this process; with a LossScaler a skip with a finite loss is an overflow

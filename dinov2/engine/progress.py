@@ -1,4 +1,4 @@
-"""How far a training is: images per second, share of the time spent waiting for data, memory, time to go.
+"""Progress of a training: images per second, share of the time spent waiting for data, memory, time to go.
 
 On a terminal one live line, elsewhere a plain log line every few seconds. All rates are averages over the last steps of
 this process, so a resumed run estimates its end from what it did itself. Reading a loss waits for the device, so the

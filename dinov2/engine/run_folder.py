@@ -64,7 +64,7 @@ class RunFolder:
         return exclusive(self.path, "train")
 
     def teacher_file(self, iteration: int) -> Path:
-        """Where the teacher after the given 0-based iteration is exported to."""
+        """File of the teacher that is exported after the given 0-based iteration."""
         return self.path / "eval" / f"training_{iteration}" / "teacher_checkpoint.pth"
 
     def first_step(self, cfg: Config, *, resume: bool, fingerprint: str, global_batch: int) -> int:

@@ -66,7 +66,7 @@ class CosineScheduler:
 
 
 class Hyper(NamedTuple):
-    """What changes from step to step; the values of one step."""
+    """Hyper-parameters of one step."""
 
     lr: float
     weight_decay: float

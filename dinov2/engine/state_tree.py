@@ -1,4 +1,4 @@
-"""What a training remembers, split into plain values (JSON) and named tensors, and put together again bit for bit.
+"""State of a training, split into plain values (JSON) and named tensors, and joined again bit for bit.
 
 A checkpoint's state is a nested dict of tensors and Python values. Values go to JSON, so that reading a checkpoint
 never unpickles objects; tensors get names made of their path. Small tensors are joined into one buffer per type: the

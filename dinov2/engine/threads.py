@@ -1,4 +1,4 @@
-"""How many threads PyTorch's CPU operators take: all, or one where other programs keep the cores busy.
+"""Number of threads of PyTorch's CPU operators: all, or one where other programs keep the cores busy.
 
 Threads wait for each other at the end of every operator, so that one core that is taken away slows all of them down:
 two threads beside other work were seen at a tenth of the speed of one.
@@ -46,7 +46,7 @@ def fastest_threads(work: Callable[[], object], *, device: torch.device, threads
 
 
 def one_thread_gain(work: Callable[[], object], device: torch.device) -> float:
-    """How many times as fast one thread does `work` as the present number; 0 where there is nothing to compare."""
+    """Speed of `work` with one thread, as a multiple of that with the present number; 0 without a comparison."""
     several = torch.get_num_threads()
     if several == 1 or device.type != "cpu":
         return 0.0

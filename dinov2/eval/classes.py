@@ -21,7 +21,7 @@ __all__ = ["Answers", "Classification", "class_numbers", "few_shot_rows", "match
 
 @dataclass(frozen=True)
 class Answers:
-    """What may be answered about each scored image, and which answers are right: numbers 0 .. A - 1, -1 for none."""
+    """Possible answers and the right ones of each scored image: numbers 0 .. A - 1, -1 for none."""
 
     names: tuple[str, ...]
     """[A]: their numbers where the data set knows no names."""
@@ -52,7 +52,7 @@ class Answers:
         return torch.where(sums > 0, columns / sums, 0.0)
 
     def outcome(self, probabilities: Tensor) -> Outcome:  # [Q, A]
-        """What a classifier said, with the truth beside it."""
+        """Predictions of a classifier, with the targets."""
         return Outcome(probabilities.float().cpu(), self.targets, self.names, self.images)
 
 
@@ -74,7 +74,7 @@ class Classification:
 
 
 class _KnowsClasses(Protocol):
-    """What tells which class is which; `Features` and data sets do."""
+    """Source of class names; `Features` and data sets are."""
 
     @property
     def class_ids(self) -> tuple[str, ...] | None: ...
@@ -146,7 +146,7 @@ def few_shot_rows(labels: Tensor, *, n_per_class: int, seed: int) -> Tensor:  # 
 
 @dataclass(frozen=True)
 class _Numbering:
-    """From labels of the validation set to classes 0 .. C - 1."""
+    """Map from labels of the validation set to classes 0 .. C - 1."""
 
     classes: Tensor
     """int64 [C], ascending: the training labels."""

@@ -80,7 +80,7 @@ ALEXNET_ERRORS: Mapping[str, float] = {
 
 
 def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:  # [S, C], int64 [S] -> int64 [S]
-    """How many classes stand before the target: 0 means that it is the prediction.
+    """Number of classes ranked before the target: 0 means that it is the prediction.
 
     Of equal scores the lower class stands first. A row whose target score is not finite has rank C.
     """

@@ -58,7 +58,7 @@ class Evaluation:
 
 
 class ClassRecall(NamedTuple):
-    """How many images of a class are right."""
+    """Number of right images of a class."""
 
     name: str
     n: int

@@ -27,7 +27,7 @@ def now() -> str:
 
 
 def environment() -> dict[str, str | int]:
-    """What figures may depend on: Python, libraries, platform, threads, accelerator. No paths, no host name."""
+    """Environment of a figure: Python, libraries, platform, threads, accelerator. No paths, no host name."""
     import numpy
     import PIL
     import torch
@@ -53,7 +53,7 @@ class Result:
     """One measured figure."""
 
     task: str
-    """What was evaluated: `knn`, `linear`, ..."""
+    """Task: `knn`, `linear`, ..."""
     metric: str
     """`top-1`, `top-5`, `mean-per-class`, ..."""
     value: float

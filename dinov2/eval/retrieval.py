@@ -36,14 +36,14 @@ __all__ = [
 ]
 
 Precision = Literal["step", "trapezoid"]
-"""Which average precision is meant."""
+"""Kind of average precision."""
 
 _SIMILARITIES_AT_ONCE = 16_000_000
 
 
 @dataclass(frozen=True)
 class QueryTruth:
-    """What the gallery holds for one query: numbers of its images."""
+    """Relevant images of the gallery for one query, by number."""
 
     positives: Tensor
     """int64 [P]."""
@@ -52,7 +52,7 @@ class QueryTruth:
 
 
 class Ranking(NamedTuple):
-    """Where the gallery's right images ended up for one query."""
+    """Ranks of the relevant images for one query."""
 
     ranks: Tensor
     """int64 [P], ascending: places of the positives from 0, as if the ignored images were not there."""

@@ -217,7 +217,7 @@ class _Array:
 
 
 def _array_of(data: bytes | bytearray, kind: _NumberType, *ignored: object) -> _Array:
-    """How arrays are written since pickle protocol 5."""
+    """Form of arrays since pickle protocol 5."""
     array = _Array()
     array.values = _read(kind, bytes(data))
     return array
@@ -234,5 +234,5 @@ def _number(kind: _NumberType, data: str | bytes) -> object:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into old pickles."""
+    """Form in which Python 3 writes bytes into old pickles."""
     return text.encode("latin1")

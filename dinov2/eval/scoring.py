@@ -1,4 +1,4 @@
-"""From answers to result rows, for every classifier alike.
+"""Result rows from predictions, for every classifier alike.
 
 All accuracies are in percent. Beside top-1 and top-5 a test set may ask for more (`dinov2.encode.scoring.Scoring`):
 

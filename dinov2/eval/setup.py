@@ -1,4 +1,4 @@
-"""What the release's evaluation commands have in common: their flags, and the transform of evaluation images."""
+"""Common parts of the release's evaluation commands: flags, and the transform of evaluation images."""
 
 import argparse
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def evaluation_parser(
     train: str,
     val: str,
 ) -> argparse.ArgumentParser:
-    """What the parser of each of these commands begins with; `train` and `val` say what its images are for."""
+    """Base parser of these commands; `train` and `val` name the purpose of the images."""
     parser = argparse.ArgumentParser(
         description=description, parents=[*(parents or ()), get_args_parser(add_help=False)], add_help=add_help
     )

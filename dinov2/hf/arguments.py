@@ -65,7 +65,7 @@ def merge_arguments(
 
 
 def argument_checks(*, batch: int, tokens: int, heads: int, layers: int, labels: int = 0) -> Fits:
-    """What values of the arguments look like for a batch of so many images and tokens, and a model of this shape."""
+    """Example arguments for a batch of so many images and tokens, and a model of this shape."""
 
     def shaped(*shapes: tuple[int, ...], ndim: int) -> Callable[[object], bool]:
         return lambda value: isinstance(value, Tensor) and (tuple(value.shape) in shapes or value.ndim == ndim)

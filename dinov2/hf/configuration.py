@@ -27,7 +27,7 @@ _Activation = str | Callable[[Tensor], Tensor]
 
 
 class _Config(BackboneConfigMixin, PretrainedConfig):  # type: ignore[misc]
-    """What both families share; `out_features`, `out_indices` and `stage_names` follow the depth."""
+    """Common configuration of both families; `out_features`, `out_indices` and `stage_names` follow the depth."""
 
     position_interpolation = "hf"  # an instance has a value of its own when it was changed
 

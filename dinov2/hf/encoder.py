@@ -1,4 +1,4 @@
-"""From pixels to tokens (patches, masks, class token, position embeddings, registers), and through the blocks."""
+"""Embeddings (patches, masks, class token, positions, registers) and the encoder's blocks."""
 
 import math
 import warnings
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 States = bool | int | Sequence[int] | None
-"""Which hidden states are asked for: all or none, or their indices."""
+"""Requested hidden states: all, none, or their indices."""
 
 
 class Dinov2PatchEmbeddings(nn.Module):

@@ -72,7 +72,7 @@ _EXACT_GELU = nn.GELU()  # what `GELUActivation` computes
 
 
 class _Options(TypedDict, total=False):
-    """What attention may be told besides a mask; nothing is handed on that was not given."""
+    """Arguments of attention besides a mask; only given ones are handed on."""
 
     head_mask: Tensor
     output_attentions: bool

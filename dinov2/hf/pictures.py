@@ -1,4 +1,4 @@
-"""Whatever a user hands to an image processor as tensors `[C, H, W]`: files, addresses, base64, PIL, arrays, tensors.
+"""Inputs of an image processor as tensors `[C, H, W]`: files, addresses, base64, PIL, arrays, tensors.
 
 Files are opened as everywhere in this package: by decoders inside this process, within its limits, and upright.
 Transparency is laid on white and greys are repeated, as the newest transformers does and older ones do not.
@@ -23,7 +23,7 @@ from dinov2.errors import DataError
 __all__ = ["Backend", "Picture", "list_pictures", "to_pixels"]
 
 Backend = Literal["torchvision", "pil"]
-"""Who resizes: torchvision on tensors, or PIL, whose pixels are those of the published evaluations."""
+"""Backend of resizing: torchvision on tensors, or PIL, whose pixels are those of the published evaluations."""
 
 Picture = Image.Image | np.ndarray | Tensor
 """One image: PIL of any mode, or an array or tensor `[H, W]`, `[H, W, C]` or `[C, H, W]`."""

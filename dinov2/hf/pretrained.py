@@ -1,4 +1,4 @@
-"""What all DINOv2 models have of `PreTrainedModel`: loading, starting values, pruned heads, reading of arguments."""
+"""Common base of all DINOv2 models: loading, starting values, pruned heads, reading of arguments."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence

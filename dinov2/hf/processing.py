@@ -109,7 +109,7 @@ class BitImageProcessor(transformers.BitImageProcessor):  # type: ignore[misc]
 
     @property
     def backend(self) -> str:
-        """Who resizes: "torchvision" or "pil"."""
+        """Backend of resizing: "torchvision" or "pil"."""
         return self._backend
 
     @property

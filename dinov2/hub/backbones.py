@@ -40,7 +40,7 @@ __all__ = [
 
 
 class Weights(Enum):
-    """What the released backbones were trained on."""
+    """Training data of the released backbones."""
 
     LVD142M = "LVD142M"
 

@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Weights(Enum):
-    """What the released heads were trained on."""
+    """Training data of the released heads."""
 
     IMAGENET1K = "IMAGENET1K"
 

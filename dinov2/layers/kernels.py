@@ -1,4 +1,4 @@
-"""Everything about processors: other kernels than PyTorch's choice, where they compute the same numbers faster.
+"""Processor-specific kernels in place of PyTorch's choice, where they compute the same numbers faster.
 
 - *oneDNN*: in float32 on a CPU, PyTorch multiplies with MKL, which uses half of the vector width on AMD processors;
   oneDNN, which comes with PyTorch too, is about twice as fast there. It knows no gradients.

@@ -40,7 +40,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Metric(NamedTuple):
-    """What a reported figure measures."""
+    """Metric of a reported figure."""
 
     title: str
     unit: str
@@ -77,7 +77,7 @@ class Release:
     """One published file. What describes the network is, in the row of a head, that of the backbone below it."""
 
     name: str
-    """What this package calls the file; for backbones the name of the `torch.hub` entry."""
+    """Name in this package; for backbones that of the `torch.hub` entry."""
     kind: Kind
     backbone: str
     """Name of the backbone's row; for a backbone its own."""
@@ -86,7 +86,7 @@ class Release:
     layers: int | None = None
     """Blocks that a head reads; None for backbones and for Mask2Former, which reads the whole network."""
     dataset: str
-    """What the file was trained on; a head's backbone was not trained on it."""
+    """Training data of the file; not of a head's backbone."""
     num_register_tokens: int
     img_size: int = 518
     """Side in pixels of the images that the position embeddings were made for."""
@@ -100,7 +100,7 @@ class Release:
     hf_id: str | None = None
     """The repository on Hugging Face with the same weights; for 1-layer classifiers together with their backbone."""
     timm_name: str | None = None
-    """What timm calls the same weights."""
+    """Name of the same weights in timm."""
     licence: str = "Apache-2.0"
     parameters: int | None = None
     """Number of parameters of a backbone."""
@@ -185,7 +185,7 @@ class _Size(NamedTuple):
     letter: str
     arch: str
     word: str
-    """What Hugging Face and timm call it."""
+    """Name of the size at Hugging Face and timm."""
     parameters: int
     """Without registers."""
     width: int

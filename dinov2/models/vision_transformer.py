@@ -335,7 +335,7 @@ class BlockChunk(nn.ModuleList):
     """Consecutive blocks under the keys of training files; a call runs them in order."""
 
     def forward(self, x: object, layout: Layout | None = None) -> object:
-        """What the blocks make of tokens `[B, T, D]`, a list of them, or packed rows with their layout."""
+        """Apply the blocks to tokens `[B, T, D]`, a list of them, or packed rows with their layout."""
         for block in self:
             if not isinstance(block, nn.Identity):
                 x = block(x) if layout is None else block(x, layout)

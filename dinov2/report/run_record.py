@@ -29,7 +29,7 @@ _PICTURE_STARTS = (PNG_START, b"\xff\xd8\xff")  # PNG, JPEG
 
 @dataclass
 class RunRecord:
-    """All that a report shows; empty where the folder holds nothing."""
+    """Content of a report; empty where the folder holds nothing."""
 
     name: str
     config: dict[str, dict[object, object]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""How a command ends: our errors become one sentence on standard error and an exit code.
+"""Exit codes of commands: errors of this package become one sentence on standard error.
 
 0 done, 1 failed on the way, 2 wrong input, 130 interrupted. Only what nobody foresaw shows a traceback.
 """

@@ -1,4 +1,4 @@
-"""How much memory a training needs, and runs that no one starts on purpose.
+"""Memory estimate of a training, and limits against runs that are started by mistake.
 
 The estimate counts what autograd keeps of every block, the scores of the heads, and weights with their gradients, their
 two moments and the teacher. docs/benchmarks.md compares it with measured peaks.
@@ -55,7 +55,7 @@ def estimated_memory(cfg: Config, student: nn.ModuleDict, precision: torch.dtype
 
 
 def excesses(cfg: Config, *, memory: int, free: int | None, passes: float, n_images: int, steps: int) -> str:
-    """Why a training takes more than anyone means to, with what to set; "" where it does not."""
+    """Reasons why a training exceeds the limits, with keys to change; "" where it does not."""
     reasons = []
     needed = max(0, memory - BASE_MEMORY)  # this process holds the base already
     if free is not None and needed > _LARGEST_SHARE * free:

@@ -1,4 +1,4 @@
-"""What the training loop needs of a method: a loss of a batch, the parts it trains, a teacher that follows.
+"""Protocol of a training method: a loss of a batch, the trained parts, a teacher that follows.
 
 The loop, its checkpoints and its exports know nothing else: another method is another `Objective`, and no branch.
 """
@@ -18,7 +18,7 @@ class LossTerms(NamedTuple):
     """The loss of a batch; every value is a scalar tensor."""
 
     total: Tensor
-    """What is minimised."""
+    """Loss that is minimised."""
     logged: dict[str, Tensor]
     """Its terms by the names of `training_metrics.json`, detached; only those that are on."""
 
@@ -28,7 +28,7 @@ class LossTerms(NamedTuple):
 
 
 class HealthProbe(NamedTuple):
-    """What a method shows of itself for measures without labels, on one batch."""
+    """Outputs of a method on one batch, for measures without labels."""
 
     cls: Tensor
     """Class tokens of the teacher `[G*B, D]`, after the final norm."""
@@ -64,4 +64,4 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def probe(self, batch: CropBatch, hyper: Hyper) -> HealthProbe:
-        """What health figures are measured on; changes nothing and draws no random numbers."""
+        """Outputs for health figures; changes nothing and draws no random numbers."""

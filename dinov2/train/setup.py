@@ -1,4 +1,4 @@
-"""Everything a training needs, built and checked before its first step: data, models, optimiser, place to write."""
+"""Set-up of a training: data, models, optimiser and folder, built and checked before its first step."""
 
 import logging
 import os
@@ -63,11 +63,11 @@ class Training:
 
     @property
     def passes(self) -> float:
-        """How often the whole training sees each image."""
+        """Number of times that the whole training sees each image."""
         return self.total * self.global_batch / len(self.dataset)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds; random numbers are functions of seed and step and need no place in it."""
+        """State for a checkpoint; random numbers are functions of seed and step and need no place in it."""
         state: dict[str, Any] = {"model": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()

@@ -47,7 +47,7 @@ Evaluate = Callable[[Training, int], None]
 
 
 class Outcome(NamedTuple):
-    """How a run ended."""
+    """Result of a run."""
 
     step: int  # steps done in all
     total: int

@@ -15,11 +15,11 @@ class Finding:
     level: Literal["fine", "note", "problem"]
     """`problem` needs something done, `note` is worth knowing, `fine` was looked at and is as it should be."""
     subject: str
-    """What was looked at, in a word or two: the same word for the same check every time."""
+    """Subject of the check, in a word or two; the same for the same check every time."""
     says: str
     """One sentence."""
     remedy: str = ""
-    """What to do: a command to type, or keys to change; empty where nothing needs doing."""
+    """Remedy: a command to type, or keys to change; empty where nothing needs doing."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """The numbers that the sentence rests on."""
 

@@ -94,7 +94,7 @@ class ModelPair:
 
 @dataclass
 class ComparisonReport:
-    """Everything that was measured; dictionaries are by model."""
+    """Results of a comparison; dictionaries are by model."""
 
     sets: EvaluationSets
     folder: Path

@@ -1,4 +1,4 @@
-"""What every evaluation is given, and what is open once all of it was looked at: folder, model, images, features.
+"""Inputs of every evaluation, and the opened folder, model, images and features.
 
 Everything that can be wrong is found before features are extracted, which may take hours. An evaluation runs in one
 process or in all those that torchrun or SLURM started together.
@@ -36,7 +36,7 @@ class EvalConfig:
     """The arguments that all evaluations share."""
 
     model: str | os.PathLike[str] = ""
-    """Whatever `dinov2.load` knows."""
+    """Anything that `dinov2.load` takes."""
     features: Sequence[str] = ()
     """In place of a model: one file that `dinov2 embed` wrote, which is split, or two, to learn from and to score."""
     train_dataset: str | None = None
@@ -61,7 +61,7 @@ class EvalConfig:
     device: str = "auto"
     precision: str = "auto"
     say: Callable[[str], None] = lambda text: None
-    """Where a line for the user goes; of several processes the main one speaks."""
+    """Print a line for the user, in the main process."""
     progress: ShowProgress = lambda label: None
 
     def scored_only(self) -> EvaluationSets:
@@ -99,7 +99,7 @@ class EvalContext:
 
     config: EvalConfig
     folder: Path
-    """Where results go; it is not made before there are some."""
+    """Folder of the results; it is not made before there are some."""
     model: Pretrained | None
     """None where features were named in its place."""
     sets: EvaluationSets

@@ -59,7 +59,7 @@ class LabelledDataset:
     _identity: dict[str, object] | None = field(default=None, init=False, repr=False)
 
     def identity(self) -> dict[str, object]:
-        """What features of these images depend on: the images, when files were last written, labels and class names.
+        """Identity of these images for features: the images, when files were last written, labels and class names.
 
         The times are in it because a picture that was edited may keep its name and its size. All files are looked at
         once for each opened set.
@@ -99,12 +99,12 @@ class LabelledDataset:
 
 @dataclass(frozen=True)
 class EvaluationSets:
-    """What is trained and what is scored on; `split` is None when these are two data sets."""
+    """Training and scored images; `split` is None when these are two data sets."""
 
     train: LabelledDataset
     val: LabelledDataset
     split: dict[str, object] | None = None
-    """How one set was split, in the words of the results."""
+    """Description of the split of one set, for the results."""
 
     def divided(self, train: Features, val: Features) -> tuple[Features, Features]:
         """The training and validation rows of the features of `self.train` and `self.val`."""

@@ -41,7 +41,7 @@ _LOG = logging.getLogger("dinov2")
 
 @dataclass(frozen=True)
 class Extraction:
-    """How the features of a data set were come by."""
+    """How features were obtained."""
 
     seconds: float
     """Of this process, for decoding and the model, or for reading what was kept."""
@@ -66,7 +66,7 @@ def cache_for(folder: str | os.PathLike[str] | None, *, use: bool = True) -> Pat
 
 @dataclass
 class FeatureCache:
-    """Where evaluations get their features from; it remembers what this process has read or extracted."""
+    """Source of features for evaluations; it remembers what this process has read or extracted."""
 
     cache: Path | None
     batch_size: int = 256
@@ -125,7 +125,7 @@ class FeatureCache:
     def _read(
         self, extractor: FeatureExtractor, identity: Mapping[str, Any], wanted: Sequence[str]
     ) -> dict[str, Any] | None:
-        """What is kept on disk, when all processes find all of it; a damaged entry counts as none."""
+        """Features on disk, when all processes find all of them; a damaged entry counts as none."""
         found: dict[str, Any] = {}
         if self.cache is not None:
             try:

@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _HeadFile:
-    """Where a classifier came from, for the results."""
+    """Origin of a classifier, for the results."""
 
     name: str
     sha256: str

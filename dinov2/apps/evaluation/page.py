@@ -251,7 +251,7 @@ def _picture(images: LabelledDataset, index: int) -> tuple[bytes | None, str]:
 
 
 def _answer(outcome: Outcome, index: int) -> str:
-    """What another model says of the image."""
+    """Prediction of another model for the image."""
     rows = (outcome.indices == index).nonzero()
     if not len(rows):
         return "–"

@@ -1,4 +1,4 @@
-"""What an evaluation would do: images, classes, what is kept already, and how long the model takes for the rest."""
+"""Plan of an evaluation: images, classes, features at hand, and the time that the model takes for the rest."""
 
 import os
 import time
@@ -74,7 +74,7 @@ def plan_lines(
     augmented: int = 0,
     folder: Path | None = None,
 ) -> list[str]:
-    """What one model does with those images, and how long it takes for the ones whose features are not kept.
+    """Work of one model on those images, and the time for the ones whose features are not at hand.
 
     `folder` is where results would go, if that is to be the last line.
     """

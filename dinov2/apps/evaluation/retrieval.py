@@ -33,12 +33,12 @@ RESULTS_FILE = "results_eval_retrieval.json"
 _TRUTH_FILE = "ground_truth.json"
 
 SHOWN_PROTOCOL = "medium"
-"""What counts as right on the page of a revisited benchmark."""
+"""Protocol on the page of a revisited benchmark."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """What was ranked, by row of the features."""
+    """Ranked images, by row of the features."""
 
     extractor: FeatureExtractor
     queries: LabelledDataset
@@ -52,7 +52,7 @@ class Ranked:
 
 @dataclass
 class RetrievalReport:
-    """What was measured, and where it was written."""
+    """Figures, and the files that hold them."""
 
     rows: list[Result]
     ranked: Ranked

@@ -1,4 +1,4 @@
-"""How others name the same tensors, and the way there and back: pure maps of state dicts.
+"""State-dict adapters: names that other libraries give to the same tensors, and back.
 
 - *original*: the release's keys, which are the attribute names of `dinov2.models.vision_transformer`;
 - *hf*: the files of Hugging Face's `dinov2` and `dinov2_with_registers`, and the names that its classes have had in

@@ -1,4 +1,4 @@
-"""From a data set to the batches of training steps: the sample stream, read, augmented, masked and put together.
+"""Batches of training steps from a data set: samples read, augmented, masked and collated.
 
 Batch `step` is a function of (data set, configuration, seed, step) alone. Neither the number of workers nor the split
 into ranks nor a restart changes a crop or a mask, because every draw is keyed by sample number (`dinov2.data.stream`).

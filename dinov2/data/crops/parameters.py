@@ -1,4 +1,4 @@
-"""What happens to each crop, drawn for a whole batch at once: boxes, flips, colour factors, blur widths.
+"""Random parameters of crops, drawn for a whole batch at once: boxes, flips, colour factors, blur widths.
 
 The distributions are those of torchvision's transforms in the arrangement of the release (see `augment_image`); the
 draws are hashes of (seed, sample number, crop), so that the crops of a sample do not depend on its batch.

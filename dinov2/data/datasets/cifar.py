@@ -152,5 +152,5 @@ def _reconstruct(kind: type[np.ndarray], shape: tuple[int, ...], typecode: bytes
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into old pickles."""
+    """Form in which Python 3 writes bytes into old pickles."""
     return text.encode("latin1")

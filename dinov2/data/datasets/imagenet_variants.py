@@ -96,7 +96,7 @@ class _TestSet(_OfficialClasses, NamedFiles):
     folders: Sequence[str]
     """Names that the folder of the unpacked archive may have inside `root`."""
     layout: ClassVar[str]
-    """What is expected below `root`."""
+    """Expected content of `root`."""
     numbered: ClassVar[bool] = False
     """Whether folders are called by class numbers instead of wnids."""
 

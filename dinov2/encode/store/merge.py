@@ -1,4 +1,4 @@
-"""From finished shards to the output: one file where they are small, else their folder under its final name."""
+"""Merge of finished shards: one file where they are small, else their folder under its final name."""
 
 import os
 import shutil

@@ -86,7 +86,7 @@ def _file_names(paths: np.ndarray) -> np.ndarray:
 
 
 def open_features(path: str | os.PathLike[str]) -> StoredFeatures:
-    """What `dinov2 embed` wrote to `path`. Raises DataError when that is nothing of the kind, or not finished."""
+    """Features that `dinov2 embed` wrote to `path`. Raises DataError for anything else, and for unfinished output."""
     path = Path(path).expanduser()
     manifest = read_manifest(path)
     if not path.exists() or (manifest is not None and manifest.get("state") != "complete"):

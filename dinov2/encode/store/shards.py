@@ -67,11 +67,11 @@ class ShardFolder:
         self.path = output.with_name(f"{output.name}.parts")
 
     def table(self, number: int) -> Path:
-        """Where the table of a shard lies."""
+        """File of a shard's table."""
         return self.path / f"part-{number:05}.{self.format}"
 
     def patch_file(self, name: str, number: int) -> Path:
-        """Where patch features of a shard lie."""
+        """File of a shard's patch features."""
         return self.path / f"_{name}" / f"part-{number:05}.npy"
 
     @contextmanager
@@ -255,7 +255,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """What differs between two requests, in words: `model.sha256 (1f3a... before, 77c0... now)`."""
+    """Differences between two requests, in words: `model.sha256 (1f3a... before, 77c0... now)`."""
     old, new = _flat(json.loads(json.dumps(before))), _flat(json.loads(json.dumps(now)))  # tuples are lists on disk
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return [f"{key} ({_short(old.get(key))} before, {_short(new.get(key))} now)" for key in keys]

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 TableFormat = Literal["parquet", "npz", "npy"]
-"""How a table is stored; also the suffix of its file."""
+"""Format of a table; also the suffix of its file."""
 
 FORMATS: tuple[TableFormat, ...] = ("parquet", "npz", "npy")
 """All formats."""
@@ -52,7 +52,7 @@ def format_from_suffix(path: Path | str) -> TableFormat | None:
 
 
 def table_files(path: Path, columns: Sequence[str], table_format: TableFormat) -> dict[str, Path]:
-    """Which file holds which column; npy has `cls` in the file of that name and `<stem>.<column>.npy` beside it."""
+    """Files of the columns; npy has `cls` in the file of that name and `<stem>.<column>.npy` beside it."""
     if table_format != "npy":
         return dict.fromkeys(columns, path)
     return {name: path if name == "cls" else path.with_name(f"{path.stem}.{name}.npy") for name in columns}

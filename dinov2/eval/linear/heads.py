@@ -58,7 +58,7 @@ PRESETS: Mapping[str, LinearSettings] = MappingProxyType(
 
 @dataclass(frozen=True)
 class TokenColumns:
-    """How feature rows [W] are made up: class tokens of `n_blocks` blocks of width `embed_dim`, then the mean patch."""
+    """Layout of feature rows [W]: class tokens of `n_blocks` blocks of width `embed_dim`, then the mean patch."""
 
     embed_dim: int
     n_blocks: int = 4
@@ -100,7 +100,7 @@ class Head:
     learning_rate: float
     """As written in the settings."""
     rate: float
-    """What training starts with."""
+    """Starting values of training."""
 
     @property
     def name(self) -> str:

@@ -36,7 +36,7 @@ C_GRID = tuple(10.0 ** (exponent / 4) for exponent in range(-24, 21))
 DEFAULT_MAX_ITER = 1000
 
 SelectOn = Literal["split", "random-split", "val"]
-"""Where C is chosen: a tenth of each training class, a tenth of all as in the release, or the reported set."""
+"""Images for choosing C: a tenth of each training class, a tenth of all as in the release, or the reported set."""
 
 
 class _Point(TypedDict):

@@ -40,7 +40,7 @@ class _Evaluated(NamedTuple):
 
 
 class _Minimised(NamedTuple):
-    """Where each of A problems ended."""
+    """Solution of each of A problems."""
 
     points: Tensor
     """[A, P]."""

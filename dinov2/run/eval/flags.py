@@ -1,4 +1,4 @@
-"""From the release's evaluation flags to the inputs of an evaluation, and what a command says at its end."""
+"""Inputs of an evaluation from the release's flags, and the last lines of a command."""
 
 import argparse
 import os

@@ -13,8 +13,8 @@ MOST_ARGUMENTS = 8
 
 # Signatures that the release or transformers fixed.
 GIVEN_SIGNATURES = {"hf/configuration.py", "layers/block.py", "models/vision_transformer.py"}
-# Public names that mean the same thing in every module that has them.
-ONE_MEANING = {"main", "add_to", "get_args_parser", "Weights", "LinearClassifier"}
+# Public names that mean the same thing in every module that has them, or that the release and transformers fixed.
+ONE_MEANING = {"main", "add_to", "get_args_parser", "Config", "Weights", "LinearClassifier"}
 
 
 def python_files() -> list[str]:

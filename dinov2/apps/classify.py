@@ -25,7 +25,7 @@ from dinov2.models.releases import RELEASES
 from dinov2.pretrained import Pretrained, digest_of_files, load
 from dinov2.whole_files import write_text
 
-__all__ = ["Classification", "Guess", "Prediction", "classify", "find_images", "write_json"]
+__all__ = ["Classification", "Guess", "Prediction", "classify", "find_classified_images", "write_classification"]
 
 
 class Guess(NamedTuple):
@@ -81,7 +81,7 @@ def classify(
     """Classifies images, folders of images and glob patterns, in this order; `each` gets a prediction once it is known.
 
     Args:
-        sources: what `find_images` understands.
+        sources: what `find_classified_images` understands.
         model: a classifier (`dinov2_vits14_lc`, a Hugging Face folder with a classifier), or any backbone when `head`
             is given.
         layers: blocks that the head reads, 1 or 4; None takes 4 for a release and what a file's width tells.
@@ -100,7 +100,7 @@ def classify(
     if layers not in (None, 1, 4):
         raise ConfigError(f"a linear classifier reads 1 or 4 layers, not {layers}")
     # What can be wrong here is looked at before a model is fetched.
-    paths = find_images(sources)
+    paths = find_classified_images(sources)
     own_names = None if classes is None else _read_names(classes)
     loaded = _with_head(model, layers=layers, head=head, device=device, precision=precision, progress=progress)
     assert loaded.head is not None
@@ -115,7 +115,7 @@ def classify(
     return Classification(predictions, _described(loaded, loaded.head, head))
 
 
-def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
+def find_classified_images(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Paths of the images that files, folders (at any depth) and glob patterns stand for, each once.
 
     An existing path always wins over a pattern. Raises `DataError` for a source without images.
@@ -128,7 +128,7 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
     return list(found.values())
 
 
-def write_json(result: Classification, target: TextIO | Path) -> None:
+def write_classification(result: Classification, target: TextIO | Path) -> None:
     """Writes everything as one JSON document; a file is replaced as a whole. Raises `DinoError` when it cannot be."""
     images = [
         {"path": prediction.path, "error": prediction.error}

@@ -19,7 +19,7 @@ from dinov2 import __version__
 from dinov2.checkpoints.adapters import from_original, to_original
 from dinov2.checkpoints.adapters.huggingface import huggingface_config, huggingface_preprocessor, with_classifier
 from dinov2.checkpoints.adapters.timm import timm_config
-from dinov2.checkpoints.files import read_file, write_state_dict, write_tensors, write_text
+from dinov2.checkpoints.files import read_file, write_state_dict, write_tensors, write_text_file
 from dinov2.checkpoints.heads import head_from_state
 from dinov2.checkpoints.load import load_into
 from dinov2.checkpoints.open import open_checkpoint
@@ -27,7 +27,7 @@ from dinov2.errors import ConfigError, DinoError, WeightsError
 from dinov2.models.config import BackboneConfig
 from dinov2.models.heads import LinearHead, linear_logits
 
-__all__ = ["ConvertedModel", "Provenance", "Target", "is_file_name", "model_card", "verify", "write_target"]
+__all__ = ["ConversionOrigin", "ConvertedModel", "Target", "is_file_name", "model_card", "verify", "write_target"]
 
 Target = Literal["original", "hf", "timm"]
 """The layouts that can be written."""
@@ -146,7 +146,7 @@ def _write_file(path: Path, state: dict[str, Tensor], config: BackboneConfig | N
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _transformers_view(path: Path, images: Tensor, config: BackboneConfig, has_head: bool) -> tuple[str, list[Tensor]]:
@@ -330,7 +330,7 @@ _OPEN = {
 }
 
 
-class Provenance(NamedTuple):
+class ConversionOrigin(NamedTuple):
     """Origin of a converted model."""
 
     source: str
@@ -340,7 +340,7 @@ class Provenance(NamedTuple):
 
 
 def model_card(
-    origin: Provenance,
+    origin: ConversionOrigin,
     model: ConvertedModel,
     *,
     to: Target,

@@ -15,9 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinov2.apps.conversion import ConvertedModel, Provenance, Target, is_file_name, model_card, verify, write_target
+from dinov2.apps.conversion import (
+    ConversionOrigin,
+    ConvertedModel,
+    Target,
+    is_file_name,
+    model_card,
+    verify,
+    write_target,
+)
 from dinov2.apps.places import output_folder
-from dinov2.checkpoints.files import read_file, write_text
+from dinov2.checkpoints.files import read_file, write_text_file
 from dinov2.checkpoints.heads import head_from_state
 from dinov2.checkpoints.load import check_fit
 from dinov2.checkpoints.locate import ShowProgress, locate_checkpoint
@@ -97,14 +105,14 @@ def convert(
     names = None if classifier is None else _labels(labels, classifier.out_features)
     model = ConvertedModel(resized.state, resized.config, classifier, names)
     read = [*checkpoint.files, *([head_path] if classifier is not None and head_path is not None else [])]
-    origin = Provenance(str(source), digest_of_files(read), command, location.name)
+    origin = ConversionOrigin(str(source), digest_of_files(read), command, location.name)
     with _staging(target) as stage:
         staged = stage / target.name
         notes += write_target(model, staged, to)
         differences = verify(model, staged, to, notes, ask_library=ask_library)
         card = staged / "README.md" if staged.is_dir() else staged.with_suffix(".md")
         text = model_card(origin, model, to=to, differences=differences, notes=notes, name=target.name)
-        write_text(card, text)
+        write_text_file(card, text)
         files = _put_in_place(stage, target, card.name, force=force)
     n_tensors = len(model.state) + (0 if classifier is None else 2)
     return Conversion(Path(out), files, to, n_tensors, differences, tuple(notes), str(source), origin.sha256)

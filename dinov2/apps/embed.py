@@ -26,7 +26,7 @@ from dinov2.data.loaders import make_dataset
 from dinov2.encode.store.cache import EXTRACTOR_VERSION
 from dinov2.encode.store.merge import Merge, begin, complete_output, finish
 from dinov2.encode.store.shards import Shard, ShardFolder, ShardWriter, disk_full_as_error, read_manifest
-from dinov2.encode.store.tables import FORMATS, TableFormat, format_from_suffix, require_pyarrow
+from dinov2.encode.store.tables import TABLE_FORMATS, TableFormat, format_from_suffix, require_pyarrow
 from dinov2.encode.stream import DecodedBatch, EmbeddingSpec, decoded_batches, encode_batch
 from dinov2.engine.progress import peak_memory
 from dinov2.engine.signals import StopRequest
@@ -187,14 +187,14 @@ def target_format(output: str | os.PathLike[str], table_format: str | None) -> t
     by_suffix = format_from_suffix(path)
     if "safetensors" in (table_format, path.suffix.lower().removeprefix(".")):
         raise ConfigError(f"tables in safetensors are no longer written; write {path.stem}.npz or .parquet instead")
-    named = next((name for name in FORMATS if name == table_format), None)
+    named = next((name for name in TABLE_FORMATS if name == table_format), None)
     if table_format is not None and named is None:
-        raise ConfigError(f"no format is called {table_format!r}; choose one of {', '.join(FORMATS)}")
+        raise ConfigError(f"no format is called {table_format!r}; choose one of {', '.join(TABLE_FORMATS)}")
     if by_suffix is not None and named not in (None, by_suffix):
         raise ConfigError(f"{path} ends like {by_suffix}, but --format says {table_format}; leave one out")
     kind = by_suffix or named
     if kind is None:
-        kinds = ", ".join(f".{name}" for name in FORMATS)
+        kinds = ", ".join(f".{name}" for name in TABLE_FORMATS)
         raise ConfigError(f"the suffix of {path} names no format; end it in one of {kinds}, or add --format")
     if kind == "parquet":
         require_pyarrow()  # its absence would be noticed after hours otherwise

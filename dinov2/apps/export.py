@@ -35,7 +35,7 @@ from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import Pretrained, load
 from dinov2.whole_files import escape_name, write_json
 
-__all__ = ["Comparison", "ExportReport", "Int8Report", "export", "export_backbone"]
+__all__ = ["ExportComparison", "ExportReport", "Int8Report", "export", "export_backbone"]
 
 _Format = Literal["onnx", "torch"]
 
@@ -77,7 +77,7 @@ class _ExportedModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ExportComparison:
     """Largest absolute difference to PyTorch, and PyTorch's own largest value, of each output at one image size."""
 
     size: _Size
@@ -119,7 +119,7 @@ class ExportReport:
     metadata: dict[str, Any]
     """Metadata of the file."""
     tolerance: float
-    comparisons: list[Comparison]
+    comparisons: list[ExportComparison]
     int8: Int8Report | None = None
 
 
@@ -267,7 +267,7 @@ def _written_whole(path: Path) -> Iterator[Path]:
             raise DinoError(f"{path} could not be written ({reason}); free some space there and start again") from error
 
 
-def _refuse_above(tolerance: float, comparisons: Sequence[Comparison], path: Path) -> None:
+def _refuse_above(tolerance: float, comparisons: Sequence[ExportComparison], path: Path) -> None:
     for found in comparisons:
         if found.exceeds(tolerance):
             name, error = max(found.errors.items(), key=lambda item: item[1] / max(1.0, found.largest[item[0]]))
@@ -355,14 +355,14 @@ def _facts(loaded: Pretrained) -> dict[str, Any]:
 @torch.no_grad()
 def _compare(
     model: _ExportedModel, exported: Callable[[Tensor], dict[str, Tensor]], sizes: Sequence[_Size]
-) -> list[Comparison]:
+) -> list[ExportComparison]:
     """Both on the same images, size by size."""
     comparisons = []
     for size in sizes:
         images = model.probe(size)
         expected, got = model(images), exported(images)
         errors = {name: _largest(got[name] - value) for name, value in expected.items()}
-        comparisons.append(Comparison(size, errors, {name: _largest(value) for name, value in expected.items()}))
+        comparisons.append(ExportComparison(size, errors, {name: _largest(value) for name, value in expected.items()}))
     return comparisons
 
 

@@ -14,7 +14,7 @@ from dinov2.data.loaders import parse_dataset_str
 from dinov2.engine.run_folder import RunFolder
 from dinov2.errors import ConfigError
 from dinov2.train.monitoring import summary
-from dinov2.train.setup import Training, build
+from dinov2.train.setup import Training, build_training
 from dinov2.train.train import Evaluate, Outcome, train
 
 __all__ = ["check_training", "outcome_line", "run_training", "training_config"]
@@ -110,7 +110,7 @@ def check_training(cfg: Config, *, output_dir: str | os.PathLike[str] | None = N
     folder = _outside_images(output_folder(output_dir, task="train"), cfg)
     run = RunFolder(folder)
     with run.exclusive():
-        training = build(cfg, run, resume=resume)
+        training = build_training(cfg, run, resume=resume)
     if cfg.evaluation.knn_train_dataset:
         accuracy_evaluation(cfg)
     return f"{summary(training)}\n\n{to_yaml(cfg)}"

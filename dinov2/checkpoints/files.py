@@ -29,7 +29,7 @@ from dinov2.whole_files import replacing, utf8_path
 __all__ = [
     "checksum",
     "read_file",
-    "read_json",
+    "read_json_object",
     "refuse_odd_tensors",
     "refuse_special_file",
     "save_teacher",
@@ -37,7 +37,7 @@ __all__ = [
     "state_digest",
     "write_state_dict",
     "write_tensors",
-    "write_text",
+    "write_text_file",
     "write_whole",
 ]
 
@@ -109,7 +109,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises `WeightsError` when there is none in it."""
     if refuse_special_file(path, kind="JSON file") > _LARGEST_JSON:
         raise WeightsError(f"{path} is too large for a configuration file; download or copy it again")
@@ -231,7 +231,7 @@ def save_teacher(path: str | os.PathLike[str], teacher: Mapping[str, Tensor], co
     write_tensors(path.with_name("backbone.safetensors"), backbone, table)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text_file(path: Path, text: str) -> None:
     """Writes a text file; errors as in `write_whole`."""
 
     def write(file: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dinov2.checkpoints.adapters.huggingface import read_huggingface_config, read_normalisation
-from dinov2.checkpoints.files import read_file, read_json
+from dinov2.checkpoints.files import read_file, read_json_object
 from dinov2.errors import WeightsError, short_repr
 from dinov2.models.config import BackboneConfig
 
@@ -55,7 +55,7 @@ def read_folder(folder: Path) -> tuple[dict[str, object], tuple[Path, ...], Fold
     Raises `WeightsError` when weights or a shard of them are missing, or the configuration is of another model.
     """
     config_file = folder / _CONFIG
-    config = read_json(config_file) if config_file.exists() else None
+    config = read_json_object(config_file) if config_file.exists() else None
     facts = None if config is None else _facts(config, folder)
     content, weights = _weights(folder, config is not None)
     read = (config_file, *weights) if config is not None else weights
@@ -65,7 +65,7 @@ def read_folder(folder: Path) -> tuple[dict[str, object], tuple[Path, ...], Fold
 def facts_beside(file: Path) -> FolderFacts | None:
     """Facts of the configuration beside a weight file that has the name of a folder's weights."""
     config = file.parent / _CONFIG
-    return _facts(read_json(config), file.parent) if file.name in _WHOLE and config.exists() else None
+    return _facts(read_json_object(config), file.parent) if file.name in _WHOLE and config.exists() else None
 
 
 def _facts(config: dict[str, object], folder: Path) -> FolderFacts:
@@ -82,7 +82,7 @@ def _facts(config: dict[str, object], folder: Path) -> FolderFacts:
     known = {key: facts.pop(key) for key in told if key in facts}
     preprocessor = folder / "preprocessor_config.json"
     if preprocessor.exists():
-        known |= read_normalisation(read_json(preprocessor))
+        known |= read_normalisation(read_json_object(preprocessor))
     return FolderFacts(where, facts, known)
 
 
@@ -107,7 +107,7 @@ def _weights(folder: Path, has_config: bool) -> tuple[dict[str, object], tuple[P
 
 
 def _shards(index: Path) -> tuple[dict[str, object], tuple[Path, ...]]:
-    places = read_json(index).get("weight_map")
+    places = read_json_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
         raise WeightsError(f"{index} names no files; download or copy it again")
     content: dict[str, object] = {}

@@ -59,7 +59,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dinov2.apps.classify import classify, write_json
+    from dinov2.apps.classify import classify, write_classification
 
     if arguments.json == arguments.csv == "-":
         arguments.parser.error("only one of --json and --csv can be written to -")
@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     if arguments.json:
-        write_json(result, sys.stdout if arguments.json == "-" else Path(arguments.json).expanduser())
+        write_classification(result, sys.stdout if arguments.json == "-" else Path(arguments.json).expanduser())
     failed, total = len(result.failures), len(result.predictions)
     if failed:
         print(f"dinov2: {failed} of {total} images could not be classified", file=sys.stderr)

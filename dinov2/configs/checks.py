@@ -12,11 +12,11 @@ __all__ = [
     "MOST_WORKERS",
     "at_least",
     "at_most",
+    "check_positive",
     "equal_length",
     "increasing_fractions",
     "nearest_multiples",
     "one_of",
-    "positive",
     "shown",
     "unit_interval",
 ]
@@ -46,7 +46,7 @@ def at_most(key: str, value: float, maximum: float) -> None:
         raise ConfigError(f"{key} is {shown(value)}; write {maximum} or less")
 
 
-def positive(key: str, value: float) -> None:
+def check_positive(key: str, value: float) -> None:
     """Refuse a `value` that is not above zero."""
     if not value > 0:
         raise ConfigError(f"{key} is {shown(value)}; write a number above 0")

@@ -21,7 +21,7 @@ from dinov2.configs.packaged import read_packaged
 from dinov2.configs.schema import Config
 from dinov2.errors import ConfigError
 
-__all__ = ["KeyDescription", "Leaf", "build", "describe", "leaves", "section_names", "to_dict"]
+__all__ = ["KeyDescription", "Leaf", "build_section", "describe", "leaves", "section_names", "to_dict"]
 
 _Section = TypeVar("_Section")
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -84,7 +84,7 @@ def to_dict(cfg: Config) -> dict[str, Any]:
     return plain
 
 
-def build(
+def build_section(
     section: type[_Section], values: Mapping[str, Any], where: Callable[[str], str], prefix: str = ""
 ) -> _Section:
     """A `section` (the whole `Config`, or a part) from plain nested `values`, of which every key must be there.
@@ -95,7 +95,7 @@ def build(
     for name, annotation in get_type_hints(section).items():
         key, value = f"{prefix}{name}", values[name]
         if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
-            arguments[name] = build(annotation, value, where, f"{key}.")
+            arguments[name] = build_section(annotation, value, where, f"{key}.")
             continue
         try:
             arguments[name] = _typed(value, annotation, leaves()[key].null)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_origin
 from omegaconf import OmegaConf
 
 from dinov2.configs.checks import shown
-from dinov2.configs.keys import build, leaves, section_names, to_dict
+from dinov2.configs.keys import build_section, leaves, section_names, to_dict
 from dinov2.configs.packaged import find_config, find_preset, parse_yaml
 from dinov2.configs.schema import Config
 from dinov2.errors import ConfigError
@@ -101,7 +101,7 @@ def _merged(base: Config, sources: Sequence[_Source]) -> Config:
     def where(key: str) -> str:
         return f" in {origin[key]}" if origin.get(key) else ""
 
-    return build(Config, {str(key): value for key, value in plain.items()}, where)
+    return build_section(Config, {str(key): value for key, value in plain.items()}, where)
 
 
 def _known(values: Mapping[Any, Any], prefix: str, label: str) -> dict[str, Any]:

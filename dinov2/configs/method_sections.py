@@ -7,7 +7,7 @@ values: checks run when one is made, and nothing is written back later.
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from dinov2.configs.checks import at_least, at_most, increasing_fractions, one_of, positive, unit_interval
+from dinov2.configs.checks import at_least, at_most, check_positive, increasing_fractions, one_of, unit_interval
 from dinov2.errors import ConfigError
 
 __all__ = [
@@ -237,7 +237,7 @@ class StudentConfig:
         at_least("student.block_chunks", self.block_chunks, 0, meaning="0 for a flat list")
         at_least("student.num_register_tokens", self.num_register_tokens, 0)
         at_least("student.interpolate_offset", self.interpolate_offset, 0)
-        positive("student.mlp_ratio", self.mlp_ratio)
+        check_positive("student.mlp_ratio", self.mlp_ratio)
         # Far beyond any published model; what is larger would be built for minutes before memory is asked for.
         at_most("student.depth", self.depth or 0, 1000)
         at_most("student.embed_dim", self.embed_dim or 0, 1 << 17)
@@ -285,8 +285,8 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         unit_interval("teacher.momentum_teacher", self.momentum_teacher)
         unit_interval("teacher.final_momentum_teacher", self.final_momentum_teacher)
-        positive("teacher.warmup_teacher_temp", self.warmup_teacher_temp)
-        positive("teacher.teacher_temp", self.teacher_temp)
+        check_positive("teacher.warmup_teacher_temp", self.warmup_teacher_temp)
+        check_positive("teacher.teacher_temp", self.teacher_temp)
         at_least("teacher.warmup_teacher_temp_epochs", self.warmup_teacher_temp_epochs, 0, meaning="0 for no warm-up")
 
 

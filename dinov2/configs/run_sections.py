@@ -13,9 +13,9 @@ from dinov2.configs.checks import (
     MOST_WORKERS,
     at_least,
     at_most,
+    check_positive,
     increasing_fractions,
     one_of,
-    positive,
     shown,
     unit_interval,
 )
@@ -174,7 +174,7 @@ class OptimConfig:
         for name in ("weight_decay", "weight_decay_end", "base_lr", "min_lr", "patch_embed_lr_mult"):
             at_least(f"optim.{name}", getattr(self, name), 0)
         at_least("optim.clip_grad", self.clip_grad, 0, meaning="0 for no clipping")
-        positive("optim.layerwise_decay", self.layerwise_decay)
+        check_positive("optim.layerwise_decay", self.layerwise_decay)
         unit_interval("optim.layerwise_decay", self.layerwise_decay)
         for name in ("adamw_beta1", "adamw_beta2"):
             if not 0 <= getattr(self, name) < 1:
@@ -280,7 +280,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         at_least("evaluation.eval_period_iterations", self.eval_period_iterations, 0, meaning="0 for the end only")
         at_least("evaluation.knn_k", self.knn_k, 1)
-        positive("evaluation.knn_temperature", self.knn_temperature)
+        check_positive("evaluation.knn_temperature", self.knn_temperature)
         at_least("evaluation.health_period_iterations", self.health_period_iterations, 0, meaning="0 for none")
         for task in self.task_names:
             one_of("evaluation.tasks", task, TRAINING_EVALUATIONS)

@@ -4,8 +4,8 @@ Read are grey and numbers of any type (`to_uint8`), CMYK, LAB, palettes, transpa
 shows it), GIF (first frame), and `.npy` or multi-channel TIFF for more channels than a picture has. Every failure is a
 `DataError` that names the file.
 
-Files are hostile until they are decoded: only Pillow's decoders that work inside the process open them (`FORMATS`; its
-others start programs), up to a number of pixels (`dinov2.data.image_files`).
+Files are hostile until they are decoded: only Pillow's decoders that work inside the process open them
+(`IMAGE_FORMATS`; its others start programs), up to a number of pixels (`dinov2.data.image_files`).
 
 EXIF orientation is the caller's choice: `"ignore"` is what the public release and the usual ImageNet loaders do,
 `"apply"` is what a viewer does. Folders and lists apply it, ImageNet ignores it. TIFFs are always upright, because
@@ -31,8 +31,8 @@ from dinov2.errors import ConfigError, DataError, MissingDependency
 from dinov2.logging import warn_once
 
 __all__ = [
-    "FORMATS",
     "IMAGE_EXTENSIONS",
+    "IMAGE_FORMATS",
     "Exif",
     "count_frames",
     "decode_rgb",
@@ -44,7 +44,7 @@ __all__ = [
 
 Exif = Literal["ignore", "apply"]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 """Pillow's decoders that read one stream of bytes, by themselves; no picture is opened by another."""
 
 IMAGE_EXTENSIONS = frozenset(
@@ -192,7 +192,7 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
     limit = get_image_options().max_pixels
     if Image.MAX_IMAGE_PIXELS is not None and limit is not None:
         Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS)  # Pillow refuses more than twice that
-    with _quiet(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with _quiet(), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
         _check_size(image.width, image.height, name)
         yield image
 

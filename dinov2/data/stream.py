@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dinov2.errors import DataError
 
-__all__ = ["SampleStream", "hash_keys", "permute", "unit_interval"]
+__all__ = ["SampleStream", "hash_keys", "permute", "to_unit_interval"]
 
 _Key = int | str | NDArray[np.integer]
 
@@ -35,7 +35,7 @@ def hash_keys(*keys: _Key) -> NDArray[np.uint64]:
     return state if any(isinstance(key, np.ndarray) for key in keys) else state.reshape(())
 
 
-def unit_interval(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+def to_unit_interval(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Turn hashed words into floats in [0, 1), of which the 53 leading bits decide."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

@@ -14,9 +14,9 @@ from dinov2.encode.scoring import Scoring
 from dinov2.encode.stream import Features
 from dinov2.errors import DataError
 from dinov2.eval.metrics import renumber_labels
-from dinov2.eval.outcome import Outcome
+from dinov2.eval.outcome import EvaluationOutcome
 
-__all__ = ["Answers", "Classification", "class_numbers", "few_shot_rows", "match_classes"]
+__all__ = ["Answers", "ClassPredictions", "class_numbers", "few_shot_rows", "match_classes"]
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Answers:
         sums = columns.sum(dim=1, keepdim=True)
         return torch.where(sums > 0, columns / sums, 0.0)
 
-    def outcome(self, probabilities: Tensor) -> Outcome:  # [Q, A]
+    def outcome(self, probabilities: Tensor) -> EvaluationOutcome:  # [Q, A]
         """Predictions of a classifier, with the targets."""
-        return Outcome(probabilities.float().cpu(), self.targets, self.names, self.images)
+        return EvaluationOutcome(probabilities.float().cpu(), self.targets, self.names, self.images)
 
 
 @dataclass(frozen=True)
-class Classification:
+class ClassPredictions:
     """Two sets of features with classes 0 .. C - 1 (of a validation class that nothing was trained on: -1)."""
 
     train_features: Tensor
@@ -92,7 +92,7 @@ def class_numbers(train: _KnowsClasses, val: _KnowsClasses) -> Tensor | None:  #
     return None
 
 
-def match_classes(train: Features, val: Features) -> Classification:
+def match_classes(train: Features, val: Features) -> ClassPredictions:
     """Bring both sets to one numbering, and the truth of `val` to that of the answers that its `scoring` allows.
 
     Images without a label are left out, and validation images of a class that the training set lacks stay in as
@@ -120,7 +120,7 @@ def match_classes(train: Features, val: Features) -> Classification:
     answers = _answers(train, val, val_rows, val_classes, numbering, notes)
     if len(answers) < 5:
         notes.append(f"there are only {len(answers)} classes, so top-5 is top-{len(answers)}")
-    return Classification(
+    return ClassPredictions(
         train_features=_taken(train, train_rows),
         train_classes=train_classes,
         val_features=_taken(val, val_rows),

@@ -18,8 +18,8 @@ __all__ = [
     "ClassRecall",
     "Confused",
     "Evaluation",
+    "EvaluationOutcome",
     "Mistake",
-    "Outcome",
     "class_recalls",
     "confused_pairs",
     "confusion",
@@ -28,7 +28,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvaluationOutcome:
     """Probabilities and truth of every scored image, in the order of the data set."""
 
     probabilities: Tensor
@@ -53,7 +53,7 @@ class Evaluation:
     """The rows of one evaluation and, for each setting that was evaluated, what it said."""
 
     rows: list[Result]
-    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    outcomes: Mapping[str, EvaluationOutcome] = field(default_factory=dict)
     """By setting, such as `k=20` or `C=0.1`; the first is the one that a comparison of models uses."""
 
 
@@ -89,7 +89,7 @@ class Mistake(NamedTuple):
     """Probability of the true class."""
 
 
-def class_recalls(outcome: Outcome) -> list[ClassRecall]:
+def class_recalls(outcome: EvaluationOutcome) -> list[ClassRecall]:
     """Recall of the classes that have images, in the order of the classes."""
     hit = outcome.records().hits()
     known = outcome.targets >= 0
@@ -103,7 +103,7 @@ def class_recalls(outcome: Outcome) -> list[ClassRecall]:
     ]
 
 
-def confusion(outcome: Outcome) -> Tensor:  # int64 [C, C]
+def confusion(outcome: EvaluationOutcome) -> Tensor:  # int64 [C, C]
     """Images of class i (row) that were taken for class j (column); those of unknown classes are left out."""
     n_classes = len(outcome.class_names)
     known = (outcome.targets >= 0) & (outcome.probabilities.amax(dim=1) > 0)
@@ -113,7 +113,7 @@ def confusion(outcome: Outcome) -> Tensor:  # int64 [C, C]
     )
 
 
-def confused_pairs(outcome: Outcome, *, most: int = 12) -> list[Confused]:
+def confused_pairs(outcome: EvaluationOutcome, *, most: int = 12) -> list[Confused]:
     """The pairs of classes that account for most mistakes, most frequent first."""
     known = (outcome.targets >= 0) & (outcome.probabilities.amax(dim=1) > 0)
     true, predicted = outcome.targets[known], outcome.probabilities[known].argmax(dim=1)
@@ -132,7 +132,7 @@ def confused_pairs(outcome: Outcome, *, most: int = 12) -> list[Confused]:
     ]
 
 
-def worst_mistakes(outcome: Outcome, *, most: int = 24) -> list[Mistake]:
+def worst_mistakes(outcome: EvaluationOutcome, *, most: int = 24) -> list[Mistake]:
     """The mistakes that the classifier was surest of; ties keep the order of the images."""
     confidence, predicted = outcome.probabilities.max(dim=1)
     wrong = (~outcome.records().hits() & (confidence > 0)).nonzero().squeeze(1)

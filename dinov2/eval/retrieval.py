@@ -24,7 +24,7 @@ from dinov2.eval.result import Result
 from dinov2.eval.scoring import Provenance
 
 __all__ = [
-    "Precision",
+    "AveragePrecisionKind",
     "QueryTruth",
     "Ranking",
     "average_precision",
@@ -35,7 +35,7 @@ __all__ = [
     "truth_by_class",
 ]
 
-Precision = Literal["step", "trapezoid"]
+AveragePrecisionKind = Literal["step", "trapezoid"]
 """Kind of average precision."""
 
 _SIMILARITIES_AT_ONCE = 16_000_000
@@ -66,7 +66,7 @@ def evaluate_retrieval(
     truth: Sequence[QueryTruth],
     *,
     ks: Sequence[int] = (1, 5, 10),
-    precision: Precision = "step",
+    precision: AveragePrecisionKind = "step",
     device: torch.device | str | None = None,
     task: str = "retrieval",
     provenance: Provenance | None = None,
@@ -122,7 +122,9 @@ def evaluate_retrieval(
     return [*rows, Result(task=task, metric="GAP", value=gap, n=len(rankings), settings=settings, **provenance)]
 
 
-def average_precision(ranks: Tensor, *, precision: Precision = "step") -> float:  # int64 [P], ascending, from 0
+def average_precision(
+    ranks: Tensor, *, precision: AveragePrecisionKind = "step"
+) -> float:  # int64 [P], ascending, from 0
     """Average precision of a query whose P positives are at these ranks; NaN when there is none.
 
     `step`: (1/P) sum_j (j + 1) / (r_j + 1). `trapezoid`: (1/P) sum_j (a_j + b_j) / 2 with b_j = (j + 1) / (r_j + 1) and

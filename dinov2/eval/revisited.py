@@ -32,9 +32,16 @@ from dinov2.eval.retrieval import QueryTruth, evaluate_retrieval
 from dinov2.eval.scoring import Provenance
 from dinov2.whole_files import write_json
 
-__all__ = ["PROTOCOLS", "RevisitedQuery", "RevisitedTruth", "evaluate_revisited", "read_revisited", "write_revisited"]
+__all__ = [
+    "REVISITED_PROTOCOLS",
+    "RevisitedQuery",
+    "RevisitedTruth",
+    "evaluate_revisited",
+    "read_revisited",
+    "write_revisited",
+]
 
-PROTOCOLS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+REVISITED_PROTOCOLS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "easy": (("easy",), ("junk", "hard")),
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("junk", "easy")),
@@ -65,7 +72,7 @@ class RevisitedTruth:
 
     def truth(self, protocol: str) -> list[QueryTruth]:
         """Right and ignored images of each query by `easy`, `medium` or `hard`."""
-        right, ignored = PROTOCOLS[protocol]
+        right, ignored = REVISITED_PROTOCOLS[protocol]
 
         def numbers(query: RevisitedQuery, lists: tuple[str, ...]) -> Tensor:
             return torch.tensor([number for name in lists for number in getattr(query, name)], dtype=torch.int64)
@@ -87,7 +94,7 @@ def evaluate_revisited(
     protocol without a right image for any query has no rows.
     """
     rows = []
-    for protocol in PROTOCOLS:
+    for protocol in REVISITED_PROTOCOLS:
         one = truth.truth(protocol)
         if not any(len(query.positives) for query in one):
             continue

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
-from dinov2.eval.classes import Answers, Classification
+from dinov2.eval.classes import Answers, ClassPredictions
 from dinov2.eval.metrics import (
     ALEXNET_ERRORS,
     best_ranks,
@@ -29,7 +29,7 @@ from dinov2.eval.metrics import (
     per_class_means,
     voted_ranks,
 )
-from dinov2.eval.outcome import Outcome
+from dinov2.eval.outcome import EvaluationOutcome
 from dinov2.eval.result import Result
 
 __all__ = ["Provenance", "Ranks", "figures_from_ranks", "image_ranks", "rows_from_tries", "score_answers"]
@@ -87,7 +87,7 @@ def figures_from_ranks(ranks: Ranks, answers: Answers, *, per_class: bool = Fals
 
 
 def score_answers(
-    task: Classification,
+    task: ClassPredictions,
     probabilities: Tensor,  # [Q, A]
     *,
     method: str,
@@ -96,7 +96,7 @@ def score_answers(
     seed: int | None = None,
     seconds: float | None = None,
     provenance: Provenance | None = None,
-) -> tuple[list[Result], Outcome]:
+) -> tuple[list[Result], EvaluationOutcome]:
     """Rows and outcome of a classifier's answers to the validation images of `task`, whose notes stand in every row."""
     answers = task.answers
     outcome = answers.outcome(probabilities)

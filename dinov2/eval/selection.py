@@ -6,22 +6,29 @@ from torch import Tensor
 from dinov2.encode.stream import Features
 from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.classes import Classification, match_classes
+from dinov2.eval.classes import ClassPredictions, match_classes
 from dinov2.eval.metrics import per_class_means, target_ranks
 
-__all__ = ["METRICS", "random_split", "require_metric", "require_trainable", "selection_accuracy", "stratified_split"]
+__all__ = [
+    "SELECTION_METRICS",
+    "random_split",
+    "require_metric",
+    "require_trainable",
+    "selection_accuracy",
+    "stratified_split",
+]
 
-METRICS = ("mean_accuracy", "mean_per_class_accuracy", "per_class_accuracy", "imagenet_real_accuracy")
+SELECTION_METRICS = ("mean_accuracy", "mean_per_class_accuracy", "per_class_accuracy", "imagenet_real_accuracy")
 """The release's names of metrics; settings are chosen by top-1, or by its mean over classes for the two per class."""
 
 
 def require_metric(metric: str) -> None:
     """Raise `ConfigError` for an unknown metric."""
-    if metric not in METRICS:
-        raise ConfigError(f"no metric is called {metric!r}; choose one of {', '.join(METRICS)}")
+    if metric not in SELECTION_METRICS:
+        raise ConfigError(f"no metric is called {metric!r}; choose one of {', '.join(SELECTION_METRICS)}")
 
 
-def require_trainable(train: Features, val: Features) -> Classification:
+def require_trainable(train: Features, val: Features) -> ClassPredictions:
     """The matched sets (`match_classes`). Raises `DataError` for one class only, or features that are not finite."""
     task = match_classes(train, val)
     if task.n_classes < 2:

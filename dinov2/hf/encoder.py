@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from dinov2.hf.configuration import Config
 from dinov2.hf.layers import Dinov2Layer, Dinov2WithRegistersLayer, prepare_mask
 from dinov2.layers.kernels import cuts_patches, is_untouched, patch_products
-from dinov2.layers.packing import Layout, pack, unpack
+from dinov2.layers.packing import PackedLayout, pack, unpack
 from dinov2.layers.patch_embed import patch_grid
 from dinov2.layers.pos_embed import resize_pos_embed
 from dinov2.layers.recording import is_recording
@@ -215,7 +215,7 @@ class Dinov2Encoder(nn.Module):
         output_attentions: bool | None = None,
         output_hidden_states: States = None,
         *,
-        layout: Layout | None = None,
+        layout: PackedLayout | None = None,
         depth: int | None = None,
     ) -> BaseModelOutput:
         """Tokens `[B, T, D]` (packed rows with a `layout`) through the first `depth` blocks, all by default.

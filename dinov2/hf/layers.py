@@ -30,7 +30,7 @@ from dinov2.hf.naming import refuse_adapter, rename_gates, rename_projections
 from dinov2.layers.attention import attend_heads, attention_weights
 from dinov2.layers.drop_path import drop_path
 from dinov2.layers.kernels import add_scaled, fused_mlp, fused_swiglu, fuses_mlp, fuses_swiglu, is_untouched, project
-from dinov2.layers.packing import Layout, unpack
+from dinov2.layers.packing import PackedLayout, unpack
 from dinov2.layers.recording import is_recording
 from dinov2.layers.swiglu_ffn import swiglu_hidden_features
 
@@ -76,7 +76,7 @@ class _Options(TypedDict, total=False):
 
     head_mask: Tensor
     output_attentions: bool
-    layout: Layout
+    layout: PackedLayout
 
 
 class Dinov2SelfAttention(nn.Module):
@@ -369,7 +369,7 @@ def _attention_forward(
     attention_mask: Tensor | None = None,
     head_mask: Tensor | None = None,
     output_attentions: bool = False,
-    layout: Layout | None = None,
+    layout: PackedLayout | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Projections `[B, T, heads * d]` (or packed rows `[S, heads * d]`) -> attended values alike, weights or None.
 

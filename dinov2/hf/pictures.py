@@ -20,18 +20,18 @@ from dinov2.data.decoding import decode_rgb, to_rgb
 from dinov2.data.image_files import get_image_options, read_image
 from dinov2.errors import DataError
 
-__all__ = ["Backend", "Picture", "list_pictures", "to_pixels"]
+__all__ = ["ImageInput", "ResizeBackend", "list_pictures", "to_pixels"]
 
-Backend = Literal["torchvision", "pil"]
+ResizeBackend = Literal["torchvision", "pil"]
 """Backend of resizing: torchvision on tensors, or PIL, whose pixels are those of the published evaluations."""
 
-Picture = Image.Image | np.ndarray | Tensor
+ImageInput = Image.Image | np.ndarray | Tensor
 """One image: PIL of any mode, or an array or tensor `[H, W]`, `[H, W, C]` or `[C, H, W]`."""
 
 _TIMEOUT = 30.0  # seconds without a byte of an address
 
 
-def list_pictures(images: object) -> list[Picture]:
+def list_pictures(images: object) -> list[ImageInput]:
     """All images in one picture, batch `[B, ...]`, path or address, or in a (nested) list of them.
 
     Raises `DataError` for anything else, and for a file that cannot be read.
@@ -85,7 +85,9 @@ def _fetch(address: str) -> bytes:
     return data
 
 
-def to_pixels(picture: Picture, *, rgb: bool, backend: Backend, input_data_format: str | None = None) -> Tensor:
+def to_pixels(
+    picture: ImageInput, *, rgb: bool, backend: ResizeBackend, input_data_format: str | None = None
+) -> Tensor:
     """The values of one picture, `[C, H, W]`; with `rgb`, greys are repeated and transparency is laid on white.
 
     Raises `DataError` when no axis of an array can be its channels.
@@ -127,7 +129,7 @@ def _channels_first(pixels: Tensor, input_data_format: str | None) -> Tensor:
     return pixels
 
 
-def _tensor_to_rgb(pixels: Tensor, backend: Backend) -> Tensor:  # [C, H, W] -> [3, H, W]
+def _tensor_to_rgb(pixels: Tensor, backend: ResizeBackend) -> Tensor:  # [C, H, W] -> [3, H, W]
     if pixels.shape[0] == 1:
         return pixels.expand(3, -1, -1)
     if pixels.shape[0] != 4:

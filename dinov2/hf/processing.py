@@ -38,8 +38,8 @@ from transformers.image_utils import get_image_size_for_max_height_width
 from dinov2.checkpoints.adapters.huggingface import huggingface_preprocessor
 from dinov2.data.eval_transform import middle_of_strip
 from dinov2.errors import ConfigError, DataError, WeightsError
-from dinov2.hf.pictures import Backend, Picture, list_pictures, to_pixels
-from dinov2.hf.processor_settings import BitSettings, Size, by_name, refuse_unknown, standard
+from dinov2.hf.pictures import ImageInput, ResizeBackend, list_pictures, to_pixels
+from dinov2.hf.processor_settings import BitSettings, Size, by_name, refuse_unknown_settings, standard
 
 __all__ = [
     "BitImageProcessor",
@@ -95,7 +95,7 @@ class BitImageProcessor(transformers.BitImageProcessor):  # type: ignore[misc]
     default_to_square = False
     do_pad = False
 
-    _backend: Backend = "torchvision" if _HAS_CLASS_PER_BACKEND else "pil"
+    _backend: ResizeBackend = "torchvision" if _HAS_CLASS_PER_BACKEND else "pil"
 
     def __init__(self, *values: object, **settings: Unpack[BitSettings]) -> None:
         settings_alone = {name: value for name, value in settings.items() if name not in _SERVICE}
@@ -143,8 +143,8 @@ class BitImageProcessor(transformers.BitImageProcessor):  # type: ignore[misc]
         return _feature(pixels, chosen)
 
     def resize(
-        self, image: Picture, size: object, resample: object = None, *, input_data_format: str | None = None
-    ) -> Picture:
+        self, image: ImageInput, size: object, resample: object = None, *, input_data_format: str | None = None
+    ) -> ImageInput:
         """One array or tensor, `[C, H, W]`, `[H, W, C]` or `[H, W]`, at another `size`, in the same layout.
 
         For direct use: `preprocess` does not come by here, so that overriding it in a subclass changes nothing else.
@@ -191,7 +191,7 @@ class BitImageProcessor(transformers.BitImageProcessor):  # type: ignore[misc]
         unused = {name: value for name, value in overrides.items() if name not in _NAMES}
         if not return_unused:
             unknown = [name for name in unused if name not in _LOADING and not name.startswith("_")]
-            refuse_unknown(unknown, what=f"{cls.__name__}.from_pretrained")
+            refuse_unknown_settings(unknown, what=f"{cls.__name__}.from_pretrained")
         chosen = {name: value for name, value in overrides.items() if name in _NAMES}
         processor = cls(
             **{**{name: value for name, value in image_processor_dict.items() if name in _STORED}, **chosen}
@@ -222,7 +222,7 @@ class BitImageProcessor(transformers.BitImageProcessor):  # type: ignore[misc]
 class BitImageProcessorPil(BitImageProcessor):
     """`BitImageProcessor` with PIL as its backend: the pixels of the published evaluations, whatever is installed."""
 
-    _backend: Backend = "pil"
+    _backend: ResizeBackend = "pil"
 
 
 def _fast_class() -> type[BitImageProcessor]:
@@ -251,7 +251,7 @@ def default_image_processor() -> type[BitImageProcessor]:
     return BitImageProcessor if before_5 else BitImageProcessorFast
 
 
-def _prepare(picture: Picture, chosen: Mapping[str, Any]) -> Tensor:
+def _prepare(picture: ImageInput, chosen: Mapping[str, Any]) -> Tensor:
     """The pixels `[C, H, W]` that the steps begin with; a long strip without the ends that the crop cuts off."""
     backend = chosen["backend"]
     pixels = to_pixels(
@@ -275,7 +275,7 @@ def _prepare(picture: Picture, chosen: Mapping[str, Any]) -> Tensor:
     return pixels
 
 
-def _warn_of_unit_floats(picture: Picture, pixels: Tensor) -> None:
+def _warn_of_unit_floats(picture: ImageInput, pixels: Tensor) -> None:
     if isinstance(picture, Image.Image) or not pixels.is_floating_point():
         return
     low, high = (float(end) for end in pixels.detach().aminmax())
@@ -341,13 +341,13 @@ def _can_torchvision(resample: Resampling, pixels: Tensor) -> bool:
 
 
 @functools.cache
-def _stock(backend: Backend) -> transformers.BitImageProcessor:
+def _stock(backend: ResizeBackend) -> transformers.BitImageProcessor:
     if _HAS_CLASS_PER_BACKEND:
         return transformers.BitImageProcessor() if backend == "torchvision" else transformers.BitImageProcessorPil()
     return transformers.BitImageProcessorFast() if backend == "torchvision" else transformers.BitImageProcessor()
 
 
-def _run_stock(backend: Backend, pixels: list[Tensor], **settings: object) -> list[Tensor]:
+def _run_stock(backend: ResizeBackend, pixels: list[Tensor], **settings: object) -> list[Tensor]:
     images = [one.numpy() for one in pixels] if backend == "pil" else pixels
     try:
         done = _stock(backend).preprocess(

@@ -9,14 +9,14 @@ from PIL.Image import Resampling
 from torchvision.transforms.v2 import InterpolationMode
 
 from dinov2.errors import ConfigError
-from dinov2.hf.pictures import Backend
+from dinov2.hf.pictures import ResizeBackend
 
 __all__ = [
     "BitSettings",
     "Size",
     "UnknownSetting",
     "by_name",
-    "refuse_unknown",
+    "refuse_unknown_settings",
     "standard",
 ]
 
@@ -67,7 +67,7 @@ class BitSettings(TypedDict, total=False):
     device: str | torch.device | None
     disable_grouping: bool | None  # without effect: it changes no pixel
     image_seq_length: int | None  # without effect, as in the stock class
-    backend: Backend | None
+    backend: ResizeBackend | None
 
 
 _NAMES = tuple(BitSettings.__annotations__)
@@ -77,7 +77,7 @@ _SWITCHES = tuple(name for name in _NAMES if name.startswith("do_"))
 
 def by_name(values: tuple[object, ...], settings: Mapping[str, object], *, what: str) -> dict[str, object]:
     """Positional values and keywords as one table of settings."""
-    refuse_unknown(settings, what=what)
+    refuse_unknown_settings(settings, what=what)
     if len(values) > len(_POSITIONAL):
         raise UnknownSetting(f"{what} takes {len(_POSITIONAL)} settings by position and got {len(values)}; name them")
     given = dict(zip(_POSITIONAL, values, strict=False))
@@ -86,7 +86,7 @@ def by_name(values: tuple[object, ...], settings: Mapping[str, object], *, what:
     return {**given, **settings}
 
 
-def refuse_unknown(names: Iterable[str], *, what: str) -> None:
+def refuse_unknown_settings(names: Iterable[str], *, what: str) -> None:
     """Raise `UnknownSetting`, with the nearest setting, for the first name that is none."""
     for name in names:
         if name not in _NAMES:
@@ -101,7 +101,7 @@ def standard(settings: Mapping[str, object]) -> dict[str, Any]:
     `ConfigError` for a value that a setting cannot have.
     """
     choices = {
-        "backend": get_args(Backend),
+        "backend": get_args(ResizeBackend),
         "data_format": ("channels_first", "channels_last"),
         "input_data_format": ("channels_first", "channels_last", "none"),
     }

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinov2.layers.kernels import explicit_attention, is_untouched, prefers_explicit_attention, project
-from dinov2.layers.packing import Layout, unpack
+from dinov2.layers.packing import PackedLayout, unpack
 
 __all__ = ["Attention", "MemEffAttention", "attend_heads", "attention_weights"]
 
@@ -77,7 +77,7 @@ class Attention(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(
-        self, x: Tensor, layout: Layout | None = None, *, attn_bias: Tensor | None = None, is_causal: bool = False
+        self, x: Tensor, layout: PackedLayout | None = None, *, attn_bias: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         """`[B, T, D]` -> `[B, T, D]`; with a layout, packed rows `[S, D]` -> `[S, D]`.
 

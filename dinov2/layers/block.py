@@ -9,7 +9,7 @@ from dinov2.layers.drop_path import DropPath, residual_on_subset
 from dinov2.layers.kernels import add_scaled, is_inactive, is_untouched
 from dinov2.layers.layer_scale import LayerScale
 from dinov2.layers.mlp import Mlp
-from dinov2.layers.packing import Layout, pack, unpack
+from dinov2.layers.packing import PackedLayout, pack, unpack
 
 __all__ = ["Block", "NestedTensorBlock"]
 
@@ -17,7 +17,7 @@ __all__ = ["Block", "NestedTensorBlock"]
 # skipping work pays only when there is enough of it.
 _SUBSET_FROM = 0.1
 
-_Branch = Callable[[Tensor, Layout | None], Tensor]
+_Branch = Callable[[Tensor, PackedLayout | None], Tensor]
 
 
 class Block(nn.Module):
@@ -62,18 +62,18 @@ class Block(nn.Module):
         # An attention of somebody else's knows no layouts; wrappers that are put around ours later pass them on.
         self._packs_attention = isinstance(self.attn, Attention)
 
-    def forward(self, x: Tensor | list[Tensor], layout: Layout | None = None) -> Tensor | list[Tensor]:
+    def forward(self, x: Tensor | list[Tensor], layout: PackedLayout | None = None) -> Tensor | list[Tensor]:
         """`[B, T, D]` -> `[B, T, D]`; a list of them, packed for one pass -> a list; packed rows `[S, D]` -> rows."""
         if isinstance(x, list):
             tokens, layout = pack(x)
             return unpack(self._add_branches(tokens, layout), layout)
         return self._add_branches(x, layout)
 
-    def _add_branches(self, x: Tensor, layout: Layout | None) -> Tensor:
+    def _add_branches(self, x: Tensor, layout: PackedLayout | None) -> Tensor:
         x = self._add(x, self._attention, self.ls1, self.drop_path1, layout)
         return self._add(x, self._feed_forward, self.ls2, self.drop_path2, layout)
 
-    def _attention(self, x: Tensor, layout: Layout | None) -> Tensor:
+    def _attention(self, x: Tensor, layout: PackedLayout | None) -> Tensor:
         x = self.norm1(x)
         if layout is None:
             return self.attn(x)
@@ -81,10 +81,12 @@ class Block(nn.Module):
             return self.attn(x, layout)
         return pack([self.attn(group) for group in unpack(x, layout)])[0]
 
-    def _feed_forward(self, x: Tensor, layout: Layout | None) -> Tensor:
+    def _feed_forward(self, x: Tensor, layout: PackedLayout | None) -> Tensor:
         return self.mlp(self.norm2(x))
 
-    def _add(self, x: Tensor, branch: _Branch, scale: nn.Module, drop: nn.Module, layout: Layout | None) -> Tensor:
+    def _add(
+        self, x: Tensor, branch: _Branch, scale: nn.Module, drop: nn.Module, layout: PackedLayout | None
+    ) -> Tensor:
         """`x` plus a branch, its layer scale and its stochastic depth."""
         if self._drops_subset(drop, packed=layout is not None):
             rows, groups = (x.flatten(0, 1), ((x.shape[0], x.shape[1]),)) if layout is None else (x, layout)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dinov2.layers.packing import Layout
+from dinov2.layers.packing import PackedLayout
 
 __all__ = ["BatchSubset", "DropPath", "draw_batch_subset", "drop_path", "residual_on_subset", "subset_size"]
 
@@ -42,7 +42,7 @@ class BatchSubset(NamedTuple):
 
     rows: Tensor  # [S'] indices into the packed rows
     places: Tensor  # [S] where each packed row lies among `rows`; S' for rows that are left out
-    layout: Layout  # of the kept samples
+    layout: PackedLayout  # of the kept samples
     scale: float | Tensor  # batch size over kept samples; [S', 1] when the groups differ in it
 
 
@@ -51,7 +51,7 @@ def subset_size(batch: int, rate: float) -> int:
     return max(int(batch * (1 - rate)), 1)
 
 
-def draw_batch_subset(layout: Layout, rate: float, device: torch.device) -> BatchSubset | None:
+def draw_batch_subset(layout: PackedLayout, rate: float, device: torch.device) -> BatchSubset | None:
     """One random subset for each group of the layout; None when every sample is kept."""
     kept_layout = tuple((subset_size(batch, rate), length) for batch, length in layout)
     drawn, start = [], 0
@@ -73,8 +73,8 @@ def draw_batch_subset(layout: Layout, rate: float, device: torch.device) -> Batc
 
 def residual_on_subset(
     tokens: Tensor,  # [S, D]
-    branch: Callable[[Tensor, Layout], Tensor],  # rows and their layout -> rows
-    layout: Layout,
+    branch: Callable[[Tensor, PackedLayout], Tensor],  # rows and their layout -> rows
+    layout: PackedLayout,
     rate: float,
 ) -> Tensor:  # [S, D]
     """`tokens` plus the branch, computed for a random subset of each group's samples and scaled by `B / kept`."""

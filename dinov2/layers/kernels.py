@@ -32,13 +32,13 @@ __all__ = [
     "add_scaled",
     "cuts_patches",
     "explicit_attention",
+    "fast_linear",
     "fused_mlp",
     "fused_swiglu",
     "fuses_mlp",
     "fuses_swiglu",
     "is_inactive",
     "is_untouched",
-    "linear",
     "onednn_is_faster",
     "packed_weight",
     "patch_products",
@@ -77,7 +77,7 @@ def is_inactive(module: nn.Module) -> bool:
     return is_untouched(module, nn.Identity)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`[..., D]`, `[D', D]`, `[D']` or None -> `[..., D']`."""
     return _onednn(x, weight, bias) if _takes_onednn(x, weight) else F.linear(x, weight, bias)
 
@@ -161,7 +161,7 @@ def patch_products(convolution: nn.Module, images: Tensor) -> Tensor:
     grid = (height // rows, width // columns)
     patches = images.reshape(batch, channels, grid[0], rows, grid[1], columns)
     patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid[0] * grid[1], channels * rows * columns)
-    tokens = linear(patches, weight.flatten(1), convolution.bias)  # type: ignore[arg-type]
+    tokens = fast_linear(patches, weight.flatten(1), convolution.bias)  # type: ignore[arg-type]
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
@@ -172,7 +172,7 @@ def cuts_patches(convolution: Any) -> bool:
 
 
 def packed_weight(weight: Tensor) -> Tensor:
-    """A copy of `[D', D]` in the order in which oneDNN reads it: faster still, and of use to `linear` alone."""
+    """A copy of `[D', D]` in the order in which oneDNN reads it: faster still, and of use to `fast_linear` alone."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
     return packed
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dinov2.layers.block import Block
 from dinov2.layers.mlp import Mlp
-from dinov2.layers.packing import Layout, pack, unpack
+from dinov2.layers.packing import PackedLayout, pack, unpack
 from dinov2.layers.patch_embed import PatchEmbed, make_2tuple
 from dinov2.layers.pos_embed import resize_pos_embed
 from dinov2.layers.recording import is_recording
@@ -209,7 +209,7 @@ class DinoVisionTransformer(nn.Module):
         outputs = zip(unpack(tokens, layout), unpack(self.norm(tokens), layout), masks, strict=True)
         return [self._features(prenorm, normed, mask) for prenorm, normed, mask in outputs]
 
-    def _run_blocks(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
+    def _run_blocks(self, tokens: Tensor, layout: PackedLayout | None = None) -> Tensor:
         for block in self.blocks:
             tokens = block(tokens) if layout is None else block(tokens, layout)
         return tokens
@@ -334,7 +334,7 @@ class DinoVisionTransformer(nn.Module):
 class BlockChunk(nn.ModuleList):
     """Consecutive blocks under the keys of training files; a call runs them in order."""
 
-    def forward(self, x: object, layout: Layout | None = None) -> object:
+    def forward(self, x: object, layout: PackedLayout | None = None) -> object:
         """Apply the blocks to tokens `[B, T, D]`, a list of them, or packed rows with their layout."""
         for block in self:
             if not isinstance(block, nn.Identity):

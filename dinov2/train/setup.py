@@ -30,7 +30,14 @@ from dinov2.train.limits import estimated_memory, excesses
 from dinov2.train.objective import Objective
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 
-__all__ = ["Training", "batches", "build", "load_checkpoint", "load_starting_weights", "refuse_several_processes"]
+__all__ = [
+    "Training",
+    "batches",
+    "build_training",
+    "load_checkpoint",
+    "load_starting_weights",
+    "refuse_several_processes",
+]
 
 _LOG = logging.getLogger("dinov2")
 _PROBES = 8
@@ -74,7 +81,7 @@ class Training:
         return state
 
 
-def build(
+def build_training(
     cfg: Config, run: RunFolder, *, max_steps: int | None = None, resume: bool = True, refuse_excess: bool = False
 ) -> Training:
     """Builds and checks all parts; raises `ConfigError` or `DataError` in one sentence before anything is written.

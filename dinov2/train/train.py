@@ -36,7 +36,7 @@ from dinov2.logging import setup_logging
 from dinov2.models.config import BackboneConfig
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.train.monitoring import health_is_due, metrics_row, summary, training_health
-from dinov2.train.setup import Training, batches, build, load_checkpoint, refuse_several_processes
+from dinov2.train.setup import Training, batches, build_training, load_checkpoint, refuse_several_processes
 
 __all__ = ["Evaluate", "Outcome", "config_from", "export_latest", "get_args_parser", "main", "train"]
 
@@ -77,7 +77,7 @@ def train(
     refuse_several_processes()
     run = RunFolder(output_dir, keep_checkpoints=cfg.train.keep_checkpoints)
     with run.exclusive():
-        training = build(cfg, run, max_steps=max_steps, resume=resume, refuse_excess=refuse_excess)
+        training = build_training(cfg, run, max_steps=max_steps, resume=resume, refuse_excess=refuse_excess)
         return _train(training, evaluate, announce)
 
 
@@ -87,7 +87,7 @@ def _train(training: Training, evaluate: Evaluate | None, announce: Callable[[st
         missing = run.teacher_file(training.last - 1)
         if training.first == training.last and not missing.exists():  # a run that ended while it was written
             load_checkpoint(training)
-            export_teacher(training, missing)
+            _export_teacher(training, missing)
         asked = f"{training.last:,} were asked for" if training.last < training.total else "that is all"
         announce(f"{run.path} has done {training.first:,} of {training.total:,} steps, {asked}: nothing is left to do")
         return Outcome(training.first, training.total, 0.0, None, len(run.read_unreadable()), 0)
@@ -193,19 +193,19 @@ def _loop(training: Training, stop: StopRequest, evaluate: Evaluate | None) -> t
                     _save(training, done, skipped)
             if ending:
                 if not training.run.teacher_file(step).exists():  # stopped on request: what was learned can be used
-                    export_teacher(training, training.run.teacher_file(step))
+                    _export_teacher(training, training.run.teacher_file(step))
                 break
     return step + 1, len(unreadable.reasons), skipped.count
 
 
 def _export_and_evaluate(training: Training, step: int, evaluate: Evaluate | None) -> None:
-    export_teacher(training, training.run.teacher_file(step))
+    _export_teacher(training, training.run.teacher_file(step))
     if evaluate is not None:
         evaluate(training, step)
         training.objective.train()
 
 
-def export_teacher(training: Training, file: Path) -> None:
+def _export_teacher(training: Training, file: Path) -> None:
     """Write the teacher in the release's layout, and its backbone as safetensors beside it."""
     if not is_main_process():
         return

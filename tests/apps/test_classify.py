@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dinov2.apps.classify import classify, find_images, write_json
+from dinov2.apps.classify import classify, find_classified_images, write_classification
 from dinov2.checkpoints.download import cached_path
 from dinov2.cli.classify import _CsvOutput
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
@@ -154,7 +154,7 @@ def test_files_folders_and_patterns_are_taken_in_order_and_each_image_once(here:
     pictures(here / "b" / "deep", n=2)
     (here / "b" / "deep" / "notes.txt").write_text("no image")
     (here / "[x].png").write_bytes(b"")
-    found = find_images([here / "b" / "deep" / "001.png", "a", "b/**/*", "*x*.png", "[x].png"])
+    found = find_classified_images([here / "b" / "deep" / "001.png", "a", "b/**/*", "*x*.png", "[x].png"])
     first = str(here / "b" / "deep" / "001.png")
     assert found == [first, "a/000.png", "a/001.png", "b/deep/000.png", "[x].png"]
 
@@ -213,7 +213,7 @@ def test_csv_and_json_hold_the_same(here: Path, backbone: Path) -> None:
     (photos / "001.png").write_bytes(b"broken")
     with _CsvOutput("out.csv") as each:
         result = classify([photos], model=backbone, head=head_file(here / "h.pth", classes=1000), top=2, each=each)
-    write_json(result, here / "new" / "out.json")
+    write_classification(result, here / "new" / "out.json")
     content = json.loads((here / "new" / "out.json").read_text(encoding="utf-8"))
     first, second = content["images"]
     assert set(content) == {"model", "head", "transform", "precision", "images"}
@@ -236,6 +236,6 @@ def test_a_full_disk_leaves_the_older_file(here: Path, backbone: Path, monkeypat
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(DinoError, match=r"out\.json could not be written \(No space left on device\)"):
-        write_json(result, here / "out.json")
+        write_classification(result, here / "out.json")
     assert (here / "out.json").read_text() == "older"
     assert not list(here.glob("*.tmp"))

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from dinov2.apps import export as exporting
 from dinov2.apps import export_files
-from dinov2.apps.export import Comparison, ExportReport, export, export_backbone
+from dinov2.apps.export import ExportComparison, ExportReport, export, export_backbone
 from dinov2.apps.export_files import open_onnx, open_program
 from dinov2.checkpoints.files import save_teacher
 from dinov2.errors import ConfigError, DinoError, MissingDependency, WeightsError
@@ -231,8 +231,8 @@ def test_a_tolerance_that_allows_it_keeps_the_file(tmp_path, recorded_wrongly):
 
 @pytest.mark.parametrize("error, exceeds", [(1e-4, False), (2.1e-4, True), (float("nan"), True)])
 def test_the_tolerance_is_relative_to_large_values(error, exceeds):
-    assert Comparison((1, 28, 28), {"cls": error}, {"cls": 2.0}).exceeds(1e-4) is exceeds
-    assert Comparison((1, 28, 28), {"cls": 1.1e-4}, {"cls": 0.01}).exceeds(1e-4)
+    assert ExportComparison((1, 28, 28), {"cls": error}, {"cls": 2.0}).exceeds(1e-4) is exceeds
+    assert ExportComparison((1, 28, 28), {"cls": 1.1e-4}, {"cls": 0.01}).exceeds(1e-4)
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.pt2"])

@@ -11,7 +11,7 @@ from dinov2.configs import Config
 from dinov2.engine.run_folder import RunFolder
 from dinov2.errors import ConfigError, DataError
 from dinov2.pretrained import load
-from dinov2.train.setup import Training, build
+from dinov2.train.setup import Training, build_training
 from dinov2.train.train import Outcome
 from tests.runs import SMALL, contents, pictures
 from tests.train.tiny_run import tiny_config
@@ -79,7 +79,7 @@ def test_the_curve_of_k_nn_accuracy_grows_with_the_run_and_is_not_doubled_by_a_r
 
 
 def _training(cfg: Config) -> Training:
-    return build(cfg, RunFolder("run"))
+    return build_training(cfg, RunFolder("run"))
 
 
 def test_evaluation_does_not_change_the_training(here):

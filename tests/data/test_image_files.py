@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2.data.decoding import FORMATS, count_frames, decode_rgb, pil_with_channels
+from dinov2.data.decoding import IMAGE_FORMATS, count_frames, decode_rgb, pil_with_channels
 from dinov2.data.image_files import get_image_options, image_options, read_image
 from dinov2.errors import ConfigError, DataError
 
@@ -45,12 +45,12 @@ def test_pillow_opens_nothing_without_the_list_of_formats() -> None:
         if re.search(r"\bImage\.open\(|\bload_image\(|import open\b", line) and '"' not in line
     ]
     assert calls == [
-        "data/decoding.py: with _quiet(), Image.open(io.BytesIO(data), formats=FORMATS) as image:",
+        "data/decoding.py: with _quiet(), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:",
     ]
 
 
 def test_the_formats_are_those_that_pillow_decodes_itself() -> None:
-    assert sorted(FORMATS) == sorted("AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM TGA TIFF WEBP".split())
+    assert sorted(IMAGE_FORMATS) == sorted("AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM TGA TIFF WEBP".split())
 
 
 @pytest.mark.parametrize("preview", [b"", b"\xc5\xd0\xd3\xc6" + struct.pack("<6I", 30, 90, 0, 0, 0, 0) + b"\xff\xff"])

@@ -4,12 +4,12 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from dinov2.data.stream import SampleStream, hash_keys, permute, unit_interval
+from dinov2.data.stream import SampleStream, hash_keys, permute, to_unit_interval
 from dinov2.errors import DataError
 
 
 def uniforms(seed, numbers, count):
-    return unit_interval(hash_keys(seed, "test", numbers[:, None], np.arange(count)))
+    return to_unit_interval(hash_keys(seed, "test", numbers[:, None], np.arange(count)))
 
 
 def test_hashes_are_the_same_in_every_process_and_version():
@@ -46,7 +46,7 @@ def test_uniforms_of_neighbouring_numbers_are_uncorrelated():
 
 
 def test_the_unit_interval_excludes_one():
-    assert unit_interval(np.array([2**64 - 1], dtype=np.uint64))[0] < 1
+    assert to_unit_interval(np.array([2**64 - 1], dtype=np.uint64))[0] < 1
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 17, 100, 1000, 4097])

@@ -13,7 +13,8 @@ from dinov2.encode.store import merge as merging
 from dinov2.encode.store import open_features
 from dinov2.encode.store.merge import begin, complete_output, finish
 from dinov2.encode.store.shards import PatchFile, Shard, ShardFolder, differences, disk_full_as_error
-from dinov2.encode.store.tables import FORMATS, StoredTable, format_from_suffix, write_table
+from dinov2.encode.store.tables import TABLE_FORMATS as ALL_FORMATS
+from dinov2.encode.store.tables import StoredTable, format_from_suffix, write_table
 from dinov2.errors import ConfigError, DataError, DinoError
 from tests.runs import NEEDS_PYARROW, TABLE_FORMATS
 
@@ -85,7 +86,7 @@ def test_every_format_gives_back_what_went_in_as_one_file_and_as_a_folder(tmp_pa
 
 def test_the_files_are_what_other_programs_expect(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
-    for kind in FORMATS:
+    for kind in ALL_FORMATS:
         write_table(tmp_path / f"t.{kind}", [columns(0, 4), columns(4, 5)], kind, notes={"model": "m"})
     table = parquet.read_table(tmp_path / "t.parquet").to_pydict()
     assert table["path"] == list(NAMES)

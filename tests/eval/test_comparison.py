@@ -9,7 +9,7 @@ import torch
 from dinov2.errors import DataError
 from dinov2.eval.figures import compare
 from dinov2.eval.metrics import bootstrap_interval, holm, mcnemar_p_value
-from dinov2.eval.outcome import Outcome
+from dinov2.eval.outcome import EvaluationOutcome
 
 
 def some_hits(n: int, share: float, seed: int) -> torch.Tensor:
@@ -30,7 +30,7 @@ def records(hit: torch.Tensor, indices: list[int] | None = None):
     """Of a classifier that says 0 of everything, with targets that make these hits."""
     probabilities = torch.tensor([[1.0, 0.0]]).expand(len(hit), 2)
     numbers = torch.tensor(indices if indices is not None else range(len(hit)))
-    return Outcome(probabilities, (~hit).long(), ("a", "b"), numbers).records()
+    return EvaluationOutcome(probabilities, (~hit).long(), ("a", "b"), numbers).records()
 
 
 def test_a_difference_is_that_of_pairs_resampled_together():

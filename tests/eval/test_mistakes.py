@@ -2,9 +2,9 @@
 
 import torch
 
-from dinov2.eval.outcome import Outcome, class_recalls, confused_pairs, confusion, worst_mistakes
+from dinov2.eval.outcome import EvaluationOutcome, class_recalls, confused_pairs, confusion, worst_mistakes
 
-ANSWERS = Outcome(
+ANSWERS = EvaluationOutcome(
     probabilities=torch.tensor(
         [
             [0.8, 0.1, 0.1],  # ant, right
@@ -40,5 +40,5 @@ def test_the_worst_mistakes_are_those_that_were_sure():
 
 
 def test_a_faultless_classifier_has_no_mistakes():
-    perfect = Outcome(torch.eye(3), torch.arange(3), ("ant", "bee", "cat"), torch.arange(3))
+    perfect = EvaluationOutcome(torch.eye(3), torch.arange(3), ("ant", "bee", "cat"), torch.arange(3))
     assert worst_mistakes(perfect) == [] and confused_pairs(perfect) == []

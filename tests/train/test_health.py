@@ -11,7 +11,7 @@ from dinov2.engine.metrics import read_metrics
 from dinov2.engine.run_folder import RunFolder
 from dinov2.loss.sinkhorn import sinkhorn_knopp
 from dinov2.train.monitoring import health_is_due, training_health
-from dinov2.train.setup import batches, build
+from dinov2.train.setup import batches, build_training
 from dinov2.train.train import train
 from tests.train.ssl_golden import HYPER as ANY_HYPER
 from tests.train.tiny_run import tiny_config
@@ -51,7 +51,7 @@ def test_a_training_that_is_watched_equals_one_that_is_not_bit_for_bit(tmp_path,
 
 
 def test_measures_are_those_of_the_teachers_tokens_and_assignments(tmp_path):
-    training = build(tiny_config(*PATCHES_TOO), RunFolder(tmp_path))
+    training = build_training(tiny_config(*PATCHES_TOO), RunFolder(tmp_path))
     batch = next(iter(batches(training)))
     health = health_of(training_health(training, batch, HYPER))
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_measures_are_those_of_the_teachers_tokens_and_assignments(tmp_path):
 
 
 def test_identical_images_are_duplicates_at_no_distance(tmp_path):
-    training = build(tiny_config(), RunFolder(tmp_path))
+    training = build_training(tiny_config(), RunFolder(tmp_path))
     batch = next(iter(batches(training)))
     batch.global_crops.copy_(batch.global_crops[:1].expand_as(batch.global_crops))
     health = health_of(training_health(training, batch, HYPER))
@@ -73,7 +73,7 @@ def test_identical_images_are_duplicates_at_no_distance(tmp_path):
 
 
 def test_a_network_that_is_not_finite_has_no_health_and_stops_nobody(tmp_path):
-    training = build(tiny_config(), RunFolder(tmp_path))
+    training = build_training(tiny_config(), RunFolder(tmp_path))
     batch = next(iter(batches(training)))
     training.objective.teacher["backbone"].cls_token.data.fill_(torch.nan)
     assert training_health(training, batch, HYPER) == {}
@@ -84,13 +84,15 @@ def without_masks(batch):
 
 
 def test_without_masked_patches_there_are_no_figures_of_patches_assignments(tmp_path):
-    training = build(tiny_config(*PATCHES_TOO), RunFolder(tmp_path))
+    training = build_training(tiny_config(*PATCHES_TOO), RunFolder(tmp_path))
     health = health_of(training_health(training, without_masks(next(iter(batches(training)))), HYPER))
     assert "teacher_entropy" in health and "patch_teacher_entropy" not in health
 
 
 def test_without_the_dino_term_patches_alone_are_judged(tmp_path):
-    training = build(tiny_config("dino.loss_weight=0", "ibot.separate_head=true", *PATCHES_TOO), RunFolder(tmp_path))
+    training = build_training(
+        tiny_config("dino.loss_weight=0", "ibot.separate_head=true", *PATCHES_TOO), RunFolder(tmp_path)
+    )
     health = health_of(training_health(training, next(iter(batches(training))), HYPER))
     assert "teacher_entropy" not in health and "patch_teacher_entropy" in health
 

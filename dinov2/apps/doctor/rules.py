@@ -18,7 +18,7 @@ import dinov2.apps.doctor.remedies as remedies
 from dinov2.analysis.patch_maps import HIGH_NORM_FACTOR
 from dinov2.apps.doctor.findings import Finding, fine, note, problem
 from dinov2.apps.doctor.remedies import HIGH_LR
-from dinov2.apps.doctor.run_log import RunLog, Series
+from dinov2.apps.doctor.run_log import MetricSeries, RunLog
 from dinov2.apps.doctor.signs import Signs, finite, first_value, recent, trend, wavering
 from dinov2.configs import Config
 from dinov2.engine.schedules import CosineScheduler, total_steps
@@ -295,7 +295,7 @@ def _no_transfer(log: RunLog, signs: Signs) -> _Verdict | None:
     return _Verdict("no_transfer", problem("accuracy", says, remedies.harder_task(log.cfg), **facts))
 
 
-def _fault_of_accuracy(log: RunLog, signs: Signs, name: str, curve: Series) -> str:
+def _fault_of_accuracy(log: RunLog, signs: Signs, name: str, curve: MetricSeries) -> str:
     """Sign in a curve of accuracy that training was of no use, in a few words; "" for none."""
     values = [value for _, value in curve]
     start, last, best = values[0], values[-1], max(values)
@@ -439,7 +439,7 @@ def _is_young(signs: Signs) -> bool:
     return signs.total is not None and signs.done < 0.5 * signs.total
 
 
-def _gradients(log: RunLog) -> list[tuple[str, Series]]:
+def _gradients(log: RunLog) -> list[tuple[str, MetricSeries]]:
     """Gradient norms by the part of the model that they belong to."""
     keys = sorted({key for row in log.rows for key in row if key.startswith("grad_norm_")})
     return [(key.removeprefix("grad_norm_").replace("_", " "), log.series(key)) for key in keys]

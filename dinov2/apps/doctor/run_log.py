@@ -20,9 +20,9 @@ from dinov2.errors import DataError, DinoError
 from dinov2.file_lock import is_held
 from dinov2.whole_files import read_json
 
-__all__ = ["RunLog", "Series", "read_run_log"]
+__all__ = ["MetricSeries", "RunLog", "read_run_log"]
 
-Series = list[tuple[int, float]]
+MetricSeries = list[tuple[int, float]]
 """(iteration, value), in order; values that were not finite are NaN."""
 
 _RELEASE_CHECKPOINT = re.compile(r"model_(\d+)\.rank_0\.pth")
@@ -46,7 +46,7 @@ class RunLog:
     """Images that could not be read."""
     checkpoints: list[int] = field(default_factory=list)
     """Steps done at each complete checkpoint that is still there."""
-    accuracies: dict[str, Series] = field(default_factory=dict)
+    accuracies: dict[str, MetricSeries] = field(default_factory=dict)
     """Evaluations on the way by name, in per cent, in order."""
     baselines: dict[str, float] = field(default_factory=dict)
     """k-NN accuracies to beat, in per cent, where `summary.json` has them: `raw_pixels`, `untrained`."""
@@ -59,7 +59,7 @@ class RunLog:
     paused: bool = False
     """Whether that process was told to stop (a signal, Ctrl-Z) and waits to be continued."""
 
-    def series(self, key: str) -> Series:
+    def series(self, key: str) -> MetricSeries:
         """The values of a key in the rows that have it."""
         return [(int(row["iteration"]), _number(row[key])) for row in self.rows if key in row]
 
@@ -157,8 +157,8 @@ def _unreadable(file: Path) -> int:
         return 0
 
 
-def _accuracies(folder: Path) -> dict[str, Series]:
-    curves: dict[str, Series] = {}
+def _accuracies(folder: Path) -> dict[str, MetricSeries]:
+    curves: dict[str, MetricSeries] = {}
     with suppress(*_UNUSABLE):
         points = read_json(folder / "knn_curve.json", list)
         curves["k-NN top-1"] = [(int(point["iteration"]), _number(point["top1"])) for point in points]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean, median
 
-from dinov2.apps.doctor.run_log import RunLog, Series
+from dinov2.apps.doctor.run_log import MetricSeries, RunLog
 from dinov2.configs import Config
 from dinov2.engine.schedules import scaled_lr, total_steps
 from dinov2.errors import DinoError
@@ -58,19 +58,19 @@ class Signs:
     """The term that is judged: DINO, or iBOT where there is none."""
     ln_k: float | None = None
     """Natural logarithm of the number of prototypes: the cross-entropy with a uniform teacher."""
-    cross_entropy: Series = field(default_factory=list)
-    entropy: Series = field(default_factory=list)
+    cross_entropy: MetricSeries = field(default_factory=list)
+    entropy: MetricSeries = field(default_factory=list)
     """Mean entropy of the teacher's assignments."""
-    marginal: Series = field(default_factory=list)
+    marginal: MetricSeries = field(default_factory=list)
     """Entropy of their mean over the batch."""
-    message: Series = field(default_factory=list)
-    known: Series = field(default_factory=list)
-    koleo: Series = field(default_factory=list)
+    message: MetricSeries = field(default_factory=list)
+    known: MetricSeries = field(default_factory=list)
+    koleo: MetricSeries = field(default_factory=list)
     """-log of the distance to the nearest class token, a crop's mean."""
-    waiting: Series = field(default_factory=list)
+    waiting: MetricSeries = field(default_factory=list)
     """Share of the time spent waiting for data."""
     peak_lr: float | None = None
-    teacher_temp: Series = field(default_factory=list)
+    teacher_temp: MetricSeries = field(default_factory=list)
 
 
 def read_signs(log: RunLog) -> Signs:
@@ -111,7 +111,7 @@ def read_signs(log: RunLog) -> Signs:
     )
 
 
-def recent(series: Series) -> float:
+def recent(series: MetricSeries) -> float:
     """Median of the finite values in the last quarter of the iterations of a series; NaN for none."""
     if not series:
         return math.nan
@@ -120,17 +120,17 @@ def recent(series: Series) -> float:
     return median(values) if values else math.nan
 
 
-def finite(series: Series) -> Series:
+def finite(series: MetricSeries) -> MetricSeries:
     """The finite values of a series."""
     return [(iteration, value) for iteration, value in series if math.isfinite(value)]
 
 
-def first_value(series: Series) -> float:
+def first_value(series: MetricSeries) -> float:
     """The first finite value of a series; NaN for none."""
     return next((value for _, value in series if math.isfinite(value)), math.nan)
 
 
-def wavering(series: Series) -> float:
+def wavering(series: MetricSeries) -> float:
     """Mean change from value to value, without what the series gains or loses in all; NaN for none."""
     values = [value for _, value in series if math.isfinite(value)]
     if len(values) < 4:
@@ -139,7 +139,7 @@ def wavering(series: Series) -> float:
     return (travelled - abs(values[-1] - values[0])) / (len(values) - 1)
 
 
-def trend(series: Series, *, start: int = 0) -> _Trend | None:
+def trend(series: MetricSeries, *, start: int = 0) -> _Trend | None:
     """The two halves of the finite values from iteration `start` on; None where a half has fewer than four."""
     values = [value for i, value in series if i >= start and math.isfinite(value)]
     half = len(values) // 2
@@ -154,7 +154,9 @@ def _squared_error(values: Sequence[float]) -> float:
     return sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
 
 
-def _known(cross_entropy: Series, marginal: Series, message: Series, ln_k: float | None, batch: int) -> Series:
+def _known(
+    cross_entropy: MetricSeries, marginal: MetricSeries, message: MetricSeries, ln_k: float | None, batch: int
+) -> MetricSeries:
     """Guessing less cross-entropy; guessing is that of the last row with health, and ln K without health."""
     if not marginal:
         return [(i, ln_k - value) for i, value in cross_entropy] if ln_k is not None else []
@@ -174,7 +176,7 @@ def _known(cross_entropy: Series, marginal: Series, message: Series, ln_k: float
     return known
 
 
-def _combined(left: Series, right: Series, combine: Callable[[float, float], float]) -> Series:
+def _combined(left: MetricSeries, right: MetricSeries, combine: Callable[[float, float], float]) -> MetricSeries:
     """`combine` of both values where both series have the iteration."""
     others = dict(right)
     return [(i, combine(value, others[i])) for i, value in left if i in others]

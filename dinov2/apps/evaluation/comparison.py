@@ -25,7 +25,7 @@ from dinov2.engine.progress import peak_memory
 from dinov2.errors import ConfigError
 from dinov2.eval.figures import Comparison, SampleRecords, classification_figures, compare
 from dinov2.eval.metrics import Estimate, holm
-from dinov2.eval.outcome import Outcome, class_recalls
+from dinov2.eval.outcome import EvaluationOutcome, class_recalls
 from dinov2.eval.result import SCHEMA, Result, environment, now
 from dinov2.eval.retrieval import evaluate_retrieval, truth_by_class
 from dinov2.whole_files import write_json
@@ -64,7 +64,7 @@ class MethodResult:
     rows: list[Result]
     setting: str
     """The setting that the model is compared with, such as `k=20`."""
-    outcome: Outcome
+    outcome: EvaluationOutcome
     """The answers with that setting."""
     records: SampleRecords
     figures: dict[str, Estimate]

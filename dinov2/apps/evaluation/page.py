@@ -11,13 +11,13 @@ from dinov2.apps.evaluation.comparison import ACCURACIES, CALIBRATION, Compariso
 from dinov2.apps.evaluation.comparison import RESULTS_FILE as EVALUATION_FILE
 from dinov2.apps.evaluation.datasets import LabelledDataset
 from dinov2.apps.evaluation.extractors import FeatureExtractor
-from dinov2.apps.evaluation.retrieval import RESULTS_FILE, SHOWN_PROTOCOL, Ranked, RetrievalReport
+from dinov2.apps.evaluation.retrieval import RETRIEVAL_RESULTS_FILE, SHOWN_PROTOCOL, Ranked, RetrievalReport
 from dinov2.encode.stream import Features
 from dinov2.errors import DataError
 from dinov2.eval.figures import confidence_bins
 from dinov2.eval.knn.search import nearest_neighbours
 from dinov2.eval.metrics import Estimate
-from dinov2.eval.outcome import Mistake, Outcome, class_recalls, confused_pairs, confusion, worst_mistakes
+from dinov2.eval.outcome import EvaluationOutcome, Mistake, class_recalls, confused_pairs, confusion, worst_mistakes
 from dinov2.eval.result import environment
 from dinov2.eval.retrieval import Ranking, average_precision, rank_gallery
 from dinov2.report.evaluation import (
@@ -39,7 +39,7 @@ __all__ = [
 
 _PAGE_FILE = Path(EVALUATION_FILE).with_suffix(".html").name
 
-_RETRIEVAL_PAGE_FILE = Path(RESULTS_FILE).with_suffix(".html").name
+_RETRIEVAL_PAGE_FILE = Path(RETRIEVAL_RESULTS_FILE).with_suffix(".html").name
 
 _MOST_MISTAKES = 16
 _LARGEST_MATRIX = 40  # classes
@@ -250,7 +250,7 @@ def _picture(images: LabelledDataset, index: int) -> tuple[bytes | None, str]:
     return jpeg, os.path.basename(images.images.path_of(index))
 
 
-def _answer(outcome: Outcome, index: int) -> str:
+def _answer(outcome: EvaluationOutcome, index: int) -> str:
     """Prediction of another model for the image."""
     rows = (outcome.indices == index).nonzero()
     if not len(rows):

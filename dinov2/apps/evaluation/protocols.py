@@ -24,7 +24,7 @@ from dinov2.eval.knn.evaluate import KnnSettings, evaluate_knn, evaluate_knn_out
 from dinov2.eval.knn.release import write_knn_results
 from dinov2.eval.linear import TokenColumns, evaluate_linear
 from dinov2.eval.log_regression import C_GRID, DEFAULT_MAX_ITER, evaluate_log_regression
-from dinov2.eval.log_regression.estimator import Backend
+from dinov2.eval.log_regression.estimator import SolverBackend
 from dinov2.eval.log_regression.evaluate import SelectOn
 from dinov2.eval.outcome import Evaluation
 from dinov2.eval.result import Result, write_results
@@ -72,7 +72,7 @@ def _log_regression(
     max_iter: int = DEFAULT_MAX_ITER,
     dtype: str = "float32",
     device: torch.device | None = None,
-    backend: Backend = "torch",
+    backend: SolverBackend = "torch",
 ) -> Evaluation:
     train, val = context.features(extractor)
     return evaluate_log_regression(
@@ -162,7 +162,7 @@ def log_regression(
     max_iter: int = DEFAULT_MAX_ITER,
     dtype: str = "float32",
     fit_device: str | None = None,
-    backend: Backend = "torch",
+    backend: SolverBackend = "torch",
 ) -> EvaluationReport:
     """Fit class tokens and write `results_eval_log_regression.json`, the whole curve of C with it.
 

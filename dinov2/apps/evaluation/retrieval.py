@@ -27,9 +27,9 @@ from dinov2.eval.result import Result, write_results
 from dinov2.eval.retrieval import QueryTruth, evaluate_retrieval, truth_by_class
 from dinov2.eval.revisited import RevisitedQuery, RevisitedTruth, evaluate_revisited, read_revisited, write_revisited
 
-__all__ = ["RESULTS_FILE", "SHOWN_PROTOCOL", "Ranked", "RetrievalReport", "retrieval", "retrieval_plan"]
+__all__ = ["RETRIEVAL_RESULTS_FILE", "SHOWN_PROTOCOL", "Ranked", "RetrievalReport", "retrieval", "retrieval_plan"]
 
-RESULTS_FILE = "results_eval_retrieval.json"
+RETRIEVAL_RESULTS_FILE = "results_eval_retrieval.json"
 _TRUTH_FILE = "ground_truth.json"
 
 SHOWN_PROTOCOL = "medium"
@@ -111,7 +111,7 @@ def retrieval(
             [*query_features.unreadable, *(() if is_same else gallery_features.unreadable)],
         )
         if is_main_process():
-            write_results(context.folder / RESULTS_FILE, report.rows)
+            write_results(context.folder / RETRIEVAL_RESULTS_FILE, report.rows)
             if revisited is not None:
                 write_revisited(revisited, context.folder / _TRUTH_FILE)
     return report

@@ -21,7 +21,7 @@ from dinov2.checkpoints.adapters.timm import from_timm, to_timm
 
 __all__ = [
     "Converted",
-    "Layout",
+    "KeyLayout",
     "flat_key",
     "from_original",
     "layout_of",
@@ -30,7 +30,7 @@ __all__ = [
     "to_original",
 ]
 
-Layout = Literal["original", "hf", "timm"]
+KeyLayout = Literal["original", "hf", "timm"]
 """Whose names the keys are."""
 
 _ORDER = ["norm1", "attn.qkv", "attn.proj", "ls1", "norm2", "mlp.fc1", "mlp.fc2", "mlp.w12", "mlp.w3", "ls2"]
@@ -48,7 +48,7 @@ class Converted(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def layout_of(state: Mapping[str, Tensor]) -> Layout | None:
+def layout_of(state: Mapping[str, Tensor]) -> KeyLayout | None:
     """Whose names the bare keys of a backbone are; None for a model of another kind."""
     names = {without_prefix(key) for key in state}
     if "embeddings.patch_embeddings.projection.weight" in names and "encoder.layer.0.layer_scale1.lambda1" in names:
@@ -59,7 +59,7 @@ def layout_of(state: Mapping[str, Tensor]) -> Layout | None:
     return "timm" if "reg_token" in names or "mask_token" not in names else "original"
 
 
-def to_original(state: Mapping[str, Tensor], layout: Layout) -> Converted:
+def to_original(state: Mapping[str, Tensor], layout: KeyLayout) -> Converted:
     """The tensors of a backbone in `layout` under the release's flat keys, in the release's order."""
     match layout:
         case "hf":
@@ -71,7 +71,7 @@ def to_original(state: Mapping[str, Tensor], layout: Layout) -> Converted:
     return Converted(release_order(converted.state), converted.notes)
 
 
-def from_original(state: Mapping[str, Tensor], layout: Layout) -> Converted:
+def from_original(state: Mapping[str, Tensor], layout: KeyLayout) -> Converted:
     """Backbone tensors under the release's keys in another `layout`; values that the release leaves out are filled in.
 
     Raises `WeightsError` for a model that the other side has no name for.

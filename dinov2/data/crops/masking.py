@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dinov2.data.crops.config import AugmentationConfig
-from dinov2.data.stream import hash_keys, permute, unit_interval
+from dinov2.data.stream import hash_keys, permute, to_unit_interval
 
 __all__ = ["MaskingGenerator", "sample_masks"]
 
@@ -116,7 +116,7 @@ def sample_masks(
     crops = np.arange(2)[:, None]  # [2, 1]
     key = int(hash_keys(seed, "mask rung", step))  # an old name, which keeps the masks of earlier runs
     mask_ratio_bins = permute(crops * global_batch + slots, n_crops, key=key)  # [2, B]
-    within = unit_interval(hash_keys(seed, "mask ratio", sample_numbers, crops))
+    within = to_unit_interval(hash_keys(seed, "mask ratio", sample_numbers, crops))
     ratios = low + (high - low) * (mask_ratio_bins + within) / max(n_masked, 1)
     height, width = config.grid
     counts = np.where(mask_ratio_bins < n_masked, (height * width * ratios).astype(np.int64), 0).reshape(-1)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2.data.crops.config import AugmentationConfig
-from dinov2.data.stream import hash_keys, unit_interval
+from dinov2.data.stream import hash_keys, to_unit_interval
 
 __all__ = ["CONTRAST", "HUE", "SATURATION", "CropParameters", "draw_crop_parameters"]
 
@@ -61,7 +61,7 @@ def draw_crop_parameters(
     n_crops = len(config.scale_by_crop)
     crops = np.arange(n_crops)[:, None]
     keys = hash_keys(seed, "crop", np.asarray(sample_numbers), crops)  # [K, B]
-    draws = np.moveaxis(unit_interval(hash_keys(keys[..., None], np.arange(_N_DRAWS))), -1, 0)  # [draw, K, B]
+    draws = np.moveaxis(to_unit_interval(hash_keys(keys[..., None], np.arange(_N_DRAWS))), -1, 0)  # [draw, K, B]
     scale_low, scale_high = (np.array(bounds)[:, None] for bounds in zip(*config.scale_by_crop, strict=True))
     top, left, height, width = _draw_boxes(draws[13:], draws[0], draws[1], scale_low, scale_high, heights, widths)
 

@@ -23,7 +23,7 @@ from dinov2.errors import DataError, DinoError, MissingDependency
 from dinov2.whole_files import utf8_path
 
 __all__ = [
-    "FORMATS",
+    "TABLE_FORMATS",
     "StoredTable",
     "TableFormat",
     "format_from_suffix",
@@ -35,7 +35,7 @@ __all__ = [
 TableFormat = Literal["parquet", "npz", "npy"]
 """Format of a table; also the suffix of its file."""
 
-FORMATS: tuple[TableFormat, ...] = ("parquet", "npz", "npy")
+TABLE_FORMATS: tuple[TableFormat, ...] = ("parquet", "npz", "npy")
 """All formats."""
 
 _Table = Mapping[str, np.ndarray]
@@ -48,7 +48,7 @@ class _Writable(Protocol):
 def format_from_suffix(path: Path | str) -> TableFormat | None:
     """The format that a file's suffix stands for, or None."""
     suffix = Path(path).suffix.lower().removeprefix(".")
-    return next((name for name in FORMATS if name == suffix), None)
+    return next((name for name in TABLE_FORMATS if name == suffix), None)
 
 
 def table_files(path: Path, columns: Sequence[str], table_format: TableFormat) -> dict[str, Path]:
@@ -86,7 +86,7 @@ class StoredTable(Mapping[str, np.ndarray]):
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.format = self.path.suffix.lower().removeprefix(".")
-        if self.format not in (*FORMATS, "safetensors"):
+        if self.format not in (*TABLE_FORMATS, "safetensors"):
             raise DataError(f"{path} holds no features; expected a .parquet, .npz or .npy file, or a folder of them")
         with self._naming_the_file():
             self._names = self._list_columns()

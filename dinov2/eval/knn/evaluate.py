@@ -16,15 +16,15 @@ from torch import Tensor
 from dinov2 import distributed
 from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError
-from dinov2.eval.classes import Classification, few_shot_rows, match_classes
-from dinov2.eval.knn.search import Backend, nearest_neighbours
+from dinov2.eval.classes import ClassPredictions, few_shot_rows, match_classes
+from dinov2.eval.knn.search import SearchBackend, nearest_neighbours
 from dinov2.eval.outcome import Evaluation
 from dinov2.eval.result import Result
 from dinov2.eval.scoring import Provenance, Ranks, figures_from_ranks, image_ranks, rows_from_tries
 
 __all__ = ["KnnSettings", "evaluate_knn", "evaluate_knn_outcome", "soft_vote"]
 
-_SEARCHES: dict[str, Backend] = {"exact": "torch", "faiss": "faiss", "faiss-ivf": "faiss-ivf"}
+_SEARCHES: dict[str, SearchBackend] = {"exact": "torch", "faiss": "faiss", "faiss-ivf": "faiss-ivf"}
 """Ways to search, and the backend of `nearest_neighbours` that each is."""
 
 _CHECKED_QUERIES = 100
@@ -157,7 +157,7 @@ class _Try(NamedTuple):
 
 
 def _classify(
-    task: Classification,
+    task: ClassPredictions,
     settings: KnnSettings,
     n_per_class: int,
     seed: int | None,
@@ -212,7 +212,7 @@ def _search_recall(queries: Tensor, train: Tensor, indices: Tensor, device: torc
 def _vote(
     similarities: Tensor,  # [q, K]
     labels: Tensor,  # int64 [q, K]
-    task: Classification,
+    task: ClassPredictions,
     share: slice,
     ks: Sequence[int],
     temperature: float,
@@ -239,7 +239,7 @@ def _vote(
 
 
 def _rows(
-    task: Classification,
+    task: ClassPredictions,
     settings: KnnSettings,
     tries: Sequence[_Try],
     n_per_class: int,

@@ -22,14 +22,14 @@ from torch.nn.functional import normalize, pad
 from dinov2.encode.tokens import require_finite
 from dinov2.engine.parallel import choose_precision
 from dinov2.errors import ConfigError, DataError
-from dinov2.layers.kernels import linear, onednn_is_faster
+from dinov2.layers.kernels import fast_linear, onednn_is_faster
 
-__all__ = ["PRODUCTS", "Backend", "QuantisedProduct", "merge_neighbours", "nearest_neighbours"]
+__all__ = ["PRODUCTS", "QuantisedProduct", "SearchBackend", "merge_neighbours", "nearest_neighbours"]
 
 _GROUP = 64
 """Training rows whose largest score is compared first."""
 
-Backend = Literal["torch", "faiss", "faiss-ivf"]
+SearchBackend = Literal["torch", "faiss", "faiss-ivf"]
 
 _LARGEST_SAMPLE = 8192
 _SMALLEST_BFLOAT16_SEARCH = 2e11  # multiplications; below, rounding the rows takes longer than it saves
@@ -50,7 +50,7 @@ def nearest_neighbours(
     query_block: int | None = None,
     train_block: int | None = None,
     product: str = "auto",
-    backend: Backend = "torch",
+    backend: SearchBackend = "torch",
 ) -> tuple[Tensor, Tensor]:  # float32 [Q, k], int64 [Q, k]
     """Similarities, descending, and training rows of the k nearest neighbours of each query, on the CPU.
 
@@ -132,7 +132,7 @@ class QuantisedProduct:
         if self.dtype is not torch.float32:
             return torch.mm(queries, train.T)
         if queries.device.type == "cpu" and onednn_is_faster():
-            return linear(queries, train, None)
+            return fast_linear(queries, train, None)
         return torch.mm(queries, train.T, out=out)
 
     def threshold(

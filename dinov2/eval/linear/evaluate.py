@@ -19,10 +19,10 @@ from dinov2.encode.stream import Features
 from dinov2.encode.tokens import require_finite
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.classes import Answers, Classification, class_numbers, match_classes
+from dinov2.eval.classes import Answers, ClassPredictions, class_numbers, match_classes
 from dinov2.eval.linear.heads import PRESETS, LinearHeads, LinearSettings, TokenColumns, head_table
 from dinov2.eval.linear.training import Batches, cached_batches, train_heads
-from dinov2.eval.outcome import Evaluation, Outcome
+from dinov2.eval.outcome import Evaluation, EvaluationOutcome
 from dinov2.eval.result import Result
 from dinov2.eval.scoring import Provenance, score_answers
 from dinov2.eval.selection import require_metric, require_trainable, selection_accuracy, stratified_split
@@ -238,17 +238,17 @@ def evaluate_head(
 def _score_head(
     heads: LinearHeads,
     number: int,
-    sets: Sequence[tuple[str, Classification]],
+    sets: Sequence[tuple[str, ClassPredictions]],
     *,
     settings: Mapping[str, object],
     notes: Sequence[str],
     seed: int,
     started: float,
     provenance: Provenance | None,
-) -> tuple[list[Result], dict[str, Outcome]]:
+) -> tuple[list[Result], dict[str, EvaluationOutcome]]:
     """Rows and outcomes of one head on the validation set, which has no name here, and on further sets."""
     rows: list[Result] = []
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, EvaluationOutcome] = {}
     head = heads.table[number].name
     for name, task in sets:
         of_set: Provenance = {**(provenance or {}), "dataset": name} if name else provenance or {}
@@ -282,7 +282,7 @@ class _Selection(NamedTuple):
 
 
 def _selection(
-    task: Classification, train: Features, select_on: str, live: LiveBatches | None, seed: int
+    task: ClassPredictions, train: Features, select_on: str, live: LiveBatches | None, seed: int
 ) -> tuple[_Selection, Tensor]:  # and int64 [F]: the rows to train on
     everything = torch.arange(len(task.train_classes))
     if select_on == "val":
@@ -298,7 +298,7 @@ def _selection(
     return _Selection(name, task.train_features[rows], task.train_classes[rows], None, len(rows)), fitted
 
 
-def _reported(task: Classification) -> _Selection:
+def _reported(task: ClassPredictions) -> _Selection:
     return _Selection("reported set", task.val_features, task.answers.targets, task.answers)
 
 

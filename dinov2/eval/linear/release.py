@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dinov2 import distributed
 from dinov2.eval.linear.heads import LEARNING_RATES
-from dinov2.eval.selection import METRICS
+from dinov2.eval.selection import SELECTION_METRICS
 from dinov2.eval.setup import evaluation_parser
 
 __all__ = ["LinearClassifier", "LinearPostprocessor", "create_linear_input", "get_args_parser", "scale_lr"]
@@ -81,11 +81,11 @@ def get_args_parser(
     add("--eval-period-iterations", type=int, default=1250, help="iterations between two evaluations")
     add("--learning-rates", nargs="+", type=float, default=list(LEARNING_RATES), help="rates for a batch of 256")
     add("--no-resume", action="store_true", help="start afresh where a checkpoint exists")
-    add("--val-metric-type", default="mean_accuracy", choices=METRICS, help="what heads are chosen by")
+    add("--val-metric-type", default="mean_accuracy", choices=SELECTION_METRICS, help="what heads are chosen by")
     add(
         "--test-metric-types",
         nargs="+",
-        choices=METRICS,
+        choices=SELECTION_METRICS,
         help="accepted, one for each test set; every figure is reported of every set",
     )
     add("--classifier-fpath", help="file of a head to score without training")

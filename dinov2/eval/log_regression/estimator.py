@@ -16,9 +16,9 @@ from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError, MissingDependency
 from dinov2.eval.log_regression.solver import Axes, SoftmaxObjective, minimise
 
-__all__ = ["Backend", "Fitted", "fit_path"]
+__all__ = ["Fitted", "SolverBackend", "fit_path"]
 
-Backend = Literal["torch", "sklearn", "cuml"]
+SolverBackend = Literal["torch", "sklearn", "cuml"]
 """Whose solver fits: this package's, or that of an optional library."""
 
 # Columns of one product. On a CPU core 40 to 80 are fastest: with 10 classes 4 or 8 of the 45 C at a time take 0.65 of
@@ -58,7 +58,7 @@ def fit_path(
     dtype: torch.dtype = torch.float32,
     at_once: int | None = None,
     start: Fitted | None = None,
-    backend: Backend = "torch",
+    backend: SolverBackend = "torch",
 ) -> list[Fitted]:
     """One solution for each of `Cs`, in their order; computed on the features' device.
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from dinov2.encode.stream import Features
 from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.classes import Classification, match_classes
-from dinov2.eval.log_regression.estimator import Backend, Fitted, fit_path
+from dinov2.eval.classes import ClassPredictions, match_classes
+from dinov2.eval.log_regression.estimator import Fitted, SolverBackend, fit_path
 from dinov2.eval.outcome import Evaluation
 from dinov2.eval.scoring import Provenance, score_answers
 from dinov2.eval.selection import (
@@ -74,7 +74,7 @@ def evaluate_log_regression(
     dtype: torch.dtype = torch.float32,
     at_once: int | None = None,
     device: torch.device | str | None = None,
-    backend: Backend = "torch",
+    backend: SolverBackend = "torch",
     seed: int = 0,
     provenance: Provenance | None = None,
 ) -> Evaluation:
@@ -158,7 +158,7 @@ def evaluate_log_regression(
 
 
 def _choice(
-    task: Classification,
+    task: ClassPredictions,
     train: Features,
     finetune: Features | None,
     select_on: SelectOn,

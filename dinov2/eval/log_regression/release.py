@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dinov2.eval.log_regression.estimator import fit_path
 from dinov2.eval.log_regression.evaluate import DEFAULT_MAX_ITER
-from dinov2.eval.selection import METRICS
+from dinov2.eval.selection import SELECTION_METRICS
 from dinov2.eval.setup import evaluation_parser
 
 __all__ = ["LogRegModule", "get_args_parser", "train_for_C"]
@@ -80,7 +80,7 @@ def get_args_parser(
     parser.add_argument(
         "--finetune-on-val", action="store_true", help="choose C on the images that are scored, which flatters"
     )
-    parser.add_argument("--metric-type", default="mean_accuracy", choices=METRICS, help="what C is chosen by")
+    parser.add_argument("--metric-type", default="mean_accuracy", choices=SELECTION_METRICS, help="what C is chosen by")
     parser.add_argument("--train-features-device", default="cpu", help="device that the fits run on")
     parser.add_argument(
         "--train-dtype", default="float64", choices=["float32", "float64"], help="number format of the products"

@@ -13,7 +13,15 @@ from torch.testing import assert_close
 
 from dinov2.layers import kernels
 from dinov2.layers.attention import Attention
-from dinov2.layers.kernels import add_scaled, fuses_mlp, fuses_swiglu, is_untouched, linear, patch_products, project
+from dinov2.layers.kernels import (
+    add_scaled,
+    fast_linear,
+    fuses_mlp,
+    fuses_swiglu,
+    is_untouched,
+    patch_products,
+    project,
+)
 from dinov2.layers.mlp import Mlp
 from dinov2.layers.swiglu_ffn import SwiGLUFFN
 
@@ -60,19 +68,19 @@ def test_products_without_gradients_equal_torch_s(shape, has_bias, dtype, tolera
     x, layer = torch.randn(shape).to(dtype), nn.Linear(8, 16, bias=has_bias).to(dtype)
     expected = F.linear(x, layer.weight, layer.bias).detach()
     with torch.no_grad():
-        assert_close(linear(x, layer.weight, layer.bias), expected, atol=tolerance, rtol=tolerance)
+        assert_close(fast_linear(x, layer.weight, layer.bias), expected, atol=tolerance, rtol=tolerance)
         assert_close(project(layer, x), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_strided_inputs_are_taken():
     x, weight = torch.randn(8, 6, 4).transpose(0, 2)[:, ::2], torch.randn(16, 8)
     with torch.no_grad():
-        assert_close(linear(x, weight, None), F.linear(x, weight, None), atol=1e-5, rtol=1e-5)
+        assert_close(fast_linear(x, weight, None), F.linear(x, weight, None), atol=1e-5, rtol=1e-5)
 
 
 def test_with_gradients_torch_s_own_product_is_taken():
     x, weight, bias = torch.randn(3, 8), torch.randn(16, 8, requires_grad=True), torch.randn(16)
-    ours = linear(x, weight, bias)
+    ours = fast_linear(x, weight, bias)
     assert_close(ours, F.linear(x, weight, bias), atol=0, rtol=0)
     ours.sum().backward()
     assert weight.grad is not None
@@ -81,7 +89,7 @@ def test_with_gradients_torch_s_own_product_is_taken():
 def test_autocast_has_its_way():
     x, weight = torch.randn(3, 8), torch.randn(16, 8)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert linear(x, weight, None).dtype == torch.bfloat16
+        assert fast_linear(x, weight, None).dtype == torch.bfloat16
         assert Mlp(8, 16)(x).dtype == torch.bfloat16
 
 

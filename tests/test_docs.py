@@ -234,6 +234,8 @@ def test_continuous_integration_runs_the_commands_of_the_readme() -> None:
     targets = set(re.findall(r"\bmake ([a-z-]+)", script))
     assert {"setup", "test", "lint", "types", "test-all"} <= targets
     assert [target for target in targets if f"make {target}" not in readme] == []
+    folders = re.findall(r"\btests/[\w/]+", script)
+    assert folders and [folder for folder in folders if not (REPOSITORY / folder).is_dir()] == []
 
 
 def test_the_commands_without_make_are_those_of_the_makefile() -> None:
@@ -285,3 +287,14 @@ def test_other_installations_pass(line: str) -> None:
 )
 def test_a_documented_command_that_does_not_exist_is_refused(command: str) -> None:
     assert fault_of(command)
+
+
+def test_the_method_is_as_long_as_the_readme_says() -> None:
+    section = (
+        (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("## Read the code")[2].partition("\n## ")[0]
+    )
+    said = int(re.search(r"about ([\d,]+) lines", section)[1].replace(",", ""))  # type: ignore[index]
+    places = [REPOSITORY / place for place in re.findall(r"`(dinov2/[\w/.]+)`", section)]
+    files = [file for place in places for file in ([place] if place.is_file() else place.glob("*.py"))]
+    lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+    assert len(places) == 5 and abs(lines - said) <= 0.05 * said, lines

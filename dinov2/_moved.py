@@ -31,7 +31,7 @@ _LOAD_CONFIG = Instead("dinov2.configs.load_config(file, overrides) returns the 
 _WRAPPING = Instead("models are plain modules here; dinov2.engine.parallel chooses device and precision")
 _CLUSTER = Instead("no site is known here; give partition and output folder to dinov2/run/submit.py")
 _FIGURES = Instead("top_k_accuracy, mean_per_class_accuracy and real_accuracy of dinov2.eval.metrics are functions")
-_METERS = Instead("dinov2.logging.MetricsWriter writes figures and dinov2.engine.progress.Progress shows them")
+_METERS = Instead("dinov2.engine.metrics.MetricsWriter writes figures and dinov2.engine.progress.Progress shows them")
 _DECODERS = Instead("dinov2.data.decoding.decode_rgb(data) turns the bytes of a file into an RGB image")
 
 _TRANSFORMS = (

@@ -134,12 +134,12 @@ def test_weights_that_transformers_made_and_saved_give_the_same_tokens_here(tmp_
             parameter.add_(torch.randn_like(parameter) * 0.05)
     peer.save_pretrained(tmp_path / "m")
     opened = open_checkpoint(tmp_path / "m")
-    assert opened.layout == "hf" and opened.table["num_heads"] == 2  # which no tensor tells
-    model = BackboneConfig.from_table(opened.table).build().eval()
+    assert opened.layout == "hf" and opened.config.num_heads == 2  # which no tensor tells
+    model = opened.config.build().eval()
     load_into(model, opened.state)
     assert_same(all_tokens(model, images(2, *NATIVE)), tokens_of(peer, images(2, *NATIVE)))
     # The same tensors from memory, under the names that the library uses there.
-    again = BackboneConfig.from_table(opened.table).build().eval()
+    again = opened.config.build().eval()
     load_into(again, peer.state_dict())
     assert torch.equal(all_tokens(again, images(1, *NATIVE)), all_tokens(model, images(1, *NATIVE)))
 

@@ -36,9 +36,9 @@ TENSORS = "dinov2.engine.checkpoint:_write_tensors"
 COMPLETE = "dinov2.engine.checkpoint:CheckpointStore._complete"
 TEXT = "dinov2.engine.checkpoint:_write_synced"
 DROP = "dinov2.engine.checkpoint:CheckpointStore._drop_oldest"
-EXPORT = "dinov2.train.train:export_teacher"
-ROW = "dinov2.logging:MetricsWriter.write"
-CUT_BACK = "dinov2.logging:MetricsWriter.cut_back"
+EXPORT = "dinov2.train.train:_export_teacher"
+ROW = "dinov2.engine.metrics:MetricsWriter.write"
+CUT_BACK = "dinov2.engine.metrics:MetricsWriter.cut_back"
 
 BETWEEN_NETWORKS = Moment(((TEACHER, 5),))
 HALF_THE_TENSORS = Moment(((TENSORS, 2), ("os:fsync", 1)), "halfway")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dinov2.apps.evaluation.datasets import labelled
-from dinov2.apps.evaluation.extractors import RawPixels
+from dinov2.apps.evaluation.features import RawPixels
 from dinov2.apps.evaluation.protocols import knn_of_backbone
 from dinov2.apps.pictures import picture_evaluation
 from dinov2.apps.train import check_training, run_training, training_config

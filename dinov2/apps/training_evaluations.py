@@ -19,11 +19,11 @@ from dinov2.encode.stream import Features, extract_features
 from dinov2.engine.metrics import MetricsWriter
 from dinov2.engine.parallel import choose_precision
 from dinov2.errors import DataError
-from dinov2.eval.classes import match_classes
 from dinov2.eval.knn import evaluate_knn
 from dinov2.eval.linear import evaluate_linear
 from dinov2.eval.log_regression.estimator import fit_path
 from dinov2.eval.result import Result
+from dinov2.eval.scoring import match_classes
 from dinov2.eval.setup import eval_transform_for
 from dinov2.train.setup import Training
 from dinov2.train.train import Evaluate

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dinov2 import distributed
-from dinov2.data.datasets.base import ImageDataset
+from dinov2.data.datasets.base import ImageDataset, Subset
 from dinov2.data.datasets.imagenet_classes import infer_class_ids
-from dinov2.encode.scoring import Scoring
 from dinov2.encode.tokens import Tokens
 from dinov2.errors import ConfigError, DataError
 
@@ -30,6 +30,7 @@ __all__ = [
     "DecodedBatch",
     "EmbeddingSpec",
     "Features",
+    "Scoring",
     "decoded_batches",
     "encode_batch",
     "evaluating",
@@ -46,6 +47,44 @@ class _LabelledImages(Sized, Protocol):
     """A length, and `(image, target)` by index; the image is a tensor [C, H, W] unless a transform makes it one."""
 
     def __getitem__(self, index: int, /) -> tuple[object, int | None]: ...
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The rules of a test set; classes are counted as its labels count them."""
+
+    own_classes: bool = False
+    """Whether answers are chosen among the set's own classes alone."""
+    class_mapping: Tensor | None = None
+    """int64 [C_test]: the training label of each, where neither identifiers nor names shall tell; implies the above."""
+    label_sets: Tensor | None = None
+    """int64 [S, A], padded with -1: all labels of an image that are right; one without any is in no such figure."""
+    parts: tuple[tuple[str, int], ...] = ()
+    """(corruption, severity) of each part."""
+    part_numbers: Tensor | None = None
+    """int64 [S]: the part that an image belongs to."""
+
+    @classmethod
+    def of(cls, dataset: Any, images: Tensor) -> "Scoring | None":
+        """The rules of a data set for the images at these positions (int64 [S]); None for the usual ones."""
+        if isinstance(dataset, Subset):
+            return cls.of(dataset.dataset, torch.from_numpy(dataset.rows)[images])
+        own_classes = getattr(dataset, "class_mapping", None) is not None
+        label_sets, part_numbers = (_rows(dataset, name, images) for name in ("label_sets", "part_numbers"))
+        if not own_classes and label_sets is None and part_numbers is None:
+            return None
+        parts = tuple((str(name), int(severity)) for name, severity in getattr(dataset, "parts", ()))
+        return cls(own_classes, label_sets=label_sets, parts=parts, part_numbers=part_numbers)
+
+    def take(self, rows: Tensor) -> "Scoring":
+        """The rules for the given rows (int64 [R])."""
+        label_sets, part_numbers = (None if x is None else x[rows] for x in (self.label_sets, self.part_numbers))
+        return replace(self, label_sets=label_sets, part_numbers=part_numbers)
+
+
+def _rows(dataset: Any, name: str, images: Tensor) -> Tensor | None:
+    values = getattr(dataset, name, None)
+    return None if values is None else torch.as_tensor(np.asarray(values), dtype=torch.int64)[images]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from torch import Tensor
 from dinov2.encode.stream import Features
 from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.classes import ClassPredictions, match_classes
 from dinov2.eval.metrics import per_class_means, target_ranks
+from dinov2.eval.scoring import ClassPredictions, match_classes
 
 __all__ = [
     "SELECTION_METRICS",

@@ -9,7 +9,7 @@ import torch
 from dinov2.apps.evaluation import features
 from dinov2.apps.evaluation.context import EvalConfig
 from dinov2.apps.evaluation.datasets import labelled
-from dinov2.apps.evaluation.extractors import RawPixels
+from dinov2.apps.evaluation.features import RawPixels
 from dinov2.apps.evaluation.protocols import knn, knn_of_backbone
 from dinov2.checkpoints.files import save_teacher
 from dinov2.data.eval_transform import EvalTransform

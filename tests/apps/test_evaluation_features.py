@@ -10,8 +10,14 @@ from torch.testing import assert_close
 
 from dinov2.apps.evaluation.context import EvalConfig
 from dinov2.apps.evaluation.datasets import LabelledDataset, labelled, open_sets, split_rows
-from dinov2.apps.evaluation.extractors import feature_extractor, raw_pixels, untrained_extractor, with_size
-from dinov2.apps.evaluation.features import FeatureCache, cache_for
+from dinov2.apps.evaluation.features import (
+    FeatureCache,
+    cache_for,
+    feature_extractor,
+    raw_pixels,
+    untrained_extractor,
+    with_size,
+)
 from dinov2.apps.evaluation.protocols import knn
 from dinov2.data.datasets.files import Folder
 from dinov2.data.datasets.toy import Toy

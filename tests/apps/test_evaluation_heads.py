@@ -6,12 +6,10 @@ import torch
 from torch.testing import assert_close
 
 from dinov2.apps.evaluation.datasets import LabelledDataset, labelled
-from dinov2.apps.evaluation.extractors import feature_extractor
-from dinov2.apps.evaluation.features import FeatureCache
+from dinov2.apps.evaluation.features import FeatureCache, feature_extractor
 from dinov2.apps.evaluation.heads import attach_head, mapped, read_class_mapping, score_head, score_head_on
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
-from dinov2.encode.scoring import Scoring
-from dinov2.encode.stream import Features
+from dinov2.encode.stream import Features, Scoring
 from dinov2.errors import DataError, WeightsError
 from dinov2.models.heads import LinearHead
 from dinov2.pretrained import load

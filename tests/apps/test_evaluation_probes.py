@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from dinov2.apps.evaluation.context import EvalConfig
 from dinov2.apps.evaluation.datasets import labelled
-from dinov2.apps.evaluation.extractors import feature_extractor
+from dinov2.apps.evaluation.features import feature_extractor
 from dinov2.apps.evaluation.linear import _AugmentedImages, augmented_batches, linear
 from dinov2.apps.evaluation.protocols import log_regression, token_columns
 from dinov2.errors import ConfigError, DataError, WeightsError

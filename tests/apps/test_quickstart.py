@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dinov2.apps.evaluation.datasets import labelled
-from dinov2.apps.evaluation.extractors import RawPixels
+from dinov2.apps.evaluation.features import RawPixels
 from dinov2.apps.evaluation.protocols import knn_of_backbone
 from dinov2.apps.quickstart import quickstart
 from dinov2.apps.train import training_config

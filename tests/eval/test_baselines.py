@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import Subset
 
-from dinov2.apps.evaluation.extractors import RawPixels
+from dinov2.apps.evaluation.features import RawPixels
 from dinov2.data.eval_transform import EvalTransform
 from dinov2.data.loaders import make_dataset
 from dinov2.encode.stream import extract_features

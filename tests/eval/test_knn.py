@@ -6,10 +6,10 @@ from torch.testing import assert_close
 
 from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.classes import few_shot_rows, match_classes
 from dinov2.eval.knn import KnnModule, evaluate_knn, get_args_parser
 from dinov2.eval.knn.release import write_knn_results
 from dinov2.eval.result import read_results
+from dinov2.eval.scoring import few_shot_rows, match_classes
 from tests.eval.knn_golden import FIGURES, TENSORS, TEST, TEST_LABELS, TRAIN, TRAIN_LABELS, knn_votes
 
 FEW_SHOT = [

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dinov2.encode.scoring import Scoring
-from dinov2.encode.stream import Features
+from dinov2.encode.stream import Features, Scoring
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, DataError
 from dinov2.eval.linear import (

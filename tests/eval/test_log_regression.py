@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dinov2.encode.scoring import Scoring
-from dinov2.encode.stream import Features
+from dinov2.encode.stream import Features, Scoring
 from dinov2.errors import ConfigError, DataError, MissingDependency
 from dinov2.eval.log_regression import C_GRID, LogRegModule, evaluate_log_regression, fit_path, get_args_parser
 from dinov2.eval.selection import random_split, stratified_split

@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dinov2.encode.scoring import Scoring
-from dinov2.encode.stream import Features
+from dinov2.encode.stream import Features, Scoring
 from dinov2.errors import DataError
-from dinov2.eval.classes import match_classes
 from dinov2.eval.knn import evaluate_knn
 from dinov2.eval.knn.evaluate import evaluate_knn_outcome
 from dinov2.eval.linear import LinearSettings, evaluate_linear
 from dinov2.eval.log_regression import evaluate_log_regression, fit_path
 from dinov2.eval.metrics import ALEXNET_ERRORS, real_accuracy, restrict_scores, top_k_accuracy
+from dinov2.eval.scoring import match_classes
 from tests.eval.knn_golden import TEST, TEST_LABELS, TRAIN, TRAIN_LABELS, knn_votes
 
 IDS = tuple(f"n{number:08}" for number in range(10))

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dinov2.encode.scoring import Scoring
-from dinov2.encode.stream import Features, extract_features
+from dinov2.encode.stream import Features, Scoring, extract_features
 from dinov2.errors import DataError
 from dinov2.eval.knn import KnnModule, evaluate_knn
 from dinov2.eval.knn.evaluate import evaluate_knn_outcome

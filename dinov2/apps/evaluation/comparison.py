@@ -15,8 +15,7 @@ import torch
 from dinov2.analysis.health import feature_health
 from dinov2.apps.evaluation.context import EvalConfig, EvalContext, open_evaluation
 from dinov2.apps.evaluation.datasets import EvaluationSets
-from dinov2.apps.evaluation.extractors import FeatureExtractor, display_name, feature_extractor
-from dinov2.apps.evaluation.features import Extraction
+from dinov2.apps.evaluation.features import Extraction, FeatureExtractor, display_name, feature_extractor
 from dinov2.apps.evaluation.protocols import PROTOCOLS, Protocol
 from dinov2.checkpoints.locate import locate_checkpoint
 from dinov2.distributed import is_main_process

@@ -14,8 +14,7 @@ import torch
 
 from dinov2 import distributed
 from dinov2.apps.evaluation.datasets import EvaluationSets, LabelledDataset, labelled, open_sets
-from dinov2.apps.evaluation.extractors import FeatureExtractor, feature_extractor, with_size
-from dinov2.apps.evaluation.features import FeatureCache, cache_for
+from dinov2.apps.evaluation.features import FeatureCache, FeatureExtractor, cache_for, feature_extractor, with_size
 from dinov2.apps.evaluation.stored import StoredCache, open_stored
 from dinov2.apps.places import output_folder
 from dinov2.checkpoints.locate import ShowProgress

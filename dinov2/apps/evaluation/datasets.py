@@ -17,10 +17,9 @@ from torch import Tensor
 from dinov2.data.datasets.base import FileDataset, ImageDataset, Subset, digest
 from dinov2.data.datasets.imagenet_classes import infer_class_ids
 from dinov2.data.loaders import make_dataset
-from dinov2.encode.scoring import Scoring
-from dinov2.encode.stream import Features
+from dinov2.encode.stream import Features, Scoring
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.classes import class_numbers
+from dinov2.eval.scoring import class_numbers
 
 __all__ = [
     "EvaluationSets",

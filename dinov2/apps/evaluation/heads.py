@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 
 from dinov2.apps.evaluation.datasets import LabelledDataset
-from dinov2.apps.evaluation.extractors import FeatureExtractor
-from dinov2.apps.evaluation.features import FeatureCache
+from dinov2.apps.evaluation.features import FeatureCache, FeatureExtractor
 from dinov2.apps.evaluation.stored import StoredCache
 from dinov2.checkpoints.files import read_file
 from dinov2.checkpoints.heads import head_from_state
 from dinov2.checkpoints.locate import ShowProgress, locate_checkpoint
 from dinov2.data.datasets.imagenet_classes import IMAGENET_CLASSES
-from dinov2.encode.scoring import Scoring
-from dinov2.encode.stream import Features
+from dinov2.encode.stream import Features, Scoring
 from dinov2.errors import DataError, WeightsError
 from dinov2.eval.linear import evaluate_head
 from dinov2.eval.outcome import Evaluation

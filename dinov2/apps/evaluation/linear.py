@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from dinov2 import distributed
 from dinov2.apps.evaluation.context import EvalConfig, EvalContext, EvaluationReport, open_evaluation
 from dinov2.apps.evaluation.datasets import LabelledDataset, labelled, split_rows
-from dinov2.apps.evaluation.extractors import FeatureExtractor
+from dinov2.apps.evaluation.features import FeatureExtractor
 from dinov2.apps.evaluation.heads import attach_head, mapped, read_class_mapping, score_head_on
 from dinov2.apps.evaluation.protocols import token_columns
 from dinov2.data.datasets.base import ImageDataset, Subset, digest

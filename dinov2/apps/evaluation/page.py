@@ -10,7 +10,7 @@ import torch
 from dinov2.apps.evaluation.comparison import ACCURACIES, CALIBRATION, ComparisonReport, MethodResult
 from dinov2.apps.evaluation.comparison import RESULTS_FILE as EVALUATION_FILE
 from dinov2.apps.evaluation.datasets import LabelledDataset
-from dinov2.apps.evaluation.extractors import FeatureExtractor
+from dinov2.apps.evaluation.features import FeatureExtractor
 from dinov2.apps.evaluation.retrieval import RETRIEVAL_RESULTS_FILE, SHOWN_PROTOCOL, Ranked, RetrievalReport
 from dinov2.encode.stream import Features
 from dinov2.errors import DataError

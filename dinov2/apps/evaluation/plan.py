@@ -10,8 +10,7 @@ import torch
 
 from dinov2.apps.evaluation.context import EvalConfig, open_evaluation
 from dinov2.apps.evaluation.datasets import LabelledDataset, labelled
-from dinov2.apps.evaluation.extractors import FeatureExtractor, feature_extractor
-from dinov2.apps.evaluation.features import FeatureCache
+from dinov2.apps.evaluation.features import FeatureCache, FeatureExtractor, feature_extractor
 from dinov2.apps.evaluation.heads import attach_head, score_head_on
 from dinov2.apps.evaluation.stored import StoredCache
 

@@ -11,7 +11,7 @@ import torch
 
 from dinov2.apps.evaluation.context import EvalConfig, EvalContext, EvaluationReport, open_evaluation
 from dinov2.apps.evaluation.datasets import LabelledDataset, labelled
-from dinov2.apps.evaluation.extractors import PARTS, FeatureExtractor, raw_pixels, untrained_extractor
+from dinov2.apps.evaluation.features import PARTS, FeatureExtractor, raw_pixels, untrained_extractor
 from dinov2.apps.evaluation.heads import head_parts, knows_classes_of, score_head
 from dinov2.checkpoints.locate import ShowProgress
 from dinov2.data.datasets.base import ImageDataset

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dinov2.apps.evaluation.context import EvalConfig, EvalContext, open_evaluation
 from dinov2.apps.evaluation.datasets import EvaluationSets, LabelledDataset, labelled
-from dinov2.apps.evaluation.extractors import FeatureExtractor
+from dinov2.apps.evaluation.features import FeatureExtractor
 from dinov2.apps.evaluation.plan import plan_lines
 from dinov2.data.datasets.base import FileDataset, PixelDataset, digest
 from dinov2.data.datasets.files import ImageFiles
@@ -21,11 +21,11 @@ from dinov2.data.decoding import IMAGE_EXTENSIONS
 from dinov2.distributed import is_main_process
 from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.classes import class_numbers
 from dinov2.eval.metrics import renumber_labels
 from dinov2.eval.result import Result, write_results
 from dinov2.eval.retrieval import QueryTruth, evaluate_retrieval, truth_by_class
 from dinov2.eval.revisited import RevisitedQuery, RevisitedTruth, evaluate_revisited, read_revisited, write_revisited
+from dinov2.eval.scoring import class_numbers
 
 __all__ = ["RETRIEVAL_RESULTS_FILE", "SHOWN_PROTOCOL", "Ranked", "RetrievalReport", "retrieval", "retrieval_plan"]
 

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from dinov2.apps.evaluation.datasets import EvaluationSets, LabelledDataset, check_sets, labelled, split_set
-from dinov2.apps.evaluation.extractors import PARTS, FeatureExtractor
-from dinov2.apps.evaluation.features import Extraction
+from dinov2.apps.evaluation.features import PARTS, Extraction, FeatureExtractor
 from dinov2.data.datasets.base import ImageDataset, digest
 from dinov2.data.eval_transform import MAX_TOKENS, EvalTransform
 from dinov2.encode.store import StoredFeatures, open_features

@@ -1,6 +1,6 @@
 """Classification of images by the vote of their nearest training images.
 
-Labels may be any numbers: classes are those of the training set (`dinov2.eval.classes`), and test sets that have rules
+Labels may be any numbers: classes are those of the training set (`dinov2.eval.scoring`), and test sets that have rules
 of their own, such as ImageNet-A, are scored by them (`dinov2.eval.scoring`).
 """
 
@@ -16,11 +16,19 @@ from torch import Tensor
 from dinov2 import distributed
 from dinov2.encode.stream import Features
 from dinov2.errors import ConfigError
-from dinov2.eval.classes import ClassPredictions, few_shot_rows, match_classes
 from dinov2.eval.knn.search import SearchBackend, nearest_neighbours
 from dinov2.eval.outcome import Evaluation
 from dinov2.eval.result import Result
-from dinov2.eval.scoring import Provenance, Ranks, figures_from_ranks, image_ranks, rows_from_tries
+from dinov2.eval.scoring import (
+    ClassPredictions,
+    Provenance,
+    Ranks,
+    few_shot_rows,
+    figures_from_ranks,
+    image_ranks,
+    match_classes,
+    rows_from_tries,
+)
 
 __all__ = ["KnnSettings", "evaluate_knn", "evaluate_knn_outcome", "soft_vote"]
 

@@ -19,12 +19,11 @@ from dinov2.encode.stream import Features
 from dinov2.encode.tokens import require_finite
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.classes import Answers, ClassPredictions, class_numbers, match_classes
 from dinov2.eval.linear.heads import PRESETS, LinearHeads, LinearSettings, TokenColumns, head_table
 from dinov2.eval.linear.training import Batches, cached_batches, train_heads
 from dinov2.eval.outcome import Evaluation, EvaluationOutcome
 from dinov2.eval.result import Result
-from dinov2.eval.scoring import Provenance, score_answers
+from dinov2.eval.scoring import Answers, ClassPredictions, Provenance, class_numbers, match_classes, score_answers
 from dinov2.eval.selection import require_metric, require_trainable, selection_accuracy, stratified_split
 from dinov2.models.heads import LinearHead
 

@@ -16,10 +16,9 @@ from torch import Tensor
 from dinov2.encode.stream import Features
 from dinov2.encode.tokens import require_finite
 from dinov2.errors import ConfigError, DataError
-from dinov2.eval.classes import ClassPredictions, match_classes
 from dinov2.eval.log_regression.estimator import Fitted, SolverBackend, fit_path
 from dinov2.eval.outcome import Evaluation
-from dinov2.eval.scoring import Provenance, score_answers
+from dinov2.eval.scoring import ClassPredictions, Provenance, match_classes, score_answers
 from dinov2.eval.selection import (
     random_split,
     require_metric,

@@ -24,7 +24,7 @@ from dinov2.data.datasets.imagenet_variants import (
     ImageNetV2,
     _TestSet,
 )
-from dinov2.encode.scoring import Scoring
+from dinov2.encode.stream import Scoring
 from dinov2.errors import DataError
 from dinov2.eval.metrics import real_accuracy, restrict_scores, top_k_accuracy
 from tests.data.datasets.trees import WNIDS, imagenet_tree, write_image

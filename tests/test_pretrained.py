@@ -330,6 +330,14 @@ def test_a_smaller_stride_gives_denser_patches_and_another_identity(file):
         load(file, stride=3)
 
 
+def test_a_wrapped_patch_projection_counts_as_one_without_overlap(file):
+    model, image = load(file, precision="fp32"), picture(48, 32)
+    expected = model.features(image, fit="aspect")
+    model.backbone.patch_embed.proj = torch.nn.Sequential(model.backbone.patch_embed.proj)
+    assert model.stride == 8 and model.patch_grid(32, 48) == (4, 6)
+    torch.testing.assert_close(model.features(image, fit="aspect").patches, expected.patches)
+
+
 def test_what_encode_and_classify_return_may_enter_the_training_of_a_head(file):
     model, head = load(file, precision="fp32"), torch.nn.Linear(64, 3)
     tokens = model.encode(torch.randn(2, 3, 32, 32), layers=[0])

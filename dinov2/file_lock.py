@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dinov2.errors import ConfigError
 
-__all__ = ["exclusive", "held", "is_held"]
+__all__ = ["is_held", "lock_file", "lock_folder"]
 
 _PAUSE = 0.1
 _MOMENT = 0.3  # seconds, longer than `is_held` needs
@@ -23,7 +23,7 @@ _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
-def held(path: str | os.PathLike[str], *, patience: float = math.inf) -> Iterator[bool]:
+def lock_file(path: str | os.PathLike[str], *, patience: float = math.inf) -> Iterator[bool]:
     """Holds the lock `path`, waiting for it up to `patience` seconds; the file is gone afterwards.
 
     Gives False, and excludes nobody, on a file system that knows no locks. Raises BlockingIOError when another still
@@ -60,7 +60,7 @@ def _close_held_files() -> None:
 
 
 @contextmanager
-def exclusive(folder: str | os.PathLike[str], task: str) -> Iterator[None]:
+def lock_folder(folder: str | os.PathLike[str], task: str) -> Iterator[None]:
     """Keep other processes from doing `task` in `folder` during the block; the lock file is `<folder>/.<task>.lock`.
 
     The folder is created, and removed again when it is still empty afterwards. Raises `ConfigError` when another
@@ -72,7 +72,7 @@ def exclusive(folder: str | os.PathLike[str], task: str) -> Iterator[None]:
         lock.callback(_remove_empty, created)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock.enter_context(held(folder / f".{task}.lock", patience=_MOMENT))
+            lock.enter_context(lock_file(folder / f".{task}.lock", patience=_MOMENT))
         except BlockingIOError as error:
             raise ConfigError(
                 f"another process is writing its results ({task}) to {folder} just now; wait until it has ended, or "
@@ -123,7 +123,7 @@ def _acquired(path: Path, until: float) -> tuple[int, bool]:
         except BaseException:
             os.close(file)
             raise
-        # Whoever held the lock before has removed its file: a lock on that one would exclude nobody.
+        # The former holder has removed its file: a lock on that one would exclude nobody.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 return file, True

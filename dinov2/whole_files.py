@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from dinov2.errors import DataError
-from dinov2.file_lock import held
+from dinov2.file_lock import lock_file
 
-__all__ = ["escape_name", "read_json", "replacing", "unescape_name", "utf8_path", "write_json", "write_text"]
+__all__ = ["atomic_write", "escape_name", "read_json", "unescape_name", "utf8_path", "write_json", "write_text"]
 
 _Content = TypeVar("_Content", dict, list)  # type: ignore[type-arg]
 
@@ -31,7 +31,7 @@ _ESCAPED = re.compile(r"(\\+)(ud[89a-f][0-9a-f]{2})")
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """An empty file beside `path` to write to; it becomes `path` when the block ends well, and is removed otherwise.
 
     Folders on the way are made. Processes and threads that write the same file take turns. What a kill leaves, hidden
@@ -43,7 +43,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileExistsError(errno.EEXIST, "It is a device or a pipe, which no file replaces", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")
-    with held(path.with_name(f".{path.name}.lock")):
+    with lock_file(path.with_name(f".{path.name}.lock")):
         try:
             unfinished.unlink(missing_ok=True)
             unfinished.touch()
@@ -61,8 +61,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write a text file in UTF-8 as `replacing` does; lone surrogates become `\\udce9`. Returns the path."""
-    with replacing(path) as unfinished:
+    """Write a text file in UTF-8 as `atomic_write` does; lone surrogates become `\\udce9`. Returns the path."""
+    with atomic_write(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 

@@ -12,20 +12,20 @@ import pytest
 
 from dinov2 import file_lock
 from dinov2.errors import ConfigError
-from dinov2.file_lock import exclusive, held, is_held
+from dinov2.file_lock import is_held, lock_file, lock_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def test_whoever_has_no_patience_is_told_that_another_holds_the_lock(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    with held(lock) as locked:
+    with lock_file(lock) as locked:
         assert locked
-        with pytest.raises(BlockingIOError, match="another holds the lock"), held(lock, patience=0):
+        with pytest.raises(BlockingIOError, match="another holds the lock"), lock_file(lock, patience=0):
             pytest.fail("two hold one lock")
         assert lock.exists()  # it is still the first one's
     assert not lock.exists()
-    with held(lock, patience=0) as locked:
+    with lock_file(lock, patience=0) as locked:
         assert locked
 
 
@@ -34,11 +34,11 @@ def test_whoever_has_patience_gets_the_lock_in_the_end(tmp_path: Path) -> None:
 
     def second() -> None:
         waiting.set()
-        with held(lock):
+        with lock_file(lock):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with held(lock):
+    with lock_file(lock):
         thread.start()
         waiting.wait(timeout=60)
         order.append("first")
@@ -49,30 +49,30 @@ def test_whoever_has_patience_gets_the_lock_in_the_end(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    code = "import time\nfrom dinov2.file_lock import held\n"
-    code += f"with held({str(lock)!r}):\n    print(flush=True)\n    time.sleep(60)"
+    code = "import time\nfrom dinov2.file_lock import lock_file\n"
+    code += f"with lock_file({str(lock)!r}):\n    print(flush=True)\n    time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
-    with pytest.raises(BlockingIOError), held(lock, patience=0):
+    with pytest.raises(BlockingIOError), lock_file(lock, patience=0):
         pytest.fail("two hold one lock")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert lock.exists()
-    with held(lock, patience=0) as locked:
+    with lock_file(lock, patience=0) as locked:
         assert locked
 
 
 def test_a_second_process_is_kept_out_of_the_folder_of_a_task(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "here"
-    with exclusive(folder, "train"):
+    with lock_folder(folder, "train"):
         assert is_held(folder / ".train.lock")
         with (
             pytest.raises(ConfigError, match=r"another process .*\(train\) to .*; wait until"),
-            exclusive(folder, "train"),
+            lock_folder(folder, "train"),
         ):
             pytest.fail("two in one folder")
-        with exclusive(folder, "viz"):  # another task writes other files
+        with lock_folder(folder, "viz"):  # another task writes other files
             pass
         (folder / "result").touch()
     assert [path.name for path in folder.iterdir()] == ["result"]
@@ -80,7 +80,7 @@ def test_a_second_process_is_kept_out_of_the_folder_of_a_task(tmp_path: Path) ->
 
 
 def test_folders_that_a_refused_task_leaves_empty_are_removed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="refused"), exclusive(tmp_path / "a" / "b", "train"):
+    with pytest.raises(ValueError, match="refused"), lock_folder(tmp_path / "a" / "b", "train"):
         raise ValueError("refused")
     assert list(tmp_path.iterdir()) == []
 
@@ -101,13 +101,13 @@ def test_asking_for_a_lock_leaves_it_as_it_is(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_does_not_hold_the_lock_of_its_parent(tmp_path):
     ready, go = os.pipe()
-    with exclusive(tmp_path, "train"):
+    with lock_folder(tmp_path, "train"):
         child = os.fork()
         if not child:
             os.read(ready, 1)
             os._exit(0)
     try:
-        with exclusive(tmp_path, "train"):
+        with lock_folder(tmp_path, "train"):
             pass
     finally:
         os.write(go, b"x")

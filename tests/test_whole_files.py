@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dinov2.whole_files import escape_name, replacing, unescape_name, utf8_path, write_text
+from dinov2.whole_files import atomic_write, escape_name, unescape_name, utf8_path, write_text
 
 
 def test_a_file_takes_the_place_of_the_old_one_when_it_is_finished(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.txt"
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         assert unfinished.parent == path.parent and unfinished.name.startswith(".")
         unfinished.write_text("old")
         assert not path.exists()
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -33,7 +33,7 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
     path.write_text("old")
 
     def write_half() -> None:
-        with replacing(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_text("half of the n")
             raise error
 
@@ -48,12 +48,12 @@ def test_two_that_write_the_same_file_take_turns(tmp_path: Path) -> None:
 
     def other() -> None:
         started.set()
-        with replacing(path) as unfinished:
+        with atomic_write(path) as unfinished:
             assert path.read_text() == "one"
             unfinished.write_text("other")
 
     thread = threading.Thread(target=other)
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text("on")
         thread.start()
         started.wait(timeout=60)
@@ -68,7 +68,7 @@ def test_what_a_kill_left_is_gone_after_the_next_writing(tmp_path: Path) -> None
     path = tmp_path / "file.txt"
     (tmp_path / ".file.txt.tmp").write_text("half of the file that a killed process was writ")
     (tmp_path / ".file.txt.lock").touch()
-    with replacing(path) as unfinished, open(unfinished, "a") as file:
+    with atomic_write(path) as unfinished, open(unfinished, "a") as file:
         file.write("whole")
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
@@ -78,10 +78,10 @@ def test_what_a_kill_left_is_gone_after_the_next_writing(tmp_path: Path) -> None
 def test_a_file_may_be_read_by_those_who_may_read_any_new_file(tmp_path: Path) -> None:
     usual = tmp_path / "usual.txt"
     usual.touch()
-    with replacing(tmp_path / "secret.txt") as unfinished:
+    with atomic_write(tmp_path / "secret.txt") as unfinished:
         unfinished.write_text("written by a program that trusts nobody")
         unfinished.chmod(0o600)
-    with replacing(tmp_path / "tensors.safetensors") as unfinished:
+    with atomic_write(tmp_path / "tensors.safetensors") as unfinished:
         save_file({"x": torch.zeros(2)}, unfinished)
     modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
     assert modes["secret.txt"] == modes["tensors.safetensors"] == modes["usual.txt"]
@@ -90,7 +90,7 @@ def test_a_file_may_be_read_by_those_who_may_read_any_new_file(tmp_path: Path) -
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 def test_a_file_takes_no_place_of_a_pipe_or_a_device(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FileExistsError, match="device or a pipe"), replacing(tmp_path / "pipe"):
+    with pytest.raises(FileExistsError, match="device or a pipe"), atomic_write(tmp_path / "pipe"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"] and (tmp_path / "pipe").is_fifo()
 

@@ -19,7 +19,7 @@ from dinov2.encode.image_inputs import Frame, find_frames, open_frames
 from dinov2.encode.tokens import require_finite
 from dinov2.engine.parallel import autocast
 from dinov2.errors import ConfigError, DataError, DinoError
-from dinov2.file_lock import exclusive
+from dinov2.file_lock import lock_folder
 from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.pretrained import Pretrained, load
 from dinov2.report.map_pictures import display_size
@@ -129,7 +129,7 @@ def viz(
         report.norm_thresholds.append(drawn.norm_threshold)
         report.high_norm_shares.append(high_norm_share(norms, drawn.norm_threshold))
 
-    with exclusive(folder, "viz"):
+    with lock_folder(folder, "viz"):
         report.basis = colours or folder / "basis.safetensors"
         if reused is None:
             report.basis.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from dinov2.errors import DinoError, WeightsError
-from dinov2.file_lock import held
+from dinov2.file_lock import lock_file
 from dinov2.models.releases import BASE_URL
 from dinov2.whole_files import read_json
 
@@ -90,7 +90,7 @@ def download(
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with held(target.with_name(f"{target.name}.lock")) as alone:
+        with lock_file(target.with_name(f"{target.name}.lock")) as alone:
             if not _is_there(target, sha256):  # another process may have fetched it while this one waited
                 _Transfer(url, target, progress, timeout, shared=not alone).run(sha256)
     except OSError as error:

@@ -24,7 +24,7 @@ from dinov2.checkpoints.adapters import flat_key
 from dinov2.checkpoints.download import cache_folder
 from dinov2.errors import DinoError, WeightsError, short_repr
 from dinov2.models.config import BackboneConfig
-from dinov2.whole_files import replacing, utf8_path
+from dinov2.whole_files import atomic_write, utf8_path
 
 __all__ = [
     "checksum",
@@ -248,7 +248,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     from safetensors import SafetensorError
 
     try:
-        with replacing(path) as unfinished:
+        with atomic_write(path) as unfinished:
             write(unfinished)
     except (OSError, RuntimeError, SafetensorError) as error:  # the writers of both formats have errors of their own
         reason = getattr(error, "strerror", None) or "the disk may be full"

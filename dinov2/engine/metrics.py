@@ -18,7 +18,7 @@ from torch import Tensor
 from dinov2.distributed import is_main_process
 from dinov2.engine.run_folder import RunFolder
 from dinov2.errors import DataError, TrainingDiverged
-from dinov2.whole_files import replacing
+from dinov2.whole_files import atomic_write
 
 __all__ = [
     "MetricsWriter",
@@ -56,7 +56,7 @@ class MetricsWriter:
         if len(kept) == len(rows):
             return
         self._file.close()
-        with replacing(self.path) as unfinished:
+        with atomic_write(self.path) as unfinished:
             unfinished.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in kept))
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 -- held until close()
 

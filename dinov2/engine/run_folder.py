@@ -20,7 +20,7 @@ from pathlib import Path
 from dinov2.configs import Config, differing_keys, load_config, to_yaml
 from dinov2.engine.checkpoint import CheckpointStore
 from dinov2.errors import ConfigError, DataError
-from dinov2.file_lock import exclusive
+from dinov2.file_lock import lock_folder
 from dinov2.whole_files import read_json, write_text
 
 __all__ = ["RunFolder"]
@@ -61,7 +61,7 @@ class RunFolder:
         """Keep other trainings out of the folder; raises `ConfigError` when one is there."""
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"the output folder {self.path} is a file; choose another path")
-        return exclusive(self.path, "train")
+        return lock_folder(self.path, "train")
 
     def teacher_file(self, iteration: int) -> Path:
         """File of the teacher that is exported after the given 0-based iteration."""

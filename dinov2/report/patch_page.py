@@ -23,7 +23,7 @@ from dinov2.analysis.pca import PcaBasis
 from dinov2.errors import DataError
 from dinov2.report.map_pictures import palette_colours
 from dinov2.report.render import render
-from dinov2.whole_files import replacing
+from dinov2.whole_files import atomic_write
 
 __all__ = [
     "MOST_IMAGES",
@@ -144,7 +144,7 @@ def write_patch_page(
         },
     ).encode("utf-8", "backslashreplace")
     target = Path(path)
-    with replacing(target) as unfinished:
+    with atomic_write(target) as unfinished:
         unfinished.write_bytes(page)
     return WrittenPage(target, len(page), len(images), dims, max(errors))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from dinov2.file_lock import held
+from dinov2.file_lock import lock_file
 from tests.hf.processes import REPOSITORY, run_alone
 
 __all__ = ["OLDER_VERSIONS", "run_under"]
@@ -49,7 +49,7 @@ def installed(version: str) -> Path:
         return folder
     folder = CACHE / f"transformers-{version}"
     CACHE.mkdir(parents=True, exist_ok=True)
-    with held(CACHE / f".transformers-{version}.lock"):  # test processes that run side by side install it once
+    with lock_file(CACHE / f".transformers-{version}.lock"):  # test processes that run side by side install it once
         if not (folder / "transformers").is_dir():
             install(version, folder)
     return folder

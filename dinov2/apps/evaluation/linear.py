@@ -32,7 +32,7 @@ from dinov2.eval.linear import PRESETS, LinearSettings, LiveBatches, evaluate_li
 from dinov2.eval.linear.evaluate import held_out_rows
 from dinov2.eval.linear.training import Batches
 from dinov2.eval.result import Result, write_results
-from dinov2.file_lock import exclusive
+from dinov2.file_lock import lock_folder
 
 __all__ = ["augmented_batches", "linear"]
 
@@ -80,7 +80,7 @@ def linear(
     sets = None if trains else config.scored_only()
     with open_evaluation(config, task="linear", sets=sets) as context, ExitStack() as lock:
         if distributed.is_main_process():
-            lock.enter_context(exclusive(context.folder, "linear"))
+            lock.enter_context(lock_folder(context.folder, "linear"))
         tests = [LabelledDataset(name, labelled(name)) for name in test_datasets]
         unreadable: list[tuple[str, str]] = []
         if trains:

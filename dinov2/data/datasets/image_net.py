@@ -39,7 +39,7 @@ from dinov2.data.datasets.imagenet_classes import name_classes, read_labels_txt
 from dinov2.data.datasets.scanning import ending, find_images, warn_of_others
 from dinov2.data.decoding import IMAGE_EXTENSIONS
 from dinov2.errors import DataError
-from dinov2.whole_files import replacing
+from dinov2.whole_files import atomic_write
 
 __all__ = ["ImageNet", "ImageNet22k"]
 
@@ -418,7 +418,7 @@ def _load(path: str) -> np.ndarray:
 
 def _save(path: str, array: np.ndarray) -> None:
     # Renamed into place, because another process may have the old file mapped.
-    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+    with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
         np.save(file, array)
 
 

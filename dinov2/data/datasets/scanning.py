@@ -31,7 +31,7 @@ from dinov2 import distributed
 from dinov2.data.decoding import IMAGE_EXTENSIONS
 from dinov2.errors import DataError
 from dinov2.logging import warn_once
-from dinov2.whole_files import replacing
+from dinov2.whole_files import atomic_write
 
 __all__ = [
     "PathTable",
@@ -255,7 +255,7 @@ def _load_cache(root: str) -> _FolderScan | None:
 
 def _save_cache(root: str, scan: _FolderScan) -> None:
     try:
-        with replacing(_cache_file(root)) as unfinished, open(unfinished, "wb") as file:
+        with atomic_write(_cache_file(root)) as unfinished, open(unfinished, "wb") as file:
             np.savez(
                 file,
                 version=np.int64(_CACHE_VERSION),

@@ -10,7 +10,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy_format
 
-from dinov2.whole_files import replacing
+from dinov2.whole_files import atomic_write
 
 __all__ = ["FileFacts", "HashingWriter", "npy_header", "written_file"]
 
@@ -75,7 +75,7 @@ class HashingWriter:
 @contextmanager
 def written_file(path: Path) -> Iterator[HashingWriter]:
     """A writer for the bytes of `path`, which gets its name when the block ends well and they are on the disk."""
-    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+    with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
         yield HashingWriter(file)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from dinov2.encode.store.hashing_writer import FileFacts, npy_header
 from dinov2.encode.store.tables import TableFormat, write_table
 from dinov2.errors import ConfigError, DataError, DinoError
-from dinov2.file_lock import held
+from dinov2.file_lock import lock_file
 from dinov2.whole_files import read_json, write_json
 
 __all__ = [
@@ -81,7 +81,7 @@ class ShardFolder:
         with ExitStack() as stack:
             try:
                 # Not the lock that writing the output takes for itself: holding that one, it would wait for us.
-                stack.enter_context(held(self.output.with_name(f".{self.output.name}.at-work.lock"), patience=0))
+                stack.enter_context(lock_file(self.output.with_name(f".{self.output.name}.at-work.lock"), patience=0))
             except BlockingIOError as error:
                 raise ConfigError(
                     f"another command is writing {self.output} just now; wait until it has ended, or choose another "

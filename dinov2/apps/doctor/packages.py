@@ -24,8 +24,8 @@ from dinov2.apps.doctor.findings import Finding, fine, note, problem
 __all__ = ["examine_packages", "pip_command", "requirements", "torchvision_pair"]
 
 _DISTRIBUTION = "dinov2-anywhere"
-# Tools for changing this package, the union of the others, and what is declared but not imported yet.
-_LEFT_OUT = {"dev", "all", "datasets", "dense", "quant", "slurm", "wandb"}
+# Tools for changing this package, and the union of the others.
+_LEFT_OUT = {"dev", "all"}
 # Extras that install only where there is an NVIDIA GPU.
 _FOR_CUDA = {"cuml"}
 _PURPOSES = {
@@ -79,8 +79,7 @@ def requirements() -> dict[str, list[Requirement]]:
         groups = {extra: [Requirement(line) for line in members] for extra, members in lines.items()}
     except (OSError, KeyError, ValueError):  # not a clone
         groups = _from_metadata()
-    chosen = {extra: [one for one in members if one.name not in _LEFT_OUT] for extra, members in groups.items()}
-    return {extra: members for extra, members in chosen.items() if extra not in _LEFT_OUT and members}
+    return {extra: members for extra, members in groups.items() if extra not in _LEFT_OUT and members}
 
 
 def _from_metadata() -> dict[str, list[Requirement]]:

@@ -1,7 +1,7 @@
 """Centering: a running mean of the teacher's scores is taken off before the softmax (arXiv 2104.14294, section 3.1).
 
-The mean of a step is used from the next step on. It is kept pending until `apply`, so that a step that is thrown away
-(`keep` false) leaves no trace in the center.
+The mean of a step is used from the next step on. It is kept pending until `apply_pending`, so that a step that is
+thrown away (`keep` false) leaves no trace in the center.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Protocol of a training method: a loss of a batch, the trained parts, a teacher that follows.
 
-The loop, its checkpoints and its exports know nothing else: another method is another `Objective`, and no branch.
+The loop, its checkpoints and its exports use only this interface; `train/setup.py` builds the objective.
 """
 
 from abc import ABC, abstractmethod

@@ -27,7 +27,7 @@ class CropBatch:
     """The crops of B images and their masks, crop-major: row `g * B + b` is crop g of image b."""
 
     global_crops: Tensor
-    """[G*B, C, S, S], normalised."""
+    """[G*B, C, H, W], normalised."""
     local_crops: Tensor | None
     """[L*B, C, s, s], normalised; None without local crops."""
     masks: Tensor

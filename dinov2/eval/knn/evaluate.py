@@ -1,7 +1,7 @@
 """Classification of images by the vote of their nearest training images.
 
 Labels may be any numbers: classes are those of the training set (`dinov2.eval.scoring`), and test sets that have rules
-of their own, such as ImageNet-A, are scored by them (`dinov2.eval.scoring`).
+of their own, such as ImageNet-A, are scored by them (`dinov2.encode.stream.Scoring`).
 """
 
 import math
